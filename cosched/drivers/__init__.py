@@ -1,0 +1,1 @@
+"""Drivers: what feeds events to the core and carries out its commands."""

@@ -1,0 +1,1 @@
+"""Seeing it: comparison tables and the HTML report."""

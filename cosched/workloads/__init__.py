@@ -1,0 +1,1 @@
+"""Kinds of work: each turns an offer into its operating points."""

@@ -1,0 +1,46 @@
+"""The contract between a kind of work and the planner.
+
+A workload is a pure function `(offer, context) -> PointTable`: all complete ways to serve the task, in physical
+units that do not depend on the channel's present state. The planner turns rows into solver columns each period.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+LOCAL: Final = -1  # `node` of a point that the device serves alone
+
+
+@dataclass(frozen=True, slots=True)
+class PointTable:
+    """J operating points of one task, Q = 2 phases (phase 0: TTFT or end to end; phase 1: TPOT, inf deadline if none).
+
+    Quantities per phase are for ONE activation of the phase: the whole prefill, one decoded token, one frame.
+    """
+
+    point_ids: tuple[str, ...]  # (J,) e.g. "k=4/8bit/edge0", "local"
+    split: Ints  # (J,) decoder layers on the device (llm); percent of C1 on the device (video)
+    precision_bits: Ints  # (J,) of activations on the air, 0 = none sent
+    node: Ints  # (J,) index into site.nodes, LOCAL = -1
+    quality: Floats  # (J,) 0..1, multiplies the task's weight
+    fixed_s: Floats  # (J, 2) device time, propagation, weight reads: what no share changes
+    device_s: Floats  # (J, 2) the part of fixed_s before the uplink starts (device compute)
+    ul_bits: Floats  # (J, 2)
+    node_s: Floats  # (J, 2) seconds when the task holds all of the node
+    node_bytes: Floats  # (J,) KV cache and buffers on the node while the session lasts
+    device_energy_j: Floats  # (J, 2) per activation, without the radio
+    deadline_s: Floats  # (2,) D_q, inf where the phase does not exist
+    rate_hz: Floats  # (2,) activations a second while the phase lasts, at the deadline's pace
+    guess: tuple[str, ...] = ()  # what in these numbers has no measurement behind it ("phone: prefill time")
+
+    @property
+    def n_points(self) -> int:
+        """J."""
+        return len(self.point_ids)

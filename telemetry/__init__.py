@@ -1,0 +1,1 @@
+"""Telemetry: typed messages, radio tables, data quality, traces, importers. Knows nothing of solvers."""

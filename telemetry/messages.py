@@ -1,0 +1,146 @@
+"""Typed telemetry messages; units are part of every name.
+
+Topics of the bus and of a trace (interfaces.md): `site`, `ran.ue`, `ran.cell`, `compute.node`, `link`, `task`,
+`task.truth`. `at_ns` is the instant of measurement on the trace's own clock (0 = start of the trace).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+SCHEMA_VERSION: Final = 1
+
+
+class UeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One UE's radio report. None means "no sample" (the UE was idle), never "bad channel"."""
+
+    at_ns: int
+    source: str
+    seq: int
+    ue: str
+    cell: str
+    ul_efficiency_bps_hz: float | None = None  # net of HARQ errors; goodput per Hz of PUSCH granted
+    dl_efficiency_bps_hz: float | None = None
+    ul_mcs: float | None = None  # TS 38.214 I_MCS, mean over the window
+    dl_cqi: float | None = None  # TS 28.552 CARR.WBCQIDist
+    ul_sinr_db: float | None = None  # PUSCH SINR, TS 28.552 MR.NRScSSSINR for DL; xApp-specific for UL
+    ul_error_fraction: float | None = None
+    power_headroom_db: float | None = None  # TS 38.321 6.1.3.8
+    prb_used_ul: float | None = None  # RRU.PrbUsedUl
+    prb_used_dl: float | None = None  # RRU.PrbUsedDl
+    thp_ul_bps: float | None = None  # DRB.UEThpUl (kbit/s there)
+    thp_dl_bps: float | None = None  # DRB.UEThpDl (kbit/s there)
+
+
+class UeReportBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Columnar: reports of many UEs at one instant; lists of equal length, None entries = no sample."""
+
+    at_ns: int
+    source: str
+    seq: int
+    ue: tuple[str, ...]
+    cell: tuple[str, ...]
+    ul_efficiency_bps_hz: tuple[float | None, ...]
+    dl_efficiency_bps_hz: tuple[float | None, ...] = ()
+    ul_sinr_db: tuple[float | None, ...] = ()
+    prb_used_ul: tuple[float | None, ...] = ()
+
+
+class CellReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One cell's load from traffic that is not ours."""
+
+    at_ns: int
+    source: str
+    seq: int
+    cell: str
+    background_ul_fraction: float = 0.0  # of PRBs, RRU.PrbTotUl of other traffic / 100
+
+
+class NodeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One compute node's load from work that is not ours."""
+
+    at_ns: int
+    source: str
+    seq: int
+    node: str
+    background_fraction: float = 0.0
+    up: bool = True
+
+
+class LinkReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A backhaul link between a cell and a node."""
+
+    at_ns: int
+    source: str
+    seq: int
+    link: str
+    one_way_s: float
+    background_fraction: float = 0.0
+
+
+class LlmSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="llm", tag_field="kind"):
+    """One turn of an LLM session: what is asked for."""
+
+    model: str
+    context_tokens: int  # already in the KV cache
+    new_tokens: int  # to be prefilled
+    max_output_tokens: int
+    ttft_s: float  # deadline of the first token
+    tpot_s: float  # deadline of the mean time per output token after the first
+    private: bool = False  # raw tokens stay on the device: split layer k >= 1
+
+
+class VideoClip(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="video", tag_field="kind"):
+    """Video analytics: frames at a fixed rate, each with its deadline; C1 + C2 = C, data falls from R0 to 0."""
+
+    frame_flop: float  # C
+    frame_bits: float  # R0
+    fps: float
+    deadline_s: float
+    frames: int
+    target_ratio: float = 0.95  # share of the frames that must be in time for the clip to count as met
+    private: bool = False
+
+
+class TaskOffer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task arrives: who asks for what, at what weight."""
+
+    at_ns: int
+    source: str
+    seq: int
+    task: str
+    ue: str
+    work: LlmSession | VideoClip
+    weight: float = 1.0
+    fallback: str = "local"  # what the consumer does past its lease: local, drop, keep
+
+
+class TaskTruth(msgspec.Struct, frozen=True, kw_only=True):
+    """What only the end of a session tells; fed to the execution model, never to a decision."""
+
+    at_ns: int
+    task: str
+    output_tokens: int
+
+
+class SiteMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The site description (TOML text) that a trace was made for; first message of a trace."""
+
+    at_ns: int
+    toml: str
+
+
+Message = SiteMessage | UeReport | UeReportBatch | CellReport | NodeReport | LinkReport | TaskOffer | TaskTruth
+
+TOPICS: Final[dict[str, type]] = {
+    "site": SiteMessage,
+    "ran.ue": UeReport,
+    "ran.ue.batch": UeReportBatch,
+    "ran.cell": CellReport,
+    "compute.node": NodeReport,
+    "link": LinkReport,
+    "task": TaskOffer,
+    "task.truth": TaskTruth,
+}
