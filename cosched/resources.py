@@ -9,10 +9,20 @@ from cosched.errors import BadInput
 _HERE = Path(__file__).resolve().parent
 
 
+def _shipped(installed: str, in_checkout: str) -> Path:
+    """Folder inside the installed package, or beside it in a checkout (docs/decisions/0003-packaging-of-config.md)."""
+    inside = _HERE / installed
+    return inside if inside.is_dir() else _HERE.parent / in_checkout
+
+
 def config_dir() -> Path:
     """Return the folder of shipped configuration: `cosched/_config` when installed, `config/` in a checkout."""
-    installed = _HERE / "_config"
-    return installed if installed.is_dir() else _HERE.parent / "config"
+    return _shipped("_config", "config")
+
+
+def systemd_dir() -> Path:
+    """Return the folder of shipped units: `cosched/_systemd` when installed, `systemd/` in a checkout."""
+    return _shipped("_systemd", "systemd")
 
 
 def config_file(group: str, name: str) -> Path:

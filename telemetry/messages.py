@@ -1,7 +1,7 @@
 """Typed telemetry messages; units are part of every name.
 
 Topics of the bus and of a trace (interfaces.md): `site`, `ran.ue`, `ran.cell`, `compute.node`, `link`, `task`,
-`task.truth`. `at_ns` is the instant of measurement on the trace's own clock (0 = start of the trace).
+`task.truth`, `decision`. `at_ns` is the instant of measurement on the trace's own clock (0 = start of the trace).
 """
 
 from __future__ import annotations
@@ -132,7 +132,43 @@ class SiteMessage(msgspec.Struct, frozen=True, kw_only=True):
     toml: str
 
 
-Message = SiteMessage | UeReport | UeReportBatch | CellReport | NodeReport | LinkReport | TaskOffer | TaskTruth
+class DecisionMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One task's decision when it changes: a lease, or why there is none (interfaces.md)."""
+
+    at_ns: int
+    source: str
+    seq: int  # the plan's generation
+    task: str
+    plan: int  # a generation that only grows
+    reason: str  # reason code
+    point: str = ""  # "" = none
+    split_layer: int = -1
+    precision_bits: int = 0
+    cell: str = ""
+    node: str = ""
+    bandwidth_hz: float = 0.0
+    prbs: float = 0.0
+    node_share: float = 0.0
+    predicted_s: tuple[float, ...] = ()  # latency per phase at these shares
+    slack_s: tuple[float, ...] = ()  # deadline less that
+    binding_resource: str = ""
+    input_age_ms: float = 0.0  # of the UE's last valid radio sample
+    efficiency_bps_hz: float = 0.0  # that it was planned with
+    valid_until_ns: int = 0
+    guess: tuple[str, ...] = ()  # what in the numbers has no measurement behind it
+
+
+Message = (
+    SiteMessage
+    | UeReport
+    | UeReportBatch
+    | CellReport
+    | NodeReport
+    | LinkReport
+    | TaskOffer
+    | TaskTruth
+    | DecisionMessage
+)
 
 TOPICS: Final[dict[str, type]] = {
     "site": SiteMessage,
@@ -143,4 +179,5 @@ TOPICS: Final[dict[str, type]] = {
     "link": LinkReport,
     "task": TaskOffer,
     "task.truth": TaskTruth,
+    "decision": DecisionMessage,
 }

@@ -1,1 +1,1 @@
-"""The command line: one file per command."""
+"""The command line: one file per command, registered in `main.py` and imported when it is called."""

@@ -2,18 +2,27 @@
 
 A workload is a pure function `(offer, context) -> PointTable`: all complete ways to serve the task, in physical
 units that do not depend on the channel's present state. The planner turns rows into solver columns each period.
+The kinds there are: registry.py. How to add one: docs/workloads.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from cosched.profiles.device import Device, Host
+from cosched.profiles.model import Model
+from cosched.site import ModelRef, Site
+from cosched.workloads.quality import QualityTable
+from telemetry.messages import TaskOffer
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 LOCAL: Final = -1  # `node` of a point that the device serves alone
 
@@ -44,3 +53,36 @@ class PointTable:
     def n_points(self) -> int:
         """J."""
         return len(self.point_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that the site serves, with its layers and widths."""
+
+    ref: ModelRef
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadContext:
+    """What a workload may know besides the offer: the site, and where the asking UE is and what it has.
+
+    Built by cosched/workloads/context.py; the workloads themselves read no file.
+    """
+
+    site: Site
+    device: Device  # of the UE
+    max_layers: int | None  # of a decoder that the UE may hold; None: as many as fit its memory
+    cell_one_way_s: float  # of the UE's serving cell
+    node_devices: tuple[Device, ...]  # in the order of site.nodes
+    node_hosts: tuple[Host, ...]  # same
+    models: Mapping[str, ServedModel]  # by ModelRef.id
+    quality: QualityTable
+
+
+class Workload(Protocol):
+    """A pure function: equal offers and contexts give equal tables, bit for bit."""
+
+    def __call__(self, offer: TaskOffer, context: WorkloadContext) -> PointTable:
+        """Return the points that can hold the offer's deadlines; none at all is an answer. Raises BadInput."""
+        ...

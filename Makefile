@@ -1,0 +1,65 @@
+# Every target does its own set-up: it needs make and Python 3.11 or newer, nothing else.
+# PYTHON=/path/to/python chooses the interpreter; ARGS="..." is handed on to the program that a target runs.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := cosched solvers telemetry
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
+IS_USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq -c constraints.txt
+# Files with compiled functions: when one changes, set-up compiles again, so that no run has to.
+KERNELS := $(shell grep -rlE '^(from|import) numba' --include='*.py' $(PACKAGES))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' $(firstword $(MAKEFILE_LIST))
+
+setup: $(VENV)/.ready ## create .venv with the pinned packages and compile the kernels
+
+demo: setup ## replay the sample trace with every policy, compare them, write the report
+	@$(BIN)/cosched demo $(ARGS)
+
+test: setup ## run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## check style, types and layering
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## put the code into its form
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: setup ## measure what the README states
+	@$(BIN)/cosched bench $(ARGS)
+
+clean: ## remove .venv and everything else that is made here
+	@rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find $(PACKAGES) tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@for python in $(PYTHONS); do \
+	  if "$$python" -c '$(IS_USABLE)' >/dev/null 2>&1; then \
+	    echo "creating $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv --clear $(VENV) && touch $@; exit; \
+	  fi; \
+	done; \
+	echo "make: no Python 3.11 or newer with venv among: $(PYTHONS)" >&2; \
+	echo "make: install one (Debian, Ubuntu: apt install python3-venv) or name it: make PYTHON=/path/to/python" >&2; \
+	exit 1
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing the packages of constraints.txt into $(VENV) (1 to 2 minutes, 1 GB)"
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.installed $(KERNELS)
+	@if [ -f cosched/warmup.py ]; then echo "compiling the kernels (some seconds, once)"; $(BIN)/python -m cosched.warmup; fi
+	@touch $@

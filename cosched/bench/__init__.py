@@ -1,0 +1,1 @@
+"""Benchmarks that reproduce what the README states; `cosched bench SUITE`."""

@@ -1,0 +1,91 @@
+"""`cosched bench`: reproduces the figures that the README states."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cosched.cli.common import EXIT_FAILED
+
+if TYPE_CHECKING:
+    from cosched.bench.model import Result
+
+DEFAULT_SEEDS: Final = 10  # what the README's figures were made with
+STDOUT: Final = Path("-")
+
+
+def bench(
+    suite: Annotated[str | None, typer.Argument(help="Suite to run; left out: all of them.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Random drops or traces per case.")] = DEFAULT_SEEDS,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows to this file; - is stdout.")] = None,
+    sweep_file: Annotated[Path | None, typer.Option("--sweep", help="Write the points of the curves to it.")] = None,
+) -> None:
+    """Measure what the README states, as a table and as JSON.
+
+    Exit code 1: something that the README claims does not hold in this run.
+
+    Example: cosched bench codesign --seeds 10 --json codesign.json
+    """
+    from cosched.bench import suites
+
+    names = list(suites.SUITES) if suite is None else [suite]
+    runs = [(name, suites.get(name)) for name in names]
+    results: list[Result] = []
+    for name, run in runs:
+        with _bar(name) as progress:
+            results.append(run(seeds=seeds, progress=progress))
+        if json_file != STDOUT:
+            _show(name, results[-1])
+    _write(results, json_file, sweep_file)
+    if not all(claim.holds for result in results for claim in result.claims):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[float], None]]:
+    """Draw a progress bar on a terminal's stderr; hand out what moves it."""
+    if not sys.stderr.isatty():
+        yield lambda _fraction: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(name, total=1.0)
+        yield lambda fraction: bars.update(task, completed=fraction)
+
+
+def _show(name: str, result: Result) -> None:
+    """One table per case and figure, subjects down; then the claims."""
+    from rich.console import Console
+
+    from cosched.bench.tables import claims_table, tables
+
+    console = Console()
+    for table in tables(name, result.rows):
+        console.print(table)
+    if result.claims:
+        console.print(claims_table(result.claims))
+
+
+def _write(results: list[Result], json_file: Path | None, sweep_file: Path | None) -> None:
+    """Write what was asked for. Raises OSError that names the file."""
+    import msgspec
+
+    from cosched.bench.machine import describe
+
+    if json_file is not None:
+        rows = [row for result in results for row in result.rows]
+        text = msgspec.json.format(msgspec.json.encode({"v": 1, "machine": describe(), "rows": rows}), indent=2)
+        if json_file == STDOUT:
+            typer.echo(text.decode())
+        else:
+            json_file.write_bytes(text + b"\n")
+    if sweep_file is not None:
+        sweeps = [sweep for result in results for sweep in result.sweeps]
+        sweep_file.write_bytes(msgspec.json.encode(sweeps[0] if len(sweeps) == 1 else sweeps) + b"\n")

@@ -1,0 +1,119 @@
+"""Entry of the `cosched` program: the table of commands, each imported when it is called, and the exit codes.
+
+A command is one file, `cosched/cli/<command>.py`, and one line in `COMMANDS`. Help lines stand here as well as in the
+commands' docstrings, because `cosched --help` may not import them (0.3 s); a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+import typer.core
+import typer.main
+
+import cosched
+from cosched.cli.common import EXIT_USAGE, OUR_ERRORS, complain, explain
+
+MARKUP: Final = None  # docstrings are plain text: square brackets and asterisks in examples are what they are
+CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
+
+
+class Entry(NamedTuple):
+    """Where a command is (`module:attribute`, a function or a typer app) and its line in `cosched --help`."""
+
+    target: str
+    help: str
+
+
+COMMANDS: Final[dict[str, Entry]] = {
+    "demo": Entry("cosched.cli.demo:demo", "Replay the shipped sample trace with every policy."),
+    "replay": Entry("cosched.cli.replay:replay", "Decide on recorded telemetry, several policies side by side."),
+    "import": Entry("cosched.cli.import_:import_", "Turn public data sets into one trace."),
+    "simulate": Entry("cosched.cli.simulate:simulate", "Draw a synthetic trace from a scenario."),
+    "solve": Entry("cosched.cli.solve:solve", "Solve one problem and print the plan with its certificate."),
+    "profile": Entry("cosched.cli.profile:app", "Print the layer table of a model on a device."),
+    "bench": Entry("cosched.cli.bench:bench", "Measure what the README states."),
+}
+
+
+class LazyGroup(typer.core.TyperGroup):
+    """A group that lists its commands from a table and imports one only to run it."""
+
+    def __init__(self, **attrs: Any) -> None:
+        attrs["commands"] = {
+            name: typer.core.TyperCommand(name, help=entry.help, rich_markup_mode=MARKUP)
+            for name, entry in COMMANDS.items()
+        }
+        super().__init__(**attrs)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command, with the base class's hint for a misspelt one, and put the real one in its place."""
+        name, placeholder, rest = super().resolve_command(ctx, args)
+        return name, None if placeholder is None or name is None else load(name), rest
+
+
+def load(name: str) -> Any:
+    """Import the command called `name` and return it as a click command."""
+    module, attribute = COMMANDS[name].target.split(":")
+    target = getattr(importlib.import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        function, target = target, typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
+        target.command(name, context_settings=CONTEXT)(function)
+    command = typer.main.get_command(target)
+    command.name = name
+    keep_examples(command)
+    return command
+
+
+def keep_examples(command: Any) -> None:
+    """Mark the paragraphs of a command's help that begin with `Example`, so that their lines are not joined."""
+    command.help = re.sub(r"(?m)^(?=Examples?:)", "\\b\n", command.help or "")
+    for below in getattr(command, "commands", {}).values():
+        keep_examples(below)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cosched {cosched.__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="cosched", cls=LazyGroup, rich_markup_mode=MARKUP, no_args_is_help=True, context_settings=CONTEXT
+)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Joint scheduler of radio bandwidth and compute for edge sites.
+
+    Example: cosched demo
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the program and exit.
+
+    0: success. 1: the thing checked does not hold, or the reader of stdout has gone. 2: wrong usage or bad input, with
+    one line on stderr. 130: interrupted. Whatever else is raised is a fault of ours and keeps its traceback.
+    """
+    try:
+        typer.main.get_command(app).main(args=args, prog_name="cosched")
+    except (*OUR_ERRORS, OSError) as error:
+        line = explain(error)
+        if line is None:
+            raise
+        complain(line)
+        sys.exit(EXIT_USAGE)
+
+
+if __name__ == "__main__":
+    main()

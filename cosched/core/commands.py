@@ -1,0 +1,65 @@
+"""What the core wants done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cosched.core.policy import Policy
+from cosched.workloads.base import PointTable
+from solvers.problem import Floats, Ints, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Solve:
+    """Solve `problem` with the policy's solver and answer with Solved(request)."""
+
+    request: int
+    problem: Problem
+    policy: Policy
+    warm: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One task's decision when it changes: admitted, moved to another point, refused, lease not renewed."""
+
+    task: str
+    reason: str  # code of cosched/core/reasons.py
+    point: int  # row of the task's PointTable, -1 = none
+    table: PointTable
+    efficiency_bps_hz: float  # the estimate that it was decided with
+    cell: int = -1  # of the UE when it was decided
+    input_age_s: float = 0.0  # of the UE's last valid radio sample
+    binding: str = ""  # the resource that was full, for a refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All leases from one generation on. Rows are the tasks that hold one, in order of admission (N rows)."""
+
+    generation: int  # only grows
+    at_s: float
+    valid_until_s: float
+    tasks: tuple[str, ...]
+    point: Ints  # (N,) row of the task's PointTable
+    share: Floats  # (N, 3) of cell uplink, node, node memory
+    prbs: Floats  # (N,) whole PRBs where the policy promises, else the fractional equal share
+    promised: npt.NDArray[np.bool_]  # (N,)
+    planned_use: Floats  # (R,) what the plan counts of each resource
+    prices: Floats  # (R,)
+    value: float
+    bound: float
+    decisions: tuple[Decision, ...]  # what changed
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Put a plan into force."""
+
+    plan: Plan
+
+
+Command = Solve | Dispatch

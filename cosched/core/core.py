@@ -1,0 +1,191 @@
+"""The core: events in, commands out; no clock, socket, thread, log or random number.
+
+A core plans for one policy. It never waits for a solver: Solve is a command, Solved an event, and what arrives in
+between waits for the next Solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
+from cosched.core.decide import make_plan, variance_of_use
+from cosched.core.events import Event, Finished, Offered, Progressed, Solved, Telemetry, Tick
+from cosched.core.planner import Layout, Planned, make_layout, plan_problem
+from cosched.core.policy import Policy
+from cosched.core.settings import Settings
+from cosched.core.state import State, Task
+from cosched.errors import CoschedError
+from cosched.site import Site
+from cosched.workloads.base import Floats, PointTable
+from solvers import effective
+from solvers.problem import Problem
+from telemetry.messages import TaskOffer
+
+LEAST_VARIANCE = 0.01  # of a resource's use: where the tangent is taken while nothing is planned yet
+
+
+class StaleEvent(CoschedError):
+    """An event's stamp lies before one already handled, or answers a request that is not open."""
+
+
+class Core:
+    """State machine of one policy on one site.
+
+    points: offer, index of its UE's serving cell -> PointTable (cosched/workloads); node_bytes (nodes,): memory for
+    sessions on each node.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        policy: Policy,
+        settings: Settings,
+        points: Callable[[TaskOffer, int], PointTable],
+        node_bytes: Floats,
+    ) -> None:
+        self.state = State(site, settings)
+        self.policy = policy
+        self.settings = settings
+        self._points = points
+        self._node_bytes = node_bytes
+        self._now_s = -np.inf
+        self._request = 0
+        self._generation = 0
+        self._open: tuple[int, Planned, Problem] | None = None
+        self._waiting: list[Task] = []
+        self._dropped: list[Decision] = []
+        self._layout: tuple[int, Layout] | None = None
+        self._handlers: dict[type, Callable[..., list[Command]]] = {
+            Telemetry: self._telemetry,
+            Offered: self._offered,
+            Progressed: self._progressed,
+            Finished: self._finished,
+            Tick: self._tick,
+            Solved: self._solved,
+        }
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take one event in; return what is to be done. Raises StaleEvent and changes nothing on a step back."""
+        if event.at_s < self._now_s:
+            raise StaleEvent(f"{type(event).__name__} at {event.at_s} s, but it is already {self._now_s} s")
+        self._now_s = event.at_s
+        return self._handlers[type(event)](event)
+
+    def _telemetry(self, event: Telemetry) -> list[Command]:
+        self.state.observe(event.at_s, event.report)
+        return []
+
+    def _progressed(self, event: Progressed) -> list[Command]:
+        for progress in event.tasks:
+            self.state.progressed(progress)
+        return []
+
+    def _finished(self, event: Finished) -> list[Command]:
+        self.state.remove(event.task)
+        return []
+
+    def _offered(self, event: Offered) -> list[Command]:
+        for offer in event.offers:
+            ue = self.state.channel.index(offer.ue)
+            if ue < 0:
+                self._dropped.append(Decision(offer.task, "rejected_no_channel", -1, EMPTY, 0.0))
+                continue
+            cell = self.state.cell_of_ue[offer.ue]
+            self._waiting.append(Task(offer, self._points(offer, cell), ue, cell))
+        return self._solve()
+
+    def _tick(self, event: Tick) -> list[Command]:
+        if self.policy.drops_lost:
+            self._drop_lost(event.at_s)
+        if not self.state.tasks and not self._waiting and not self._dropped:
+            return []
+        return self._solve()
+
+    def _drop_lost(self, now_s: float) -> None:
+        estimates = self.state.channel.planned(now_s)
+        for name, task in list(self.state.tasks.items()):
+            bits_per_s = estimates[task.ue] * self.state.site.cells[task.cell].ul_bandwidth_hz
+            if reason := task.is_lost(now_s, bits_per_s):
+                self.state.remove(name)
+                self._dropped.append(Decision(name, reason, -1, task.table, float(estimates[task.ue])))
+
+    def _solve(self) -> list[Command]:
+        if self._open is not None:
+            return []
+        newcomers, self._waiting = self._waiting, []
+        planned = plan_problem(self.state, self._layout_for(newcomers), self._now_s, self.settings)
+        problem = planned.problem
+        if self.policy.statistical:
+            variance = np.maximum(self.state.variance, LEAST_VARIANCE)
+            problem = effective.restrict(problem, planned.mean_use, z=self.settings.z, variance0=variance)
+        self._request += 1
+        self._open = (self._request, planned, problem)
+        return [Solve(self._request, problem, self.policy, self.state.prices)]
+
+    def _layout_for(self, newcomers: Sequence[Task]) -> Layout:
+        if newcomers:
+            return make_layout(self.state, newcomers, self.settings, self._node_bytes)
+        if self._layout is None or self._layout[0] != self.state.version:
+            self._layout = (self.state.version, make_layout(self.state, (), self.settings, self._node_bytes))
+        return self._layout[1]
+
+    def _solved(self, event: Solved) -> list[Command]:
+        if self._open is None or self._open[0] != event.request:
+            raise StaleEvent(f"Solved answers request {event.request}, which is not open")
+        _, planned, problem = self._open
+        self._open = None
+        self._generation += 1
+        plan = make_plan(
+            self.state,
+            planned,
+            problem,
+            event.solution,
+            generation=self._generation,
+            at_s=event.at_s,
+            settings=self.settings,
+        )
+        self._adopt(planned, plan)
+        self.state.prices = event.solution.prices
+        self.state.variance = variance_of_use(planned, event.solution)
+        if self._dropped:
+            plan = _with_decisions(plan, (*self._dropped, *plan.decisions))
+            self._dropped = []
+        follow_up = self._solve() if self._waiting else []
+        return [Dispatch(plan), *follow_up]
+
+    def _adopt(self, planned: Planned, plan: Plan) -> None:
+        """Make the plan's changes the state's."""
+        newcomers = {t.offer.task: t for t in planned.layout.tasks if t.point < 0}
+        for decision in plan.decisions:
+            if decision.point < 0:
+                continue
+            if decision.task in newcomers:
+                self.state.tasks[decision.task] = newcomers[decision.task]
+            if decision.task in self.state.tasks:  # it may have finished while the solver worked
+                self.state.tasks[decision.task].point = decision.point
+            self.state.version += 1
+
+
+def _with_decisions(plan: Plan, decisions: tuple[Decision, ...]) -> Plan:
+    return replace(plan, decisions=decisions)
+
+
+EMPTY = PointTable(
+    point_ids=(),
+    split=np.zeros(0, dtype=np.int64),
+    precision_bits=np.zeros(0, dtype=np.int64),
+    node=np.zeros(0, dtype=np.int64),
+    quality=np.zeros(0),
+    fixed_s=np.zeros((0, 2)),
+    device_s=np.zeros((0, 2)),
+    ul_bits=np.zeros((0, 2)),
+    node_s=np.zeros((0, 2)),
+    node_bytes=np.zeros(0),
+    device_energy_j=np.zeros((0, 2)),
+    deadline_s=np.full(2, np.inf),
+    rate_hz=np.zeros(2),
+)

@@ -1,0 +1,74 @@
+"""What the core is told. Time arrives as a stamp (seconds on the feeder's monotonic clock) on every event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from solvers.solution import Solution
+from telemetry.messages import CellReport, NodeReport, TaskOffer, UeReport
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """A plausible report; implausible ones never get here (telemetry/quality.py)."""
+
+    at_s: float
+    report: UeReport | CellReport | NodeReport
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Tasks that arrive at one instant; they are decided together."""
+
+    at_s: float
+    offers: tuple[TaskOffer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running task is, as its runtime reports it."""
+
+    task: str
+    phase: int  # 0: the first token is still to come (or: video); 1: decoding
+    done: int  # tokens out, or frames in time
+    late: int  # frames that missed their deadline
+    first_s: float  # instant of the first token (meaningless in phase 0)
+    last_s: float  # instant of the latest token
+    ul_bits_left: float  # of the prefill (phase 0 only)
+    node_s_left: float
+    fixed_s_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """Progress of all running tasks, at the start of a period."""
+
+    at_s: float
+    tasks: tuple[Progress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A task came to its end."""
+
+    at_s: float
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The near-RT period is over: time to plan again."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """The answer to a Solve command."""
+
+    at_s: float
+    request: int
+    solution: Solution
+
+
+Event = Telemetry | Offered | Progressed | Finished | Tick | Solved

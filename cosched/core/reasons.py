@@ -1,0 +1,48 @@
+"""Reason codes of decisions and fates, each with the sentence that an operator reads."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+
+class Reason(enum.StrEnum):
+    """Why a task is served as it is, or is not; the value is what travels in decisions, JSON and traces."""
+
+    ADMITTED = "admitted"
+    KEPT = "kept"
+    MOVED = "moved"
+    LOCAL = "local"
+    REJECTED_NO_POINT = "rejected_no_point"
+    REJECTED_NO_CAPACITY = "rejected_no_capacity"
+    REJECTED_POLICY = "rejected_policy"
+    REJECTED_BID_PRICE = "rejected_bid_price"
+    DEADLINE_LOST = "deadline_lost"
+    TTFT_MISSED = "ttft_missed"
+    TPOT_MISSED = "tpot_missed"
+    FRAMES_MISSED = "frames_missed"
+    STALE = "stale"
+    NOT_FINISHED = "not_finished"
+
+
+_SENTENCES: Final[dict[str, str]] = {
+    Reason.ADMITTED: "Admitted: the plan holds every deadline of the task.",
+    Reason.KEPT: "Kept as it is: no other way to serve it is better by more than a switch costs.",
+    Reason.MOVED: "Moved to another operating point that is better by more than the switch costs.",
+    Reason.LOCAL: "Served by the device alone, without the network.",
+    Reason.REJECTED_NO_POINT: "Rejected: no way to serve it holds its deadlines, even with cell and node to itself.",
+    Reason.REJECTED_NO_CAPACITY: "Rejected: a cell or node that it needs is full with tasks of more value for their load.",
+    Reason.REJECTED_POLICY: "Rejected: this policy's own admission rule does not let it in.",
+    Reason.REJECTED_BID_PRICE: "Rejected: the capacity is kept for tasks of more value that are expected soon.",
+    Reason.DEADLINE_LOST: "Promise broken: the channel became worse after admission and the deadline could not be held.",
+    Reason.TTFT_MISSED: "The first token came too late.",
+    Reason.TPOT_MISSED: "Tokens after the first came more slowly than was asked for.",
+    Reason.FRAMES_MISSED: "Too many video frames came after their deadline.",
+    Reason.STALE: "Its telemetry was too old to plan with, and its lease ran out.",
+    Reason.NOT_FINISHED: "Not finished when the trace ended.",
+}
+
+
+def describe(code: str) -> str:
+    """Return the plain sentence of a reason code; a code that is not ours is named in the sentence, never hidden."""
+    return _SENTENCES.get(code, f"Reason '{code}', which this version does not know.")

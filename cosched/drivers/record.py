@@ -1,0 +1,70 @@
+"""A replay as a recording: the trace's messages with one policy's decisions between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cosched.core.commands import Decision, Plan
+from cosched.core.policy import Policy
+from cosched.core.settings import Settings
+from cosched.drivers.replay import Replayer, Workbook
+from cosched.site import Site
+from telemetry.messages import DecisionMessage, Message
+
+S_NS = 1_000_000_000
+
+
+def recorded(messages: Sequence[Message], book: Workbook, policy: Policy, settings: Settings) -> list[Message]:
+    """Replay and return all messages with a `decision` wherever a task was admitted, moved, refused or let go."""
+    decisions: list[Message] = []
+
+    def keep(plan: Plan) -> None:
+        rows = {name: i for i, name in enumerate(plan.tasks)}
+        decisions.extend(decision_message(book.site, plan, d, rows.get(d.task)) for d in plan.decisions)
+
+    Replayer(book, policy, settings, watch=keep).run()
+    return [*messages, *decisions]
+
+
+def decision_message(site: Site, plan: Plan, decision: Decision, row: int | None) -> DecisionMessage:
+    """One decision as consumers see it (interfaces.md). row: the task's in the plan, None when it holds no lease."""
+    table, point = decision.table, decision.point
+    node = int(table.node[point]) if point >= 0 else -1
+    holds = row is not None and point >= 0
+    prbs = float(plan.prbs[row]) if row is not None else 0.0
+    predicted = predicted_s(site, plan, decision, row) if row is not None and point >= 0 else ()
+    return DecisionMessage(
+        at_ns=round(plan.at_s * S_NS),
+        source="cosched",
+        seq=plan.generation,
+        task=decision.task,
+        plan=plan.generation,
+        reason=decision.reason,
+        point=table.point_ids[point] if point >= 0 else "",
+        split_layer=int(table.split[point]) if point >= 0 else -1,
+        precision_bits=int(table.precision_bits[point]) if point >= 0 else 0,
+        cell=site.cells[decision.cell].id if decision.cell >= 0 else "",
+        node=site.nodes[node].id if node >= 0 else "",
+        bandwidth_hz=prbs * site.cells[decision.cell].ul_bandwidth_hz / site.cells[decision.cell].ul_prbs
+        if holds
+        else 0.0,
+        prbs=prbs if holds else 0.0,
+        node_share=float(plan.share[row, 1]) if row is not None and holds else 0.0,
+        predicted_s=predicted if holds else (),
+        slack_s=tuple(d - p for d, p in zip(table.deadline_s.tolist(), predicted, strict=False)) if holds else (),
+        input_age_ms=1e3 * decision.input_age_s,
+        efficiency_bps_hz=decision.efficiency_bps_hz,
+        binding_resource=decision.binding,
+        valid_until_ns=round(plan.valid_until_s * S_NS) if holds else round(plan.at_s * S_NS),
+        guess=table.guess if point >= 0 else (),
+    )
+
+
+def predicted_s(site: Site, plan: Plan, decision: Decision, row: int) -> tuple[float, ...]:
+    """Latency of each phase that has a deadline, at the shares of the plan and the efficiency planned with."""
+    table, point, cell = decision.table, decision.point, site.cells[decision.cell]
+    rate = float(plan.prbs[row]) / cell.ul_prbs * cell.ul_bandwidth_hz * decision.efficiency_bps_hz
+    air = [b / rate if b > 0 else 0.0 for b in table.ul_bits[point].tolist()]
+    node = [s / float(plan.share[row, 1]) if s > 0 else 0.0 for s in table.node_s[point].tolist()]
+    phases = [q for q, d in enumerate(table.deadline_s.tolist()) if d < float("inf")]
+    return tuple(float(table.fixed_s[point, q]) + air[q] + node[q] for q in phases)

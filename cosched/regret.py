@@ -1,0 +1,109 @@
+"""The hindsight bound of a trace: what any policy could have reached, arrivals and channel known (model.md 8).
+
+Counts only what no policy can avoid: a task's work at the best channel of its life, for the tokens that it really had,
+each deadline at full shares, and capacity without any safety margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cosched.drivers.replay import Workbook
+from cosched.fluid.world import ChannelTruth
+from cosched.workloads.base import Floats, PointTable
+from telemetry.messages import LlmSession, TaskOffer
+
+
+def bound(book: Workbook) -> float:
+    """Greatest total weight of tasks met that any policy can reach on this trace (an upper bound)."""
+    from solvers.hindsight import default_windows, hindsight_bound
+
+    if not book.offers:
+        return 0.0
+    work, value, count, start, end = unavoidable(book)
+    free = np.concatenate([_background([c.background_fraction for c in book.site.cells]),
+                           _background([n.background_fraction for n in book.site.nodes])])  # fmt: skip
+    return hindsight_bound(
+        value=value,
+        first=np.concatenate([[0], np.cumsum(count)]),
+        work=work,
+        start_s=start,
+        end_s=end,
+        windows=default_windows(float(start.min()), float(end.max())),
+        background=free,
+    ).bound
+
+
+def _background(fractions: list[float]) -> Floats:
+    return np.array(fractions, dtype=np.float64)
+
+
+def unavoidable(book: Workbook) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Options (J, R) seconds of each uplink and node; value (J,); options per task (N,); life (N,), (N,)."""
+    best = BestChannel(book.truth)
+    cell_index = {c.id: i for i, c in enumerate(book.site.cells)}
+    n_cells, n_resources = len(book.site.cells), len(book.site.cells) + len(book.site.nodes)
+    works, values, counts, starts, ends = [], [], [], [], []
+    for at_s, offer in book.offers:
+        units = book.units[offer.task]
+        end_s = at_s + longest_life_s(offer, units)
+        cell = cell_index[book.cell_of_ue[offer.ue]]
+        hz = book.site.cells[cell].ul_bandwidth_hz
+        rate = best.between(book.ue_rows[offer.ue], at_s, end_s) * hz
+        seconds, node = options(book.tables[offer.task], offer, units, rate)
+        work = np.zeros((len(node), n_resources))
+        work[:, cell] = seconds[:, 0]
+        work[np.arange(len(node)), n_cells + node] = seconds[:, 1]
+        works.append(work)
+        values.append(np.full(len(node), offer.weight))
+        counts.append(len(node))
+        starts.append(at_s)
+        ends.append(end_s)
+    return np.concatenate(works), np.concatenate(values), np.array(counts), np.array(starts), np.array(ends)
+
+
+def longest_life_s(offer: TaskOffer, units: int) -> float:
+    """Time after which a task that is met has ended at the latest."""
+    work = offer.work
+    if isinstance(work, LlmSession):
+        return work.ttft_s + work.tpot_s * (units - 1)
+    return (work.frames - 1) / work.fps + work.deadline_s
+
+
+def options(table: PointTable, offer: TaskOffer, units: int, best_rate_bps: float) -> tuple[Floats, Floats]:
+    """Seconds of (uplink, node) that each point cannot do without (J', 2), and its node (J',).
+
+    Points that miss a deadline even with every resource to themselves are left out. Of a clip only the frames that
+    must be in time count.
+    """
+    air = table.ul_bits / best_rate_bps
+    alone = table.fixed_s + air + table.node_s
+    good = (alone <= table.deadline_s + 1e-9).all(axis=1)
+    if isinstance(offer.work, LlmSession):
+        times = np.array([1.0, units - 1.0])
+    else:
+        times = np.array([np.ceil(offer.work.target_ratio * offer.work.frames - 1e-9), 0.0])
+    seconds = np.stack([(air * times).sum(axis=1), (table.node_s * times).sum(axis=1)], axis=1)
+    return seconds[good], table.node[good]
+
+
+class BestChannel:
+    """Greatest efficiency of a UE in an interval, from the truth."""
+
+    def __init__(self, truth: ChannelTruth) -> None:
+        self._steps: Mapping[int, tuple[Floats, Floats]] = {
+            u: (
+                np.concatenate([[-np.inf], truth.at_s[truth.ue == u]]),
+                np.concatenate([truth.initial_bps_hz[u : u + 1], truth.efficiency_bps_hz[truth.ue == u]]),
+            )
+            for u in range(len(truth.initial_bps_hz))
+        }
+
+    def between(self, ue: int, start_s: float, end_s: float) -> float:
+        """bit/s/Hz, the greatest in force at any instant of [start_s, end_s]."""
+        at_s, value = self._steps[ue]
+        first = int(np.searchsorted(at_s, start_s, side="right")) - 1
+        last = int(np.searchsorted(at_s, end_s, side="right"))
+        return float(value[first:last].max())

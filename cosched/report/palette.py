@@ -1,0 +1,56 @@
+"""One fixed style per policy, for light and dark, that does not rest on colour alone.
+
+Hues follow Okabe & Ito's set for colour-blind readers (https://jfly.uni-koeln.de/color/), darkened on white and
+lightened on black until each stands out by 3:1 or more. Ten policies are more than any such set can tell apart, so
+each also has its own marker, and families share a dash: joint solid, greedy dashed, decoupled dotted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+
+class Style(msgspec.Struct, frozen=True, kw_only=True):
+    """How a policy is drawn. Colours are `#rrggbb`; `dash` and `symbol` are plotly's names."""
+
+    light: str
+    dark: str
+    dash: str
+    symbol: str
+    width: float = 1.8
+
+
+DECOUPLED: Final = ("pf", "pf-admit", "pf-util", "equal-rate-admit", "compute-only", "edge", "local")
+GREEDY: Final = ("greedy", "greedy-residual")
+JOINT: Final = "joint"
+
+_KNOWN: Final[dict[str, Style]] = {
+    "joint": Style(light="#0060c0", dark="#4da3ff", dash="solid", symbol="circle", width=3.4),
+    "greedy": Style(light="#c24e00", dark="#ff8a3d", dash="dash", symbol="square"),
+    "greedy-residual": Style(light="#a07400", dark="#e6b422", dash="dash", symbol="diamond"),
+    "pf": Style(light="#30363d", dark="#d7dde4", dash="dot", symbol="triangle-up"),
+    "pf-admit": Style(light="#00795a", dark="#20c997", dash="dot", symbol="triangle-down"),
+    "pf-util": Style(light="#2f95c8", dark="#7cc9f0", dash="dot", symbol="cross"),
+    "equal-rate-admit": Style(light="#b0468a", dark="#e58cc4", dash="dot", symbol="x"),
+    "compute-only": Style(light="#6a43b5", dark="#b39bf0", dash="dot", symbol="star"),
+    "edge": Style(light="#8a5a3c", dark="#c79a7b", dash="dot", symbol="hexagon"),
+    "local": Style(light="#80868d", dark="#949ba3", dash="dot", symbol="pentagon"),
+}
+
+_SPARE: Final = (
+    Style(light="#a11d33", dark="#ff7a8a", dash="dashdot", symbol="triangle-left"),
+    Style(light="#5d7a00", dark="#b2d235", dash="dashdot", symbol="triangle-right"),
+    Style(light="#007d8a", dark="#4dd0dc", dash="dashdot", symbol="bowtie"),
+    Style(light="#8c3fc0", dark="#d09bf5", dash="dashdot", symbol="hourglass"),
+)
+
+
+def styles(policies: Iterable[str]) -> dict[str, Style]:
+    """Return a style per policy: the fixed one of ours, a spare one (by alphabet) for a solver that was added."""
+    named = sorted(set(policies))
+    added = [p for p in named if p not in _KNOWN]
+    spare = {p: _SPARE[i % len(_SPARE)] for i, p in enumerate(added)}
+    return {p: _KNOWN[p] if p in _KNOWN else spare[p] for p in named}

@@ -1,0 +1,121 @@
+"""Reads what workloads need to know about a site, once: profiles, models, quality. The only file here that opens any.
+
+profiles = load_profiles(site)
+context = profiles.context(ue_rank, cell_index)
+table = registry.points(offer, context)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+
+from cosched.errors import BadInput
+from cosched.profiles import quant
+from cosched.profiles.device import Device, Host, load_device, load_host
+from cosched.profiles.model import load_model
+from cosched.site import DeviceShare, ModelRef, Site, Ues
+from cosched.workloads.base import Floats, ServedModel, WorkloadContext
+from cosched.workloads.quality import QualityTable, load_quality
+
+
+@dataclass(frozen=True, slots=True)
+class SiteProfiles:
+    """A site's profiles. UEs are known by rank: 0, 1, ... in the order in which the site numbers them."""
+
+    site: Site
+    devices: Mapping[str, Device]  # of UEs, by key
+    node_devices: tuple[Device, ...]
+    node_hosts: tuple[Host, ...]
+    models: Mapping[str, ServedModel]
+    quality: QualityTable
+    _contexts: dict[tuple[int, int], WorkloadContext] = field(default_factory=dict, init=False, repr=False)
+
+    def context(self, ue_rank: int, cell: int) -> WorkloadContext:
+        """Context of UE number `ue_rank` while cell number `cell` serves it."""
+        return self.context_of(device_of_ue(self.site.ues, ue_rank), cell)
+
+    def context_of(self, share: int, cell: int) -> WorkloadContext:
+        """Context of a UE with the device of site.ues.devices[share]."""
+        key = (share, cell)
+        if key not in self._contexts:
+            self._contexts[key] = self._new_context(self.site.ues.devices[share], cell)
+        return self._contexts[key]
+
+    def _new_context(self, share: DeviceShare, cell: int) -> WorkloadContext:
+        return WorkloadContext(
+            site=self.site,
+            device=self.devices[share.device],
+            max_layers=share.max_layers,
+            cell_one_way_s=self.site.cells[cell].one_way_s,
+            node_devices=self.node_devices,
+            node_hosts=self.node_hosts,
+            models=self.models,
+            quality=self.quality,
+        )
+
+
+def load_profiles(site: Site, quality: QualityTable | None = None) -> SiteProfiles:
+    """Read all that `site` refers to. Raises BadInput for what does not exist or does not go together."""
+    quality = quality or load_quality()
+    devices = {share.device: load_device(share.device) for share in site.ues.devices}
+    node_devices = tuple(load_device(node.device) for node in site.nodes)
+    formats = sorted({d.weight_format for d in (*devices.values(), *node_devices)})
+    return SiteProfiles(
+        site=site,
+        devices=devices,
+        node_devices=node_devices,
+        node_hosts=tuple(load_host(node.host) for node in site.nodes),
+        models={ref.id: _served(site, ref, quality, formats) for ref in site.models},
+        quality=quality,
+    )
+
+
+@cache
+def device_of_ue(ues: Ues, rank: int) -> int:
+    """Index into ues.devices of the UE with this rank (>= 0); of any first n UEs each device has its share, within one.
+
+    Each UE gets the device that is furthest behind its share (ties: the first), which is Hamilton's method step by
+    step. Ranks beyond ues.count go on in the same way.
+    """
+    shares = np.array([d.share for d in ues.devices])
+    given = np.zeros(len(shares))
+    for n in range(rank + 1):
+        last = int(np.argmax(shares * (n + 1) - given))
+        given[last] += 1
+    return last
+
+
+def session_memory_bytes(profiles: SiteProfiles) -> Floats:
+    """(nodes,) memory for KV caches: `memory_bytes` where the site gives it, else the slice's less all models' weights.
+
+    Raises BadInput when the weights alone are too many.
+    """
+    return np.array([_node_memory(profiles, i) for i in range(len(profiles.site.nodes))])
+
+
+def _node_memory(profiles: SiteProfiles, index: int) -> float:
+    node, device = profiles.site.nodes[index], profiles.node_devices[index]
+    if node.memory_bytes is not None:
+        return node.memory_bytes
+    slice_bytes = node.fraction * device.memory_bytes
+    weights = sum(s.model.weight_bytes(s.ref.weight_bits, device.weight_format) for s in profiles.models.values())
+    if weights >= slice_bytes:
+        raise BadInput(
+            f"{profiles.site.name}: nodes: {node.id}: the models' weights take {weights / 1e9:.1f} GB of "
+            f"{slice_bytes / 1e9:.1f} GB: serve fewer models, use fewer weight bits or a greater fraction"
+        )
+    return slice_bytes - weights
+
+
+def _served(site: Site, ref: ModelRef, quality: QualityTable, formats: Sequence[str]) -> ServedModel:
+    for bits in ref.activation_bits:
+        if bits not in quality.activation:
+            there = ", ".join(map(str, sorted(quality.activation)))
+            raise BadInput(f"{site.name}: models: {ref.id}: activation_bits {bits}: quality was measured at {there}")
+    for name in formats:
+        quant.weight_bits(ref.weight_bits, name)  # a width that a format does not have is refused here, not at an offer
+    return ServedModel(ref=ref, model=load_model(ref.config))

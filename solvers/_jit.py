@@ -1,0 +1,49 @@
+"""How the inner loops run: compiled by numba, or as they stand (COSCHED_KERNEL=numpy).
+
+All functions marked `nopython` are ordinary Python on arrays and scalars. Inner ones are compiled into the one that
+calls them; only the entry (solvers/price.py) is kept on disk. Numba's cache looks at the entry's own file only, so
+the entry also closes over `source_digest()`: editing any kernel file gives a new cache key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+# The one place where the environment is read. A machine that forbids writable and executable memory
+# (systemd's MemoryDenyWriteExecute) cannot run compiled code.
+COMPILED: Final = os.environ.get("COSCHED_KERNEL", "numba") != "numpy"
+_SOURCES: Final = ("_jit", "_kernel", "_dual", "_fit", "_spread", "_search", "price")
+
+
+def nopython(function: Function) -> Function:
+    """Compile on first use (strict IEEE arithmetic, one thread), or leave as it is."""
+    if not COMPILED:
+        return function
+    import numba  # noqa: PLC0415 (0.3 s, and not needed by the fallback)
+
+    # error_model="numpy": 1 / 0 is inf, as in the arrays of the fallback
+    return cast("Function", numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
+
+
+def cached(function: Function) -> Function:
+    """Like `nopython`, and keep the machine code beside the source for the next process."""
+    if not COMPILED:
+        return function
+    import numba  # noqa: PLC0415
+
+    return cast("Function", numba.njit(error_model="numpy", cache=True)(function))
+
+
+def source_digest() -> int:
+    """Fingerprint of all kernel sources."""
+    here = Path(__file__).resolve().parent
+    whole = hashlib.sha256()
+    for name in _SOURCES:
+        whole.update((here / f"{name}.py").read_bytes())
+    return int.from_bytes(whole.digest()[:7], "big")

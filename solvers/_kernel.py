@@ -1,0 +1,431 @@
+"""The oracle: at given prices, each point's cheapest shares and each task's best point (docs/model.md, section 2).
+
+Everything here is plain arithmetic on arrays, compiled by numba (solvers/_jit.py). `Table` is a Problem made ready:
+work is divided by slack, so that a deadline reads `sum_s a[s] / x[s] <= 1`; hopeless points are marked; shares are
+capped by what the resource can give at most; padding slots point at an extra resource that is free.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from solvers._jit import COMPILED, nopython
+from solvers.problem import Floats, Ints
+
+DEAD: Final = 0  # no shares meet its deadlines, or it is worth nothing
+SINGLE: Final = 1  # one phase binds, whatever the prices
+DOUBLE: Final = 2  # either phase may bind, or both
+EDGE: Final = 1e-12  # rounding that a comparison with a limit forgives
+ROOT_STEPS: Final = 60  # of the search between two phases; about 8 are used
+BITS: Final = 2.0**40  # prices keep this many bits: last-bit differences of exp() between machines vanish
+
+
+class Raw(NamedTuple):
+    """Arrays of a Problem as the compiled code takes them; `order` (N,): tasks by id."""
+
+    background: Floats  # (R,)
+    source: Ints  # (C,)
+    target: Ints  # (C,)
+    kappa: Floats  # (C,)
+    first: Ints  # (N + 1,)
+    order: Ints  # (N,)
+    value: Floats  # (J,)
+    slack: Floats  # (J, Q)
+    slot: Ints  # (J, S)
+    work: Floats  # (J, Q, S)
+    floor: Floats  # (J, S)
+    cap: Floats  # (J, S)
+    activity: Floats  # (J, S)
+    rigid: Floats  # (J, S)
+
+
+class Table(NamedTuple):
+    """A Problem made ready for the oracle."""
+
+    room: Floats  # (R + 1,) capacity left by the background; the last one is padding
+    source: Ints  # (C,)
+    target: Ints  # (C,)
+    kappa: Floats  # (C,)
+    first: Ints  # (N + 1,)
+    order: Ints  # (N,)
+    value: Floats  # (J,)
+    mode: Ints  # (J,) DEAD, SINGLE, DOUBLE
+    slot: Ints  # (J, S)
+    a: Floats  # (J, Q, S) work / slack; of a SINGLE point the binding phase comes first
+    root: Floats  # (J, Q, S) sqrt(a * activity)
+    reach: Floats  # (J, S) sqrt(a / activity) of the first phase
+    floor: Floats  # (J, S)
+    cap: Floats  # (J, S)
+    activity: Floats  # (J, S)
+    rigid: Floats  # (J, S)
+
+
+class Prices(NamedTuple):
+    """Prices (R + 1,), the last one 0: of rigid demand, of a share (couplings added), and its square root."""
+
+    rigid: Floats
+    share: Floats
+    root: Floats
+
+
+@nopython
+def prepare(raw: Raw) -> Table:
+    """Make a Table. O(points x slots)."""
+    n_points, n_slots = raw.slot.shape
+    n_resources = raw.background.shape[0]
+    room = np.zeros(n_resources + 1)
+    for r in range(n_resources):
+        room[r] = max(0.0, 1.0 - raw.background[r])
+    t = Table(
+        room,
+        raw.source,
+        raw.target,
+        raw.kappa,
+        raw.first,
+        raw.order,
+        raw.value,
+        np.zeros(n_points, dtype=np.int64),
+        raw.slot,
+        np.zeros((n_points, 2, n_slots)),
+        np.zeros((n_points, 2, n_slots)),
+        np.zeros((n_points, n_slots)),
+        raw.floor.copy(),
+        raw.cap.copy(),
+        raw.activity.copy(),
+        raw.rigid.copy(),
+    )
+    for j in range(n_points):
+        if _limits(t, j) and _deadlines(t, raw, j):
+            t.mode[j] = _phases(t, j)
+    return t
+
+
+@nopython
+def _limits(t: Table, j: int) -> bool:
+    """Tighten caps by what the resources can give. False: the point cannot be served at all."""
+    if not t.value[j] > 0.0:
+        return False
+    for s in range(t.slot.shape[1]):
+        r = t.slot[j, s]
+        if r == t.room.shape[0] - 1:
+            t.floor[j, s] = t.activity[j, s] = t.rigid[j, s] = 0.0
+            t.cap[j, s] = 1.0
+            continue
+        act = t.activity[j, s]
+        left = t.room[r] - t.rigid[j, s]
+        if t.rigid[j, s] > 0.0 and left < -EDGE:
+            return False
+        if act > 0.0:
+            t.cap[j, s] = min(t.cap[j, s], max(left, 0.0) / act)
+            for c in range(t.source.shape[0]):
+                if t.source[c] == r and t.kappa[c] > 0.0:
+                    t.cap[j, s] = min(t.cap[j, s], max(t.room[t.target[c]], 0.0) / (act * t.kappa[c]))
+        if not t.floor[j, s] <= t.cap[j, s] * (1.0 + EDGE):
+            return False
+        t.cap[j, s] = max(t.cap[j, s], t.floor[j, s])
+    return True
+
+
+@nopython
+def _deadlines(t: Table, raw: Raw, j: int) -> bool:
+    """Divide work by slack. False: some deadline is lost even with every share at its cap."""
+    for q in range(2):
+        slack = raw.slack[j, q]
+        if not slack >= 0.0:
+            return False
+        latency = 0.0
+        for s in range(t.slot.shape[1]):
+            work = raw.work[j, q, s]
+            if work > 0.0 and t.slot[j, s] < t.room.shape[0] - 1:
+                t.a[j, q, s] = work / slack
+                latency += t.a[j, q, s] / t.cap[j, s]
+        if not latency <= 1.0 + EDGE:
+            return False
+    return True
+
+
+@nopython
+def _phases(t: Table, j: int) -> int:
+    """Find out whether one phase binds at any prices: the one with more work on every slot."""
+    zero = one = True
+    for s in range(t.slot.shape[1]):
+        zero = zero and t.a[j, 0, s] >= t.a[j, 1, s]
+        one = one and t.a[j, 1, s] >= t.a[j, 0, s]
+    for s in range(t.slot.shape[1]):
+        if one and not zero:
+            t.a[j, 0, s], t.a[j, 1, s] = t.a[j, 1, s], t.a[j, 0, s]
+        for q in range(2):
+            t.root[j, q, s] = math.sqrt(t.a[j, q, s] * t.activity[j, s])
+        if t.a[j, 0, s] > 0.0:
+            t.reach[j, s] = math.sqrt(t.a[j, 0, s] / t.activity[j, s])
+    return SINGLE if zero or one else DOUBLE
+
+
+@nopython
+def rounded(x: float) -> float:
+    """Keep 40 bits of x > 0."""
+    mantissa, exponent = math.frexp(x)
+    return math.ldexp(math.floor(mantissa * BITS + 0.5), exponent - 40)
+
+
+@nopython
+def prices_of(t: Table, price: Floats) -> Prices:
+    """(R,) prices to what slots pay."""
+    n = t.room.shape[0]
+    rigid, share, root = np.zeros(n), np.zeros(n), np.zeros(n)
+    for r in range(n - 1):
+        rigid[r] = share[r] = price[r]
+    for c in range(t.source.shape[0]):
+        share[t.source[c]] += t.kappa[c] * price[t.target[c]]
+    for r in range(n - 1):
+        root[r] = math.sqrt(share[r])
+    return Prices(rigid, share, root)
+
+
+@nopython
+def mixed(t: Table, j: int, s: int, theta: float) -> float:
+    """Work over slack of slot s, the two phases weighted theta and 1 - theta."""
+    return theta * t.a[j, 0, s] + (1.0 - theta) * t.a[j, 1, s]
+
+
+@nopython
+def latency(t: Table, j: int, q: int, x: Floats) -> float:
+    """Latency over slack of phase q."""
+    total = 0.0
+    for s in range(x.shape[0]):
+        if t.a[j, q, s] > 0.0:
+            total += t.a[j, q, s] / x[s]
+    return total
+
+
+@nopython
+def bill(t: Table, j: int, p: Prices, x: Floats) -> float:
+    """Cost of the shares x and of the rigid demand."""
+    cost = 0.0
+    for s in range(x.shape[0]):
+        r = t.slot[j, s]
+        cost += p.rigid[r] * t.rigid[j, s] + p.share[r] * t.activity[j, s] * x[s]
+    return cost
+
+
+@nopython
+def at_least(t: Table, j: int, p: Prices) -> float:
+    """Cost without floors and caps and with one phase only: never above the true cost, and cheap."""
+    zero = one = rest = 0.0
+    for s in range(t.slot.shape[1]):
+        r = t.slot[j, s]
+        rest += p.rigid[r] * t.rigid[j, s]
+        zero += t.root[j, 0, s] * p.root[r]
+        one += t.root[j, 1, s] * p.root[r]
+    most = max(zero, one)
+    return rest + most * most
+
+
+@nopython
+def cheapest(t: Table, j: int, p: Prices, x: Floats, fixed: Ints) -> tuple[float, float, float]:
+    """Cheapest shares of point j into x (S,); `fixed` (S,) is scratch.
+
+    Returns (a proven lower bound on the cost, equal to it but for rounding; theta; y = 1 / sqrt(multiplier of the
+    deadline), inf where floors alone meet it).
+    """
+    if t.mode[j] == DOUBLE:
+        return _two_phases(t, j, p, x, fixed)
+    y = _closed_form(t, j, p, x)
+    if y <= 0.0:
+        y = one_phase(t, j, 1.0, p, x, fixed)
+    return bill(t, j, p, x), 1.0, y
+
+
+@nopython
+def _closed_form(t: Table, j: int, p: Prices, x: Floats) -> float:
+    """Cauchy-Schwarz without floors and caps; 0 where one of them is in the way."""
+    total = 0.0
+    for s in range(x.shape[0]):
+        total += t.root[j, 0, s] * p.root[t.slot[j, s]]
+    if total <= 0.0:
+        return 0.0
+    for s in range(x.shape[0]):
+        x[s] = t.floor[j, s]
+        if t.a[j, 0, s] > 0.0:
+            x[s] = t.reach[j, s] * total / p.root[t.slot[j, s]]
+            if not (t.floor[j, s] <= x[s] <= t.cap[j, s]):
+                return 0.0
+    return 1.0 / total
+
+
+@nopython
+def one_phase(t: Table, j: int, theta: float, p: Prices, x: Floats, fixed: Ints) -> float:
+    """Cheapest shares under ONE deadline, the phases mixed by theta; returns y.
+
+    The latency of slot s at multiplier 1 / y^2 is clip(b_s y, a_s / cap, a_s / floor) with b = sqrt(a price): fix
+    whichever side of the clips errs more and solve for the rest (Bitran & Hax 1981); exact in at most S rounds.
+    """
+    if _floors_do(t, j, theta, x, fixed):
+        return math.inf
+    left, y = 1.0, 0.0
+    for _ in range(x.shape[0] + 1):
+        total = 0.0
+        for s in range(x.shape[0]):
+            if fixed[s] == 0:
+                total += _weight(t, j, s, theta, p)
+        y = max(left, 0.0) / total if total > 0.0 else 0.0
+        left, done = _clip(t, j, theta, p, y, left, x, fixed)
+        if done:
+            break
+    return y
+
+
+@nopython
+def _weight(t: Table, j: int, s: int, theta: float, p: Prices) -> float:
+    return math.sqrt(mixed(t, j, s, theta) * t.activity[j, s] * p.share[t.slot[j, s]])
+
+
+@nopython
+def _floors_do(t: Table, j: int, theta: float, x: Floats, fixed: Ints) -> bool:
+    """Start: all shares at their floors, slots without work fixed there. True: the deadline holds already."""
+    total = 0.0
+    for s in range(x.shape[0]):
+        a = mixed(t, j, s, theta)
+        x[s] = t.floor[j, s]
+        fixed[s] = 1 if a <= 0.0 else 0
+        if a > 0.0:
+            total += a / x[s] if x[s] > 0.0 else math.inf
+    return total <= 1.0
+
+
+@nopython
+def _clip(
+    t: Table, j: int, theta: float, p: Prices, y: float, left: float, x: Floats, fixed: Ints
+) -> tuple[float, bool]:
+    """One round of one_phase: set free shares for y, then fix the side that errs more. Returns (latency left, done)."""
+    over = under = 0.0
+    for s in range(x.shape[0]):
+        if fixed[s] == 0:
+            a = mixed(t, j, s, theta)
+            b = _weight(t, j, s, theta, p) * y
+            x[s] = a / b if b > 0.0 else math.inf
+            if x[s] > t.cap[j, s]:
+                under += a / t.cap[j, s] - b
+            elif x[s] < t.floor[j, s]:
+                over += b - a / t.floor[j, s]
+    if over == 0.0 and under == 0.0:
+        return left, True
+    free = 0
+    for s in range(x.shape[0]):
+        if fixed[s] == 0:
+            low, high = x[s] < t.floor[j, s], x[s] > t.cap[j, s]
+            if (over > under and low) or (over <= under and high):
+                x[s] = t.floor[j, s] if low else t.cap[j, s]
+                fixed[s] = 1
+                left -= mixed(t, j, s, theta) / x[s]
+            else:
+                free += 1
+    return left, free == 0
+
+
+@nopython
+def _two_phases(t: Table, j: int, p: Prices, x: Floats, fixed: Ints) -> tuple[float, float, float]:
+    """Both deadlines: the cost is the greatest over theta of the one-phase cost, concave in theta.
+
+    Its slope has the sign of L0 - L1. Each theta gives a lower bound; the shares are stretched at the end so that
+    both deadlines hold to the last bit.
+    """
+    y = one_phase(t, j, 1.0, p, x, fixed)
+    high = latency(t, j, 1, x)
+    if high <= 1.0:
+        return bill(t, j, p, x), 1.0, y
+    y = one_phase(t, j, 0.0, p, x, fixed)
+    low = latency(t, j, 0, x)
+    if low <= 1.0:
+        return bill(t, j, p, x), 0.0, y
+    theta, y = _between(t, j, p, x, fixed, 1.0 - 1.0 / low, 1.0 / high - 1.0)
+    cost = bill(t, j, p, x)
+    late = max(latency(t, j, 0, x), latency(t, j, 1, x))
+    if late > 1.0:
+        for s in range(x.shape[0]):
+            if mixed(t, j, s, theta) > 0.0:
+                x[s] = min(x[s] * late, t.cap[j, s])
+    return cost, theta, y
+
+
+@nopython
+def _between(t: Table, j: int, p: Prices, x: Floats, fixed: Ints, low: float, high: float) -> tuple[float, float]:
+    """Root of 1/L1 - 1/L0 over theta in (0, 1) by the Illinois rule; `low` > 0 at 0, `high` < 0 at 1."""
+    left, right, side = 0.0, 1.0, 0
+    theta, y = 0.5, 0.0
+    for _ in range(ROOT_STEPS):
+        theta = (left * high - right * low) / (high - low)
+        if not left < theta < right:
+            theta = 0.5 * (left + right)
+        y = one_phase(t, j, theta, p, x, fixed)
+        slope = 1.0 / latency(t, j, 1, x) - 1.0 / latency(t, j, 0, x)
+        if abs(slope) < 1e-13 or right - left < 1e-15:
+            break
+        if slope > 0.0:
+            left, low = theta, slope
+            high = high * 0.5 if side == 1 else high
+            side = 1
+        else:
+            right, high = theta, slope
+            low = low * 0.5 if side == -1 else low
+            side = -1
+    return theta, y
+
+
+@nopython
+def demand(t: Table, j: int, x: Floats, use: Floats) -> None:
+    """Add what point j with shares x takes to use (R + 1,)."""
+    for s in range(x.shape[0]):
+        r = t.slot[j, s]
+        counted = t.activity[j, s] * x[s]
+        use[r] += counted + t.rigid[j, s]
+        for c in range(t.source.shape[0]):
+            if t.source[c] == r:
+                use[t.target[c]] += t.kappa[c] * counted
+
+
+@nopython
+def evaluate(t: Table, price: Floats, pick: Ints, net: Floats, use: Floats) -> float:
+    """Dual function at prices (R,): a bound on the value of any plan.
+
+    Writes each task's best point (-1: none is worth its cost) and its net value (N,), and their use (R + 1,).
+    """
+    p = prices_of(t, price)
+    x, best_x = np.empty(t.slot.shape[1]), np.empty(t.slot.shape[1])
+    fixed = np.zeros(t.slot.shape[1], dtype=np.int64)
+    for r in range(use.shape[0]):
+        use[r] = 0.0
+    bound = 0.0
+    for r in range(price.shape[0]):
+        bound += price[r] * t.room[r]
+    for i in t.order:
+        pick[i], net[i] = -1, 0.0
+        for j in range(t.first[i], t.first[i + 1]):
+            if t.mode[j] == DEAD or t.value[j] - at_least(t, j, p) <= net[i]:
+                continue
+            gain = t.value[j] - cheapest(t, j, p, x, fixed)[0]
+            if gain > net[i]:
+                pick[i], net[i] = j, gain
+                for s in range(x.shape[0]):
+                    best_x[s] = x[s]
+        if pick[i] >= 0:
+            bound += net[i]
+            demand(t, pick[i], best_x, use)
+    return bound
+
+
+@nopython
+def all_costs(t: Table, price: Floats, cost: Floats) -> None:
+    """Cost of every point (J,), inf for those that cannot be served."""
+    p = prices_of(t, price)
+    x = np.empty(t.slot.shape[1])
+    fixed = np.zeros(t.slot.shape[1], dtype=np.int64)
+    for j in range(cost.shape[0]):
+        cost[j] = math.inf if t.mode[j] == DEAD else cheapest(t, j, p, x, fixed)[0]
+
+
+if not COMPILED:
+    from solvers._reference import all_costs, evaluate  # noqa: F811

@@ -1,0 +1,84 @@
+"""UCC MISL 5G production dataset (GPL-3.0): G-NetTrack Pro logs of one phone, about one row a second, one UE a file.
+
+Pitfalls of the format, and what is done about each:
+
+- Rows fall back to LTE, HSPA+ or UMTS; their CQI and SNR are another radio's (or `-`): no 5G sample.
+- A missing value is the string `-`.
+- Times are local, whole seconds; 4 to 13 % repeat: rows of one second are spread evenly over it.
+- Only the downlink is measured. The uplink's efficiency is a stand-in: the truncated Shannon bound of TR 38.803 for
+  the uplink, at the downlink's SNR. Every import says so.
+- The log does not say which CQI table the network used. Table 1 (up to 64QAM) is taken: at the median SNR of 3 dB the
+  median CQI of 10 to 11 is above Shannon's bound by table 1 already, by table 2 (256QAM) more so.
+- NRxRSRP and NRxRSRQ are a neighbour cell's; bit rates are kbit/s, with idle zeros in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Final
+
+from telemetry import radio
+from telemetry.errors import BadTable
+from telemetry.importers.base import S_NS, RanRecording, Sample, Table, Tally, csv_files, ran_recording, read_table
+
+SOURCE: Final = "uccmisl"
+CQI_TABLE: Final = 1
+UPLINK_REMARK: Final = f"uplink efficiency stands in for: {radio.NR_UPLINK.name} at the downlink's SNR, samples"
+_MODES_5G: Final = ("5G", "NR")
+_TIME_FORMAT: Final = "%Y.%m.%d_%H.%M.%S"
+
+
+def read(paths: Sequence[Path]) -> RanRecording:
+    """Read files, or folders of them; each file is a UE named after it. Raises BadFile."""
+    tally = Tally()
+    samples = [sample for path in csv_files(paths) for sample in _samples(path, tally)]
+    recording = ran_recording(SOURCE, samples, tally)
+    tally.remarks[UPLINK_REMARK] += tally.valid
+    return recording
+
+
+def _samples(path: Path, tally: Tally) -> list[Sample]:
+    table = read_table(path, tally)
+    table.require("Timestamp", "NetworkMode", "CQI", "SNR")
+    tally.rows += len(table.rows)
+    timed = [(at, cells) for cells in table.rows if (at := _second(table.column("Timestamp").text(cells), tally))]
+    if backwards := sum(b[0] < a[0] for a, b in pairwise(timed)):
+        tally.remarks["steps back in time, rows sorted"] += backwards
+    timed.sort(key=lambda row: row[0])
+    return [
+        Sample(second * S_NS + k * S_NS // len(rows), ue=path.name.split(".csv")[0], cell="cell0", fields=fields)
+        for second, rows in ((at, [cells for _, cells in group]) for at, group in groupby(timed, key=lambda r: r[0]))
+        for k, fields in enumerate(_fields(table, cells, tally) for cells in rows)
+    ]
+
+
+def _second(text: str, tally: Tally) -> int | None:
+    """Unix time in seconds of a local time without a zone, taken as UTC: only differences matter."""
+    try:
+        return int(datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        tally.dropped["time is not of the form 2020.02.13_15.02.01"] += 1
+        return None
+
+
+def _fields(table: Table, cells: list[str], tally: Tally) -> dict[str, float]:
+    """Fields of one row's report, none where the phone was not on 5G."""
+    if not table.column("NetworkMode").text(cells).startswith(_MODES_5G):
+        tally.remarks["rows not on 5G: no sample"] += 1
+        return {}
+    cqi, snr_db = table.column("CQI").number(cells), table.column("SNR").number(cells)
+    rate_kbps = table.column("DL_bitrate").number(cells)
+    fields: dict[str, float] = {}
+    if cqi is not None:
+        fields["dl_cqi"] = cqi
+        with contextlib.suppress(BadTable):  # telemetry.quality blanks and counts an impossible CQI
+            fields["dl_efficiency_bps_hz"] = radio.cqi_efficiency(cqi, CQI_TABLE)
+    if snr_db is not None:
+        fields["ul_efficiency_bps_hz"] = max(radio.NR_UPLINK.efficiency_bps_hz(snr_db), radio.NR_LOWEST_BPS_HZ)
+    if rate_kbps is not None:
+        fields["thp_dl_bps"] = rate_kbps * 1e3
+    return fields

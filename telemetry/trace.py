@@ -1,0 +1,257 @@
+"""Traces: MCAP files of telemetry messages, one channel per topic with its JSON schema (https://mcap.dev/spec).
+
+Written in chunks, each with a checksum, so that a file cut off by a crash gives all its whole chunks. Payloads are
+JSON, so that Foxglove and the `mcap` tool open them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+import msgspec
+from mcap.data_stream import ReadDataStream
+from mcap.exceptions import McapError
+from mcap.opcode import Opcode
+from mcap.records import Channel, Chunk
+from mcap.stream_reader import get_chunk_data_stream
+from mcap.writer import Writer
+from zstandard import ZstdError
+
+from telemetry.errors import BadTrace
+from telemetry.messages import TOPICS, Message, SiteMessage, TaskOffer, UeReport, UeReportBatch
+from telemetry.quality import Quarantine
+
+MAGIC: Final = b"\x89MCAP0\r\n"
+CHUNK_BYTES: Final = 256 * 1024  # what a crash can lose; smaller chunks compress worse
+LIBRARY: Final = "cosched"  # without a version: the same messages give the same bytes
+MAX_CHUNK_BYTES: Final = 1 << 30  # a damaged size must not eat the memory
+S_NS: Final = 1_000_000_000
+
+_RANK: Final = {kind: rank for rank, kind in enumerate(TOPICS.values())}
+_TOPIC: Final = {kind: topic for topic, kind in TOPICS.items()}
+_RECORD: Final = struct.Struct("<BQ")  # opcode, length of what follows
+_MESSAGE: Final = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time; then the payload
+
+# What reading a damaged record raises: CRC and text errors are ValueErrors, lz4 raises RuntimeError.
+_DAMAGE: Final = (McapError, ZstdError, ValueError, RuntimeError, struct.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A trace as read. `duration_s`: instant of its last message; `other_topics`: messages of channels unknown here."""
+
+    messages: list[Message]
+    site_toml: str | None
+    sha256: str
+    duration_s: float
+    warnings: list[str]
+    other_topics: Counter[str]
+
+
+def sort_key(message: Message) -> tuple[int, int, int]:
+    """Order of a trace: instant, then topic in the order of TOPICS, then the source's own sequence number."""
+    return message.at_ns, _RANK[type(message)], getattr(message, "seq", 0)
+
+
+class TraceWriter:
+    """Appends messages to an MCAP stream; a context manager. Every full chunk reaches the stream at once."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._writer = Writer(stream, chunk_size=CHUNK_BYTES)
+        self._writer.start(library=LIBRARY)
+        self._channels: dict[type, int] = {}
+        self._encoder = msgspec.json.Encoder()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._writer.finish()  # type: ignore[no-untyped-call]  # mcap annotates only some of its methods
+
+    def add(self, message: Message) -> None:
+        """Write one message. Raises BadTrace for an instant before 0, which MCAP cannot hold."""
+        if message.at_ns < 0:
+            raise BadTrace(f"{_TOPIC[type(message)]} message at {message.at_ns} ns: a trace starts at 0")
+        self._writer.add_message(
+            channel_id=self._channel(type(message)),
+            log_time=message.at_ns,
+            publish_time=message.at_ns,
+            sequence=getattr(message, "seq", 0) & 0xFFFFFFFF,
+            data=self._encoder.encode(message),
+        )
+
+    def _channel(self, kind: type) -> int:
+        if kind not in self._channels:
+            topic = _TOPIC[kind]
+            schema = self._writer.register_schema(topic, "jsonschema", msgspec.json.encode(json_schema(kind)))
+            self._channels[kind] = self._writer.register_channel(topic, "json", schema)
+        return self._channels[kind]
+
+
+def json_schema(kind: type) -> dict[str, object]:
+    """JSON schema of a message type with an object at its top, as Foxglove wants it (not a reference)."""
+    _, parts = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+    return {**parts[kind.__name__], "$defs": parts}
+
+
+def write_trace(path: Path, messages: Iterable[Message]) -> None:
+    """Sort the messages and write them; a file of that name is replaced only once all is written. Raises BadTrace."""
+    ordered = sorted(messages, key=sort_key)
+    if not ordered:
+        raise BadTrace(f"{path}: nothing to write: the trace would be empty")
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as stream, TraceWriter(stream) as writer:
+            for message in ordered:
+                writer.add(message)
+        part.replace(path)
+    except OSError as error:
+        raise BadTrace(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace, sorted; what is damaged, refused or unknown is counted in its warnings.
+
+    Raises BadTrace when the file is missing, not MCAP, or holds no message.
+    """
+    data = _read_bytes(path)
+    reading = _Reading()
+    for topic, payload in _payloads(data, reading):
+        reading.take(topic, payload)
+    if not reading.messages:
+        detail = f" ({'; '.join(reading.warnings())})" if reading.warnings() else ""
+        raise BadTrace(f"{path}: the trace holds no telemetry message{detail}")
+    messages = sorted(reading.messages, key=sort_key)
+    site = next((m.toml for m in messages if isinstance(m, SiteMessage)), None)
+    return Trace(
+        messages=messages,
+        site_toml=site,
+        sha256=hashlib.sha256(data).hexdigest(),
+        duration_s=messages[-1].at_ns / S_NS,
+        warnings=reading.warnings() + _orphans(messages),
+        other_topics=reading.other_topics,
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadTrace(f"{path}: {error.strerror}") from None
+    if not data:
+        raise BadTrace(f"{path}: the file is empty")
+    if not data.startswith(MAGIC):
+        raise BadTrace(f"{path}: not an MCAP file; `cosched import` and `cosched simulate` make traces")
+    return data
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What one pass over a file has found so far."""
+
+    messages: list[Message] = field(default_factory=list)
+    other_topics: Counter[str] = field(default_factory=Counter)
+    damage: Counter[str] = field(default_factory=Counter)
+    malformed: Counter[str] = field(default_factory=Counter)
+    quarantine: Quarantine = field(default_factory=Quarantine)
+    _decoders: dict[str, msgspec.json.Decoder[Message]] = field(
+        default_factory=lambda: {topic: msgspec.json.Decoder(kind) for topic, kind in TOPICS.items()}
+    )
+
+    def take(self, topic: str, payload: memoryview) -> None:
+        """Decode and inspect one message."""
+        decoder = self._decoders.get(topic)
+        if decoder is None:
+            self.other_topics[topic] += 1
+            return
+        try:
+            message = self.quarantine.admit(decoder.decode(payload))
+        except msgspec.DecodeError:
+            self.malformed[topic] += 1
+            return
+        if message is not None:
+            self.messages.append(message)
+
+    def warnings(self) -> list[str]:
+        """One line per thing that is wrong, each with its count."""
+        lines = [f"{what} ({n})" for what, n in sorted(self.damage.items())]
+        lines += [f"{n} malformed {topic} messages dropped" for topic, n in sorted(self.malformed.items())]
+        counts = sorted(self.quarantine.counts.items())
+        return lines + [f"{source or 'a source without name'}: {why} ({n})" for (source, why), n in counts]
+
+
+def _payloads(data: bytes, reading: _Reading) -> Iterator[tuple[str, memoryview]]:
+    """Yield (topic, payload) of every message in whole records; note damage, of which a file may hold any."""
+    topics: dict[int, str] = {}
+    for opcode, content in _records(memoryview(data)[len(MAGIC) :], reading):
+        try:
+            found = _in_chunk(content, topics) if opcode == Opcode.CHUNK else _direct(opcode, content, topics)
+        except _DAMAGE as error:
+            reading.damage[f"damaged chunks left out: {type(error).__name__}"] += 1
+            continue
+        yield from found
+
+
+def _records(view: memoryview, reading: _Reading) -> Iterator[tuple[int, memoryview]]:
+    """Yield (opcode, content) up to the end of the data section; note when the file ends before."""
+    at = 0
+    while at + _RECORD.size <= len(view):
+        opcode, length = _RECORD.unpack_from(view, at)
+        end = at + _RECORD.size + length
+        if opcode == Opcode.DATA_END:
+            return
+        if end > len(view):
+            break
+        yield opcode, view[at + _RECORD.size : end]
+        at = end
+    reading.damage["the file is cut off: read up to its last whole chunk"] += 1
+
+
+def _in_chunk(content: memoryview, topics: dict[int, str]) -> list[tuple[str, memoryview]]:
+    chunk = Chunk.read(ReadDataStream(BytesIO(content)))
+    if chunk.uncompressed_size > MAX_CHUNK_BYTES:
+        raise ValueError(f"a chunk of {chunk.uncompressed_size} bytes")
+    stream, size = get_chunk_data_stream(chunk, validate_crc=True)
+    view, at = memoryview(stream.read(size)), 0
+    found: list[tuple[str, memoryview]] = []
+    while at < len(view):
+        opcode, length = _RECORD.unpack_from(view, at)
+        at += _RECORD.size
+        found += _direct(opcode, view[at : at + length], topics)
+        at += length
+    return found
+
+
+def _direct(opcode: int, content: memoryview, topics: dict[int, str]) -> list[tuple[str, memoryview]]:
+    if opcode == Opcode.MESSAGE:
+        channel = _MESSAGE.unpack_from(content)[0]
+        return [(topics.get(channel, f"channel {channel}"), content[_MESSAGE.size :])]
+    if opcode == Opcode.CHANNEL:
+        known = Channel.read(ReadDataStream(BytesIO(content)))
+        topics[known.id] = known.topic
+    return []
+
+
+def _orphans(messages: list[Message]) -> list[str]:
+    """Count tasks of UEs that no RAN report names: they can never be served."""
+    seen: set[str] = set()
+    for message in messages:
+        if isinstance(message, UeReport):
+            seen.add(message.ue)
+        elif isinstance(message, UeReportBatch):
+            seen.update(message.ue)
+    lost = Counter(m.ue for m in messages if isinstance(m, TaskOffer) and m.ue not in seen)
+    return [f"{n} tasks of UE {ue}, which no RAN report names" for ue, n in sorted(lost.items())]

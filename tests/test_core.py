@@ -1,0 +1,244 @@
+"""The core: estimates, planner columns, promises, leases, and what it refuses."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cosched.core.channel import ChannelEstimates
+from cosched.core.commands import Dispatch, Solve
+from cosched.core.core import Core, StaleEvent
+from cosched.core.events import Finished, Offered, Progress, Progressed, Solved, Telemetry, Tick
+from cosched.core.planner import pace
+from cosched.core.policy import POLICIES, policy
+from cosched.core.settings import Settings
+from cosched.core.state import Task
+from cosched.errors import BadInput
+from cosched.resources import config_file
+from cosched.site import load_site
+from cosched.workloads import registry
+from cosched.workloads.context import load_profiles, session_memory_bytes
+from solvers import check
+from solvers import registry as solvers
+from telemetry.messages import CellReport, LlmSession, NodeReport, TaskOffer, UeReport, VideoClip
+
+SITE = load_site(config_file("sites", "node-bound.toml"))
+PROFILES = load_profiles(SITE)
+CONTEXT = PROFILES.context_of(0, 0)
+
+
+def report(ue: str, at_s: float, efficiency: float | None) -> UeReport:
+    return UeReport(
+        at_ns=round(at_s * 1e9), source="ran", seq=0, ue=ue, cell=SITE.cells[0].id, ul_efficiency_bps_hz=efficiency
+    )
+
+
+def session(task: str, at_s: float = 0.0, *, private: bool = True, tpot_s: float = 0.2, weight: float = 1.0) -> TaskOffer:
+    work = LlmSession(
+        model="llama-3-8b", context_tokens=500, new_tokens=64, max_output_tokens=100, ttft_s=2.0, tpot_s=tpot_s,
+        private=private,
+    )  # fmt: skip
+    return TaskOffer(at_ns=round(at_s * 1e9), source="s", seq=0, task=task, ue="ue00", work=work, weight=weight)
+
+
+def make_core(name: str = "joint") -> Core:
+    core = Core(
+        SITE, policy(name), Settings(), lambda offer, cell: registry.points(offer, PROFILES.context_of(0, cell)),
+        session_memory_bytes(PROFILES),
+    )  # fmt: skip
+    core.handle(Telemetry(0.0, report("ue00", 0.0, 2.0)))
+    return core
+
+
+def answer(core: Core, commands: list, at_s: float):
+    """Carry out Solve commands; return the plans."""
+    plans = []
+    todo = list(commands)
+    while todo:
+        command = todo.pop(0)
+        if isinstance(command, Solve):
+            solution = solvers.get(command.policy.solver)(command.problem, warm=command.warm, options=command.policy.options)
+            assert check.verify(command.problem, solution) == []
+            todo += core.handle(Solved(at_s, command.request, solution))
+        elif isinstance(command, Dispatch):
+            plans.append(command.plan)
+    return plans
+
+
+def test_a_task_is_admitted_with_whole_prbs_and_a_lease():
+    core = make_core()
+    (plan,) = answer(core, core.handle(Offered(0.1, (session("a"),))), 0.1)
+    assert plan.tasks == ("a",)
+    assert plan.prbs[0] == int(plan.prbs[0]) >= 1
+    assert plan.valid_until_s == pytest.approx(0.1 + Settings().lease_s)
+    (decision,) = plan.decisions
+    assert decision.reason == "admitted"
+    assert decision.table.split[decision.point] >= 1  # private: raw tokens stay on the device
+
+
+def test_the_promise_of_a_plan_holds_at_its_shares():
+    core = make_core()
+    (plan,) = answer(core, core.handle(Offered(0.1, tuple(session(f"t{i}") for i in range(6)))), 0.1)
+    hz = SITE.cells[0].ul_bandwidth_hz
+    assert len(plan.tasks) >= 2
+    for d in plan.decisions:
+        if d.point < 0:
+            continue
+        row = plan.tasks.index(d.task)
+        t, j = d.table, d.point
+        rate = plan.prbs[row] / SITE.cells[0].ul_prbs * hz * d.efficiency_bps_hz
+        latency = t.fixed_s[j] + t.ul_bits[j] / rate + t.node_s[j] / plan.share[row, 1]
+        assert (latency <= t.deadline_s * Settings().deadline_margin + 1e-9).all()
+
+
+def test_a_ue_without_a_sample_is_refused_by_name_of_the_reason():
+    core = make_core()
+    stranger = msgspec.structs.replace(session("a"), ue="ue99")
+    plans = answer(core, core.handle(Offered(0.1, (stranger,))), 0.1)
+    assert [d.reason for p in plans for d in p.decisions] == ["rejected_no_channel"]
+
+
+def test_generations_only_grow_and_a_step_back_in_time_changes_nothing():
+    core = make_core()
+    generations = []
+    for i in range(5):
+        generations += [p.generation for p in answer(core, core.handle(Offered(1.0 + i, (session(f"t{i}", 1.0 + i),))), 1.0 + i)]
+    assert generations == sorted(set(generations))
+    before = dict(core.state.tasks)
+    with pytest.raises(StaleEvent):
+        core.handle(Tick(0.5))
+    assert core.state.tasks == before
+
+
+def test_what_arrives_while_a_solve_is_open_waits_for_the_next_one():
+    core = make_core()
+    (solve,) = core.handle(Offered(0.1, (session("a"),)))
+    assert core.handle(Offered(0.2, (session("b", 0.2),))) == []
+    plans = answer(core, [solve], 0.3)
+    assert [d.task for p in plans for d in p.decisions] == ["a", "b"]
+
+
+def test_an_answer_to_no_open_request_is_refused():
+    core = make_core()
+    (solve,) = core.handle(Offered(0.1, (session("a"),)))
+    solution = solvers.get("joint")(solve.problem)
+    with pytest.raises(StaleEvent):
+        core.handle(Solved(0.1, solve.request + 1, solution))
+
+
+def test_a_session_that_missed_its_first_token_loses_its_lease():
+    core = make_core()
+    answer(core, core.handle(Offered(0.1, (session("a", 0.1),))), 0.1)
+    late = Progress("a", 0, 0, 0, float("nan"), 0.0, 1e5, 0.01, 0.0)
+    core.handle(Progressed(2.5, (late,)))
+    plans = answer(core, core.handle(Tick(2.5)), 2.5)
+    assert [(d.task, d.reason) for p in plans for d in p.decisions] == [("a", "ttft_missed")]
+    assert core.state.tasks == {}
+
+
+def test_a_policy_without_admission_serves_on():
+    core = make_core("pf")
+    answer(core, core.handle(Offered(0.1, (session("a", 0.1),))), 0.1)
+    core.handle(Progressed(2.5, (Progress("a", 0, 0, 0, float("nan"), 0.0, 1e5, 0.01, 0.0),)))
+    answer(core, core.handle(Tick(2.5)), 2.5)
+    assert list(core.state.tasks) == ["a"]
+
+
+def test_a_node_that_is_down_gets_no_newcomer():
+    core = make_core()
+    core.handle(Telemetry(0.05, NodeReport(at_ns=0, source="n", seq=0, node=SITE.nodes[0].id, up=False)))
+    plans = answer(core, core.handle(Offered(0.1, (session("a"),))), 0.1)
+    assert [d.reason for p in plans for d in p.decisions] == ["rejected_no_capacity"]
+
+
+def test_background_load_leaves_less_for_ours():
+    admitted = []
+    for background in (0.0, 0.8):
+        core = make_core()
+        core.handle(Telemetry(0.05, CellReport(at_ns=0, source="c", seq=0, cell=SITE.cells[0].id, background_ul_fraction=background)))
+        plans = answer(core, core.handle(Offered(0.1, tuple(session(f"t{i}") for i in range(30)))), 0.1)
+        admitted.append(sum(d.reason == "admitted" for p in plans for d in p.decisions))
+    assert admitted[1] < admitted[0]
+
+
+def test_finished_tasks_leave():
+    core = make_core()
+    answer(core, core.handle(Offered(0.1, (session("a"),))), 0.1)
+    core.handle(Finished(0.5, "a"))
+    assert core.state.tasks == {}
+    assert core.handle(Tick(0.6)) == []
+
+
+def test_a_running_session_keeps_split_and_node_and_may_change_precision():
+    offer = session("a")
+    table = registry.points(offer, CONTEXT)
+    task = Task(offer, table, ue=0, cell=0, point=table.n_points - 1)
+    assert list(task.candidates()) == [task.point]  # the prefill is under way
+    task.progress = Progress("a", 1, 5, 0, 1.0, 1.5, 0.0, 0.0, 0.0)
+    rows = task.candidates()
+    assert task.point in rows
+    assert {(table.split[r], table.node[r]) for r in rows} == {(table.split[task.point], table.node[task.point])}
+
+
+def test_pace_makes_up_for_late_tokens_within_limits():
+    offer = session("a")
+    task = Task(offer, registry.points(offer, CONTEXT), ue=0, cell=0, point=0)
+    aim = 0.2 * Settings().deadline_margin
+    task.progress = Progress("a", 1, 11, 0, 1.0, 1.0 + 10 * aim, 0.0, 0.0, 0.0)
+    assert pace(task, Settings()) == pytest.approx(aim)
+    task.progress = Progress("a", 1, 11, 0, 1.0, 1.0 + 10 * aim + 0.4, 0.0, 0.0, 0.0)
+    assert pace(task, Settings()) == pytest.approx(aim - 0.4 / Settings().pace_horizon)
+    task.progress = Progress("a", 1, 11, 0, 1.0, 1.0 + 10 * aim + 40, 0.0, 0.0, 0.0)
+    assert pace(task, Settings()) == pytest.approx(aim * Settings().pace_least)
+
+
+def test_a_clip_is_lost_when_its_target_cannot_be_reached_any_more():
+    work = VideoClip(frame_flop=250e9, frame_bits=5e5, fps=5, deadline_s=0.2, frames=40)
+    offer = TaskOffer(at_ns=0, source="s", seq=0, task="v", ue="ue00", work=work)
+    task = Task(offer, registry.points(offer, CONTEXT), ue=0, cell=0, point=0)
+    task.progress = Progress("v", 0, 10, 2, float("nan"), 0.0, 0.0, 0.0, 0.0)
+    assert task.is_lost(3.0, 1e7) == ""
+    task.progress = Progress("v", 0, 10, 3, float("nan"), 0.0, 0.0, 0.0, 0.0)
+    assert task.is_lost(3.0, 1e7) == "frames_missed"
+
+
+@given(st.lists(st.floats(0.05, 8.0), min_size=1, max_size=60), st.floats(0, 30))
+@settings(max_examples=80, deadline=None)
+def test_estimates_stay_between_a_quarter_of_the_mean_and_the_best_sample(samples, idle_s):
+    estimates = ChannelEstimates(Settings())
+    for i, value in enumerate(samples):
+        estimates.update("u", 0.25 * i, value)
+    planned = float(estimates.planned(0.25 * len(samples) + idle_s)[0])
+    assert 0.25 * min(samples) - 1e-12 <= planned <= max(samples) + 1e-12
+
+
+def test_idle_time_lowers_the_estimate_and_never_raises_it():
+    estimates = ChannelEstimates(Settings())
+    for i in range(20):
+        estimates.update("u", 0.25 * i, 2.0)
+    planned = [float(estimates.planned(5.0 + age)[0]) for age in (0.0, 2.0, 5.0, 20.0, 100.0)]
+    assert planned == sorted(planned, reverse=True)
+    assert planned[0] == pytest.approx(2.0)
+    assert planned[-1] >= 1.0
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_every_policy_plans_and_passes_verification(name):
+    core = make_core(name)
+    rng = np.random.default_rng(5)
+    at = 0.1
+    for i in range(12):
+        offer = session(f"t{i}", at, private=bool(rng.integers(2)), tpot_s=float(rng.choice([0.1, 0.2])))
+        answer(core, core.handle(Offered(at, (offer,))), at)
+        at += 0.05
+        answer(core, core.handle(Tick(at)), at)
+    assert len(core.state.tasks) <= 12
+
+
+@pytest.mark.parametrize("spec", ["nobody", "pf-util:rho", "pf-util:rho=high"])
+def test_a_bad_policy_is_named_with_those_there_are(spec):
+    with pytest.raises(BadInput, match="policy"):
+        policy(spec)

@@ -1,0 +1,149 @@
+"""What is read once per site: profiles, devices of UEs, memory of nodes, quality table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from workload_cases import SESSION, offer, quality, shipped
+
+from cosched.errors import BadInput
+from cosched.profiles import quant
+from cosched.resources import config_dir
+from cosched.site import DeviceShare, ModelRef, Site, Ues
+from cosched.workloads import registry
+from cosched.workloads.context import device_of_ue, load_profiles, session_memory_bytes
+from cosched.workloads.quality import load_quality
+
+NODE_BOUND = shipped("node-bound")
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "measure_activation_quality.py"
+
+
+def changed(site: Site, **changes: object) -> Site:
+    return msgspec.structs.replace(site, **changes)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 200))
+@settings(max_examples=60, deadline=None)
+def test_devices_have_their_share_of_any_first_ues(parts: list[int], n: int) -> None:
+    shares = [p / sum(parts) for p in parts]
+    ues = Ues(count=n, devices=tuple(DeviceShare(device=f"d{i}", share=s) for i, s in enumerate(shares)))
+    counts = Counter(device_of_ue(ues, rank) for rank in range(n))
+    # Furthest behind first is not optimal for many devices, but no device waits for more than about its turn.
+    assert all(abs(counts[i] - s * n) < len(shares) for i, s in enumerate(shares))
+
+
+def test_devices_of_the_default_site() -> None:
+    ranks = Counter(device_of_ue(NODE_BOUND.site.ues, rank) for rank in range(24))
+    assert [ranks[i] for i in range(3)] == [12, 7, 5]
+
+
+def test_contexts_differ_by_device_and_cell() -> None:
+    cells = (NODE_BOUND.site.cells[0], msgspec.structs.replace(NODE_BOUND.site.cells[0], id="far", one_way_s=0.05))
+    profiles = load_profiles(changed(NODE_BOUND.site, cells=cells))
+    near, far = (registry.points(offer(SESSION), profiles.context_of(0, cell)) for cell in (0, 1))
+    kept = [near.point_ids.index(name) for name in far.point_ids]
+    assert far.fixed_s - near.fixed_s[kept] == pytest.approx(np.full((far.n_points, 2), 2 * (0.05 - 0.012)))
+    assert profiles.context_of(0, 1) is profiles.context_of(0, 1)
+    assert profiles.context(1, 0).device.key == "jetson"
+
+
+def test_node_memory_is_the_slice_less_the_weights() -> None:
+    """8B at 4 bit on a quarter of 80 GB: layers at 4.156 bits, embedding and head at 16 (quant.py, group128)."""
+    weights = 32 * (218_103_808 * (4 + 20 / 128) / 8 + 2 * 2 * 4096) + 2 * 128_256 * 4096 * 2 + 2 * 4096
+    assert session_memory_bytes(NODE_BOUND) == pytest.approx([20e9 - weights])
+    node = msgspec.structs.replace(NODE_BOUND.site.nodes[0], memory_bytes=1e9)
+    assert session_memory_bytes(load_profiles(changed(NODE_BOUND.site, nodes=(node,)))).tolist() == [1e9]
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    node = msgspec.structs.replace(NODE_BOUND.site.nodes[0], fraction=0.05)
+    with pytest.raises(BadInput, match=r"edge0: the models' weights take 5\.\d GB of 4\.0 GB"):
+        session_memory_bytes(load_profiles(changed(NODE_BOUND.site, nodes=(node,))))
+
+
+@pytest.mark.parametrize(
+    ("ref", "says"),
+    [
+        (ModelRef(id="m", config="llama-3-8b", activation_bits=(16, 6)), "activation_bits 6: quality was measured at"),
+        (ModelRef(id="m", config="llama-3-8b", weight_bits=3), "weight_bits = 3"),
+        (ModelRef(id="m", config="no-such-model"), "no-such-model"),
+    ],
+)
+def test_models_that_cannot_be_served_are_refused_at_load(ref: ModelRef, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        load_profiles(changed(NODE_BOUND.site, models=(ref,)))
+
+
+def test_unknown_device_is_refused() -> None:
+    ues = Ues(count=1, devices=(DeviceShare(device="toaster", share=1.0),))
+    with pytest.raises(BadInput, match=r"toaster.*there are: .*phone"):
+        load_profiles(changed(NODE_BOUND.site, ues=ues))
+
+
+def test_every_shipped_site_loads() -> None:
+    for path in sorted((config_dir() / "sites").glob("*.toml")):
+        profiles = shipped(path.stem)
+        assert (session_memory_bytes(profiles) > 0).all()
+
+
+def test_quality_handed_in_is_used() -> None:
+    profiles = load_profiles(NODE_BOUND.site, quality(bits16=1.0, bits8=0.7, bits4=0.1))
+    table = registry.points(offer(SESSION), profiles.context_of(0, 0))
+    assert set(table.quality.tolist()) == {1.0, 0.7, 0.1}
+
+
+def test_shipped_quality_is_measured_with_what_is_sent() -> None:
+    """The bits per value of the measured schemes are those that the profiles charge the air with."""
+    table = load_quality().activation
+    assert sorted(table) == [4, 8, 16]
+    for bits, entry in table.items():
+        assert entry.wire_bits_per_value == quant.activation_bytes(4096, bits) * 8 / 4096
+        assert entry.guess
+        assert "measure_activation_quality.py" in entry.source
+    assert table[4].value + table[4].ci95 < table[8].value - table[8].ci95  # or 4 bit would always be chosen
+    assert table[8].value <= table[16].value <= 1
+
+
+ENTRY = '{ value = 1.0, ci95 = 0.0, wire_bits_per_value = 16, scheme = "s", source = "s", guess = "" }'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("v = 1\nactivation = {", "quality.toml"),
+        ("v = 2\nactivation = {}", "this version reads v = 1"),
+        ("v = 1", "missing required field `activation`"),
+        (f"v = 1\nactivation.8 = {ENTRY.replace('1.0', '1.2')}", "<= 1"),
+        (f"v = 1\nactivation.8 = {ENTRY.replace('1.0', 'nan')}", ">= 0.0"),
+        (f"v = 1\nactivation.8 = {ENTRY.replace('16', 'inf')}", "<= 32"),
+        (f"v = 1\nactivation.x = {ENTRY}", "Expected `int`"),
+        (f"v = 1\nactivation.8 = {ENTRY.replace('scheme', 'schema')}", "schema"),
+    ],
+)
+def test_wrong_quality_files_are_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "quality.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput) as caught:
+        load_quality(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_quality_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"none\.toml: No such file"):
+        load_quality(tmp_path / "none.toml")
+
+
+def test_measuring_tool_explains_itself_without_torch() -> None:
+    done = subprocess.run([sys.executable, TOOL, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert "config/quality.toml" in done.stdout
