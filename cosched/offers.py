@@ -32,7 +32,6 @@ OFFER_SOURCE: Final = "offers"
 MIN_VALID_SAMPLES: Final = 20  # 5 s of activity at SCOPE's 250 ms; fewer say nothing of a channel
 REATTACH_GAP_NS: Final = 2 * S_NS  # the UE was detached: no channel to be mapped
 MAX_TASKS: Final = 5_000_000  # 2 GB of messages
-_GOLDEN: Final = (math.sqrt(5) - 1) / 2
 
 
 def draw_offers(
@@ -197,17 +196,14 @@ def _clip(mix: Mix, fps: float, gflop: float) -> VideoClip:
 
 
 def assign_devices(site: Site, ues: Sequence[str]) -> dict[str, int]:
-    """Map each UE to its index into `site.ues.devices`: shares by largest remainder, devices spread over the UEs.
+    """Map each UE to its index into `site.ues.devices`: as many as the shares say (largest remainder), in blocks.
 
-    UEs are ranked by the fractional part of (position + 1) x the golden ratio, which is even over any run and any
-    stride of positions, so that devices do not line up with channels or cells (both go round by position). The first
-    ranks get the first device, and so on.
+    Channels and cells go round by position (`channel_reports`), so blocks of positions spread every device over all of
+    them; to interleave devices as well would line them up with channels wherever the two periods meet.
     """
     counts = _quotas([d.share for d in site.ues.devices], len(ues))
-    by_rank = sorted(range(len(ues)), key=lambda u: ((u + 1) * _GOLDEN) % 1)
     devices = [index for index, count in enumerate(counts) for _ in range(count)]
-    device_of = dict(zip(by_rank, devices, strict=True))
-    return {ue: device_of[u] for u, ue in enumerate(ues)}
+    return dict(zip(ues, devices, strict=True))
 
 
 def _quotas(shares: Sequence[float], n: int) -> list[int]:

@@ -32,6 +32,7 @@ from telemetry.messages import TaskOffer
 
 SLOTS: Final = 2  # cell uplink, node
 TOLERANCE: Final = 1e-6  # of a deadline or a capacity: what a solver's rounding may cost
+BATCH: Final = 64  # UEs dropped at a time, whatever the number asked for: of one seed, more tasks are the same and more
 ATTEMPTS: Final = 50  # batches of offers drawn before a scenario counts as one without networked tasks
 
 
@@ -77,8 +78,8 @@ def attach(loaded: Loaded, count: int, rng: np.random.Generator) -> Attached:
     radio, area, site = loaded.scenario.radio, loaded.area, loaded.site
     parts: list[tuple[Ints, Floats, Floats]] = []
     while sum(len(cell) for cell, _, _ in parts) < count:
-        path_m = area.drop(2 * count, rng)[None]  # (1, U, 2)
-        loss_db = losses_db(loaded.propagation, path_m, area.sites_m, loaded.indoors(2 * count, rng), rng)
+        path_m = area.drop(BATCH, rng)[None]  # (1, U, 2)
+        loss_db = losses_db(loaded.propagation, path_m, area.sites_m, loaded.indoors(BATCH, rng), rng)
         link = observe(radio.uplink, loss_db, radio.hysteresis_db, site.cells[0].scs_khz)
         heard = link.efficiency_bps_hz[0] > 0
         carried = radio.uplink.reference_prbs * 10.0 ** (np.maximum(link.headroom_db[0], 0.0) / 10.0)
@@ -90,16 +91,19 @@ def attach(loaded: Loaded, count: int, rng: np.random.Generator) -> Attached:
 
 
 def draw(loaded: Loaded, count: int, seed: int) -> Drop:
-    """Draw `count` tasks that need the network, on as many attached UEs. Raises BadInput if the scenario has none."""
-    rng = np.random.default_rng(seed)
-    ues = attach(loaded, count, rng)
+    """Draw `count` tasks that need the network, on as many attached UEs. Raises BadInput if the scenario has none.
+
+    Of one seed the first n tasks are the same for every count: curves over the offered load are of one drop growing.
+    """
+    ue_rng, offer_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    ues = attach(loaded, count, ue_rng)
     profiles = load_profiles(loaded.site)
-    requests = requests_of(loaded.scenario.arrivals, loaded.folder, rng)
+    requests = requests_of(loaded.scenario.arrivals, loaded.folder, offer_rng)
     tables: list[PointTable] = []
     weights: list[float] = []
     local = 0
     for _ in range(ATTEMPTS):
-        for offer in _offers(loaded, requests, rng):
+        for offer in _offers(loaded, requests, offer_rng):
             rank = len(tables)
             table = workloads.points(offer, profiles.context(rank, int(ues.cell[rank])))
             if local_feasible(table):

@@ -31,7 +31,7 @@ def bound(book: Workbook) -> float:
         work=work,
         start_s=start,
         end_s=end,
-        windows=default_windows(float(start.min()), float(end.max())),
+        windows=default_windows(start, end),
         background=free,
     ).bound
 

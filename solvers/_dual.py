@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers._jit import nopython
-from solvers._kernel import DEAD, Table, all_costs, evaluate, rounded
+from solvers._kernel import DEAD, RIGID, ROOT, Table, evaluate, least_costs, rounded
 from solvers.problem import Floats, Ints
 
 SCALE_STEPS: Final = 24  # tangents tried for the common scale of the prices; 6 to 10 are used
@@ -43,10 +43,10 @@ def flat_prices(t: Table) -> Floats:
         for j in range(t.first[i], t.first[i + 1]):
             if t.mode[j] != DEAD:
                 for s in range(t.slot.shape[1]):
-                    pull[t.slot[j, s]] += max(t.root[j, 0, s], t.root[j, 1, s], t.rigid[j, s]) / many
+                    pull[t.slot[j, s]] += max(t.cell[j, ROOT, s], t.cell[j, ROOT + 1, s], t.cell[j, RIGID, s]) / many
     price = np.zeros(n)
-    for c in range(t.source.shape[0]):
-        pull[t.target[c]] += math.sqrt(t.kappa[c]) * pull[t.source[c]]
+    for c in range(t.link.shape[0]):
+        pull[t.link[c, 1]] += math.sqrt(t.kappa[c]) * pull[t.link[c, 0]]
     for r in range(n):
         if t.room[r] > 0.0 and pull[r] > 0.0:
             price[r] = rounded((pull[r] / t.room[r]) ** 2)
@@ -54,19 +54,22 @@ def flat_prices(t: Table) -> Floats:
 
 
 @nopython
-def starting_prices(t: Table, warm: Floats) -> Floats:
-    """Warm prices; a resource without one, but with demand, gets a small one so that logarithms exist."""
-    flat = flat_prices(t)
-    worth = flat_worth = 0.0
-    for r in range(warm.shape[0]):
-        worth += warm[r] * t.room[r]
-        flat_worth += flat[r] * t.room[r]
-    if not (0.0 < worth < math.inf):
-        return flat
-    price = np.zeros(warm.shape[0])
-    for r in range(warm.shape[0]):
-        if flat[r] > 0.0:
-            price[r] = rounded(max(warm[r], 1e-3 * flat[r] * worth / flat_worth))
+def worth(t: Table, price: Floats) -> float:
+    """What all room costs."""
+    total = 0.0
+    for r in range(price.shape[0]):
+        total += price[r] * t.room[r]
+    return total
+
+
+@nopython
+def starting_prices(t: Table, flat: Floats, warm: Floats) -> Floats:
+    """Warm prices; a resource with demand but without a price gets a small one, so that logarithms exist."""
+    whole, flat_whole = worth(t, warm), worth(t, flat)
+    price = flat.copy()
+    if 0.0 < whole < math.inf and flat_whole > 0.0:
+        for r in range(warm.shape[0]):
+            price[r] = rounded(max(warm[r], 1e-3 * flat[r] * whole / flat_whole)) if flat[r] > 0.0 else 0.0
     return price
 
 
@@ -88,14 +91,12 @@ def _slope(t: Table, cost: Floats, scale: float) -> tuple[float, float]:
 def best_scale(t: Table, price: Floats) -> float:
     """Factor on all prices that minimises the dual: shares do not depend on it, so costs are computed once.
 
-    Along the ray the dual is convex and piecewise linear: cut where the tangents of the two ends meet. 0 when
-    everything fits at these price ratios.
+    Along the ray the dual is convex and piecewise linear: cut where the tangents of the two ends meet. Lower bounds
+    of the costs will do here. 0 when everything fits at these price ratios.
     """
     cost = np.empty(t.value.shape[0])
-    all_costs(t, price, cost)
-    room = 0.0
-    for r in range(price.shape[0]):
-        room += price[r] * t.room[r]
+    least_costs(t, price, cost)
+    room = worth(t, price)
     low, high = 0.0, 0.0
     for j in range(cost.shape[0]):
         if t.mode[j] != DEAD and cost[j] > 0.0:
@@ -123,7 +124,7 @@ def best_scale(t: Table, price: Floats) -> float:
 
 @nopython
 def _direction(hessian: Floats, slope: Floats, step: Floats, limit: float) -> float:
-    """step = -hessian slope, no component beyond `limit`; returns its descent (negative if it is one)."""
+    """Step = -hessian slope, no component beyond `limit`; returns its descent (negative if it is one)."""
     n = slope.shape[0]
     longest = descent = 0.0
     for r in range(n):
@@ -189,7 +190,7 @@ def _slopes(t: Table, price: Floats, use: Floats, slope: Floats) -> None:
 
 @nopython
 def _moved(price: Floats, step: Floats, faded: float, t: Table, new: Floats) -> None:
-    """new = price * exp(step), rounded; prices that no longer matter stay where they are."""
+    """New = price * exp(step), rounded; prices that no longer matter stay where they are."""
     for r in range(price.shape[0]):
         new[r] = 0.0
         if price[r] > 0.0:
@@ -198,7 +199,7 @@ def _moved(price: Floats, step: Floats, faded: float, t: Table, new: Floats) -> 
 
 @nopython
 def _aggregate(hessian: Floats, whole: Floats, other: Floats) -> None:
-    """whole = the shortest vector, in the metric of the inverse Hessian, between `whole` and `other`.
+    """Whole = the shortest vector, in the metric of the inverse Hessian, between `whole` and `other`.
 
     At a kink no single subgradient points downhill; the shortest combination of those on its sides does
     (Wolfe 1975; Lemarechal's bundle methods with a bundle of two).
@@ -245,6 +246,8 @@ def minimise(t: Table, start: Floats, evaluations: int, tolerance: float) -> Dua
     used, longest, small = 1, LONGEST, 0
     while used < evaluations and small < PATIENCE:
         descent = _direction(hessian, whole, step, longest)
+        if -descent < tolerance * bound * 0.1 and longest > 0.01:
+            break
         _moved(price, step, FADED * bound, t, new)
         trial = evaluate(t, new, pick_new, net_new, use)
         used += 1

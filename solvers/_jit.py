@@ -25,7 +25,7 @@ def nopython(function: Function) -> Function:
     """Compile on first use (strict IEEE arithmetic, one thread), or leave as it is."""
     if not COMPILED:
         return function
-    import numba  # noqa: PLC0415 (0.3 s, and not needed by the fallback)
+    import numba
 
     # error_model="numpy": 1 / 0 is inf, as in the arrays of the fallback
     return cast("Function", numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
@@ -35,7 +35,7 @@ def cached(function: Function) -> Function:
     """Like `nopython`, and keep the machine code beside the source for the next process."""
     if not COMPILED:
         return function
-    import numba  # noqa: PLC0415
+    import numba
 
     return cast("Function", numba.njit(error_model="numpy", cache=True)(function))
 

@@ -23,6 +23,18 @@ ROOT_STEPS: Final = 60  # of the search between two phases; about 8 are used
 BITS: Final = 2.0**40  # prices keep this many bits: last-bit differences of exp() between machines vanish
 
 
+# What Table.cell holds of point j and slot s: cell[j, FIELD, s]. The first three are read for every point at every
+# evaluation, so they lie side by side; + 1 is the second phase.
+ROOT: Final = 0  # sqrt(A * ACTIVITY), two phases
+RIGID: Final = 2
+A: Final = 3  # work / slack, two phases; of a SINGLE point the binding phase comes first
+REACH: Final = 5  # sqrt(A / ACTIVITY) of the first phase
+FLOOR: Final = 6
+CAP: Final = 7
+ACTIVITY: Final = 8
+FIELDS: Final = 9
+
+
 class Raw(NamedTuple):
     """Arrays of a Problem as the compiled code takes them; `order` (N,): tasks by id."""
 
@@ -43,24 +55,17 @@ class Raw(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A Problem made ready for the oracle."""
+    """A Problem made ready for the oracle. Few arrays: each one costs compile time in every function."""
 
     room: Floats  # (R + 1,) capacity left by the background; the last one is padding
-    source: Ints  # (C,)
-    target: Ints  # (C,)
-    kappa: Floats  # (C,)
+    link: Ints  # (C, 2) couplings: from, to
+    kappa: Floats  # (C,) per share
     first: Ints  # (N + 1,)
     order: Ints  # (N,)
     value: Floats  # (J,)
     mode: Ints  # (J,) DEAD, SINGLE, DOUBLE
     slot: Ints  # (J, S)
-    a: Floats  # (J, Q, S) work / slack; of a SINGLE point the binding phase comes first
-    root: Floats  # (J, Q, S) sqrt(a * activity)
-    reach: Floats  # (J, S) sqrt(a / activity) of the first phase
-    floor: Floats  # (J, S)
-    cap: Floats  # (J, S)
-    activity: Floats  # (J, S)
-    rigid: Floats  # (J, S)
+    cell: Floats  # (J, FIELDS, S)
 
 
 class Prices(NamedTuple):
@@ -75,57 +80,45 @@ class Prices(NamedTuple):
 def prepare(raw: Raw) -> Table:
     """Make a Table. O(points x slots)."""
     n_points, n_slots = raw.slot.shape
-    n_resources = raw.background.shape[0]
-    room = np.zeros(n_resources + 1)
+    n_resources, n_links = raw.background.shape[0], raw.source.shape[0]
+    room, link = np.zeros(n_resources + 1), np.zeros((n_links, 2), dtype=np.int64)
     for r in range(n_resources):
         room[r] = max(0.0, 1.0 - raw.background[r])
-    t = Table(
-        room,
-        raw.source,
-        raw.target,
-        raw.kappa,
-        raw.first,
-        raw.order,
-        raw.value,
-        np.zeros(n_points, dtype=np.int64),
-        raw.slot,
-        np.zeros((n_points, 2, n_slots)),
-        np.zeros((n_points, 2, n_slots)),
-        np.zeros((n_points, n_slots)),
-        raw.floor.copy(),
-        raw.cap.copy(),
-        raw.activity.copy(),
-        raw.rigid.copy(),
-    )
+    for c in range(n_links):
+        link[c, 0], link[c, 1] = raw.source[c], raw.target[c]
+    mode, cell = np.zeros(n_points, dtype=np.int64), np.zeros((n_points, FIELDS, n_slots))
+    t = Table(room, link, raw.kappa, raw.first, raw.order, raw.value, mode, raw.slot, cell)
     for j in range(n_points):
-        if _limits(t, j) and _deadlines(t, raw, j):
-            t.mode[j] = _phases(t, j)
+        if _limits(t, raw, j) and _deadlines(t, raw, j):
+            mode[j] = _phases(t, j)
     return t
 
 
 @nopython
-def _limits(t: Table, j: int) -> bool:
-    """Tighten caps by what the resources can give. False: the point cannot be served at all."""
+def _limits(t: Table, raw: Raw, j: int) -> bool:
+    """Shares' limits, caps tightened by what the resources can give. False: the point cannot be served at all."""
     if not t.value[j] > 0.0:
         return False
     for s in range(t.slot.shape[1]):
         r = t.slot[j, s]
+        t.cell[j, CAP, s] = 1.0
         if r == t.room.shape[0] - 1:
-            t.floor[j, s] = t.activity[j, s] = t.rigid[j, s] = 0.0
-            t.cap[j, s] = 1.0
             continue
-        act = t.activity[j, s]
-        left = t.room[r] - t.rigid[j, s]
-        if t.rigid[j, s] > 0.0 and left < -EDGE:
+        act, rigid, cap = raw.activity[j, s], raw.rigid[j, s], raw.cap[j, s]
+        left = t.room[r] - rigid
+        if rigid > 0.0 and left < -EDGE:
             return False
         if act > 0.0:
-            t.cap[j, s] = min(t.cap[j, s], max(left, 0.0) / act)
-            for c in range(t.source.shape[0]):
-                if t.source[c] == r and t.kappa[c] > 0.0:
-                    t.cap[j, s] = min(t.cap[j, s], max(t.room[t.target[c]], 0.0) / (act * t.kappa[c]))
-        if not t.floor[j, s] <= t.cap[j, s] * (1.0 + EDGE):
+            cap = min(cap, max(left, 0.0) / act)
+            for c in range(t.link.shape[0]):
+                if t.link[c, 0] == r and t.kappa[c] > 0.0:
+                    cap = min(cap, t.room[t.link[c, 1]] / (act * t.kappa[c]))
+        if not raw.floor[j, s] <= cap * (1.0 + EDGE):
             return False
-        t.cap[j, s] = max(t.cap[j, s], t.floor[j, s])
+        t.cell[j, FLOOR, s] = raw.floor[j, s]
+        t.cell[j, CAP, s] = max(cap, raw.floor[j, s])
+        t.cell[j, ACTIVITY, s] = act
+        t.cell[j, RIGID, s] = rigid
     return True
 
 
@@ -140,8 +133,8 @@ def _deadlines(t: Table, raw: Raw, j: int) -> bool:
         for s in range(t.slot.shape[1]):
             work = raw.work[j, q, s]
             if work > 0.0 and t.slot[j, s] < t.room.shape[0] - 1:
-                t.a[j, q, s] = work / slack
-                latency += t.a[j, q, s] / t.cap[j, s]
+                t.cell[j, A + q, s] = work / slack
+                latency += t.cell[j, A + q, s] / t.cell[j, CAP, s]
         if not latency <= 1.0 + EDGE:
             return False
     return True
@@ -152,15 +145,15 @@ def _phases(t: Table, j: int) -> int:
     """Find out whether one phase binds at any prices: the one with more work on every slot."""
     zero = one = True
     for s in range(t.slot.shape[1]):
-        zero = zero and t.a[j, 0, s] >= t.a[j, 1, s]
-        one = one and t.a[j, 1, s] >= t.a[j, 0, s]
+        zero = zero and t.cell[j, A, s] >= t.cell[j, A + 1, s]
+        one = one and t.cell[j, A + 1, s] >= t.cell[j, A, s]
     for s in range(t.slot.shape[1]):
         if one and not zero:
-            t.a[j, 0, s], t.a[j, 1, s] = t.a[j, 1, s], t.a[j, 0, s]
+            t.cell[j, A, s], t.cell[j, A + 1, s] = t.cell[j, A + 1, s], t.cell[j, A, s]
         for q in range(2):
-            t.root[j, q, s] = math.sqrt(t.a[j, q, s] * t.activity[j, s])
-        if t.a[j, 0, s] > 0.0:
-            t.reach[j, s] = math.sqrt(t.a[j, 0, s] / t.activity[j, s])
+            t.cell[j, ROOT + q, s] = math.sqrt(t.cell[j, A + q, s] * t.cell[j, ACTIVITY, s])
+        if t.cell[j, A, s] > 0.0:
+            t.cell[j, REACH, s] = math.sqrt(t.cell[j, A, s] / t.cell[j, ACTIVITY, s])
     return SINGLE if zero or one else DOUBLE
 
 
@@ -178,8 +171,8 @@ def prices_of(t: Table, price: Floats) -> Prices:
     rigid, share, root = np.zeros(n), np.zeros(n), np.zeros(n)
     for r in range(n - 1):
         rigid[r] = share[r] = price[r]
-    for c in range(t.source.shape[0]):
-        share[t.source[c]] += t.kappa[c] * price[t.target[c]]
+    for c in range(t.link.shape[0]):
+        share[t.link[c, 0]] += t.kappa[c] * price[t.link[c, 1]]
     for r in range(n - 1):
         root[r] = math.sqrt(share[r])
     return Prices(rigid, share, root)
@@ -188,7 +181,7 @@ def prices_of(t: Table, price: Floats) -> Prices:
 @nopython
 def mixed(t: Table, j: int, s: int, theta: float) -> float:
     """Work over slack of slot s, the two phases weighted theta and 1 - theta."""
-    return theta * t.a[j, 0, s] + (1.0 - theta) * t.a[j, 1, s]
+    return theta * t.cell[j, A, s] + (1.0 - theta) * t.cell[j, A + 1, s]
 
 
 @nopython
@@ -196,8 +189,8 @@ def latency(t: Table, j: int, q: int, x: Floats) -> float:
     """Latency over slack of phase q."""
     total = 0.0
     for s in range(x.shape[0]):
-        if t.a[j, q, s] > 0.0:
-            total += t.a[j, q, s] / x[s]
+        if t.cell[j, A + q, s] > 0.0:
+            total += t.cell[j, A + q, s] / x[s]
     return total
 
 
@@ -207,7 +200,7 @@ def bill(t: Table, j: int, p: Prices, x: Floats) -> float:
     cost = 0.0
     for s in range(x.shape[0]):
         r = t.slot[j, s]
-        cost += p.rigid[r] * t.rigid[j, s] + p.share[r] * t.activity[j, s] * x[s]
+        cost += p.rigid[r] * t.cell[j, RIGID, s] + p.share[r] * t.cell[j, ACTIVITY, s] * x[s]
     return cost
 
 
@@ -217,9 +210,9 @@ def at_least(t: Table, j: int, p: Prices) -> float:
     zero = one = rest = 0.0
     for s in range(t.slot.shape[1]):
         r = t.slot[j, s]
-        rest += p.rigid[r] * t.rigid[j, s]
-        zero += t.root[j, 0, s] * p.root[r]
-        one += t.root[j, 1, s] * p.root[r]
+        rest += p.rigid[r] * t.cell[j, RIGID, s]
+        zero += t.cell[j, ROOT, s] * p.root[r]
+        one += t.cell[j, ROOT + 1, s] * p.root[r]
     most = max(zero, one)
     return rest + most * most
 
@@ -244,14 +237,14 @@ def _closed_form(t: Table, j: int, p: Prices, x: Floats) -> float:
     """Cauchy-Schwarz without floors and caps; 0 where one of them is in the way."""
     total = 0.0
     for s in range(x.shape[0]):
-        total += t.root[j, 0, s] * p.root[t.slot[j, s]]
+        total += t.cell[j, ROOT, s] * p.root[t.slot[j, s]]
     if total <= 0.0:
         return 0.0
     for s in range(x.shape[0]):
-        x[s] = t.floor[j, s]
-        if t.a[j, 0, s] > 0.0:
-            x[s] = t.reach[j, s] * total / p.root[t.slot[j, s]]
-            if not (t.floor[j, s] <= x[s] <= t.cap[j, s]):
+        x[s] = t.cell[j, FLOOR, s]
+        if t.cell[j, A, s] > 0.0:
+            x[s] = t.cell[j, REACH, s] * total / p.root[t.slot[j, s]]
+            if not (t.cell[j, FLOOR, s] <= x[s] <= t.cell[j, CAP, s]):
                 return 0.0
     return 1.0 / total
 
@@ -280,7 +273,7 @@ def one_phase(t: Table, j: int, theta: float, p: Prices, x: Floats, fixed: Ints)
 
 @nopython
 def _weight(t: Table, j: int, s: int, theta: float, p: Prices) -> float:
-    return math.sqrt(mixed(t, j, s, theta) * t.activity[j, s] * p.share[t.slot[j, s]])
+    return math.sqrt(mixed(t, j, s, theta) * t.cell[j, ACTIVITY, s] * p.share[t.slot[j, s]])
 
 
 @nopython
@@ -289,7 +282,7 @@ def _floors_do(t: Table, j: int, theta: float, x: Floats, fixed: Ints) -> bool:
     total = 0.0
     for s in range(x.shape[0]):
         a = mixed(t, j, s, theta)
-        x[s] = t.floor[j, s]
+        x[s] = t.cell[j, FLOOR, s]
         fixed[s] = 1 if a <= 0.0 else 0
         if a > 0.0:
             total += a / x[s] if x[s] > 0.0 else math.inf
@@ -307,18 +300,18 @@ def _clip(
             a = mixed(t, j, s, theta)
             b = _weight(t, j, s, theta, p) * y
             x[s] = a / b if b > 0.0 else math.inf
-            if x[s] > t.cap[j, s]:
-                under += a / t.cap[j, s] - b
-            elif x[s] < t.floor[j, s]:
-                over += b - a / t.floor[j, s]
+            if x[s] > t.cell[j, CAP, s]:
+                under += a / t.cell[j, CAP, s] - b
+            elif x[s] < t.cell[j, FLOOR, s]:
+                over += b - a / t.cell[j, FLOOR, s]
     if over == 0.0 and under == 0.0:
         return left, True
     free = 0
     for s in range(x.shape[0]):
         if fixed[s] == 0:
-            low, high = x[s] < t.floor[j, s], x[s] > t.cap[j, s]
+            low, high = x[s] < t.cell[j, FLOOR, s], x[s] > t.cell[j, CAP, s]
             if (over > under and low) or (over <= under and high):
-                x[s] = t.floor[j, s] if low else t.cap[j, s]
+                x[s] = t.cell[j, FLOOR, s] if low else t.cell[j, CAP, s]
                 fixed[s] = 1
                 left -= mixed(t, j, s, theta) / x[s]
             else:
@@ -347,7 +340,7 @@ def _two_phases(t: Table, j: int, p: Prices, x: Floats, fixed: Ints) -> tuple[fl
     if late > 1.0:
         for s in range(x.shape[0]):
             if mixed(t, j, s, theta) > 0.0:
-                x[s] = min(x[s] * late, t.cap[j, s])
+                x[s] = min(x[s] * late, t.cell[j, CAP, s])
     return cost, theta, y
 
 
@@ -376,15 +369,15 @@ def _between(t: Table, j: int, p: Prices, x: Floats, fixed: Ints, low: float, hi
 
 
 @nopython
-def demand(t: Table, j: int, x: Floats, use: Floats) -> None:
-    """Add what point j with shares x takes to use (R + 1,)."""
+def add_use(t: Table, j: int, x: Floats, use: Floats) -> None:
+    """Add what point j with shares x takes, rigid demand left out, to use (R + 1,)."""
     for s in range(x.shape[0]):
         r = t.slot[j, s]
-        counted = t.activity[j, s] * x[s]
-        use[r] += counted + t.rigid[j, s]
-        for c in range(t.source.shape[0]):
-            if t.source[c] == r:
-                use[t.target[c]] += t.kappa[c] * counted
+        counted = t.cell[j, ACTIVITY, s] * x[s]
+        use[r] += counted
+        for c in range(t.link.shape[0]):
+            if t.link[c, 0] == r:
+                use[t.link[c, 1]] += t.kappa[c] * counted
 
 
 @nopython
@@ -413,7 +406,9 @@ def evaluate(t: Table, price: Floats, pick: Ints, net: Floats, use: Floats) -> f
                     best_x[s] = x[s]
         if pick[i] >= 0:
             bound += net[i]
-            demand(t, pick[i], best_x, use)
+            add_use(t, pick[i], best_x, use)
+            for s in range(x.shape[0]):
+                use[t.slot[pick[i], s]] += t.cell[pick[i], RIGID, s]
     return bound
 
 
@@ -425,6 +420,14 @@ def all_costs(t: Table, price: Floats, cost: Floats) -> None:
     fixed = np.zeros(t.slot.shape[1], dtype=np.int64)
     for j in range(cost.shape[0]):
         cost[j] = math.inf if t.mode[j] == DEAD else cheapest(t, j, p, x, fixed)[0]
+
+
+@nopython
+def least_costs(t: Table, price: Floats, cost: Floats) -> None:
+    """Lower bounds on the costs of every point (J,), cheap; inf for those that cannot be served."""
+    p = prices_of(t, price)
+    for j in range(cost.shape[0]):
+        cost[j] = math.inf if t.mode[j] == DEAD else at_least(t, j, p)
 
 
 if not COMPILED:

@@ -16,6 +16,7 @@ import msgspec
 
 from telemetry.messages import (
     CellReport,
+    DecisionMessage,
     LinkReport,
     LlmSession,
     Message,
@@ -74,6 +75,7 @@ REQUIRED_LIMITS: Final[dict[type, dict[str, Range]]] = {
     LinkReport: _STAMP | {"one_way_s": _SECONDS, "background_fraction": _FRACTION},
     TaskOffer: _STAMP | {"weight": _POSITIVE},
     TaskTruth: {"at_ns": _STAMP["at_ns"], "output_tokens": _COUNT},
+    DecisionMessage: _STAMP,
     LlmSession: {"context_tokens": _COUNT, "new_tokens": _COUNT, "max_output_tokens": _COUNT}
     | {"ttft_s": _POSITIVE, "tpot_s": _POSITIVE},
     VideoClip: {"frame_flop": Range(0.0, 1e18), "frame_bits": Range(0.0, 1e15), "fps": _POSITIVE}

@@ -53,21 +53,25 @@ def make_result(
 def make_run(policy: str, tasks: int, samples: int, duration_s: float, seed: int) -> PolicyResult:
     offers = np.random.default_rng(seed)  # the same tasks for every policy
     luck = np.random.default_rng([seed, sum(policy.encode())])
-    skill = SKILL.get(policy, 0.5)
+    skill = SKILL.get(policy.partition(":")[0], 0.5)
     arrivals = np.sort(offers.uniform(0, duration_s, tasks))
-    fates = [make_fate(i, float(arrivals[i]), policy, skill, offers, luck) for i in range(tasks)]
+    fates = [
+        make_fate(i, float(arrivals[i]), policy=policy, skill=skill, offers=offers, luck=luck) for i in range(tasks)
+    ]
     return PolicyResult(
         policy=policy, summary=summarise(policy, fates, luck), fates=fates, timeline=make_timeline(skill, samples, luck)
     )
 
 
 def make_fate(
-    i: int, arrival_s: float, policy: str, skill: float, offers: np.random.Generator, luck: np.random.Generator
+    i: int, arrival_s: float, *, policy: str, skill: float, offers: np.random.Generator, luck: np.random.Generator
 ) -> TaskFate:
     kind = "llm" if offers.random() < 0.6 else "video"
     private = bool(offers.random() < 0.5)
     efficiency = float(np.clip(offers.lognormal(0.6, 0.5), 0.15, 5.5))
-    deadline = (float(offers.choice([0.5, 1.0, 2.0])), float(offers.choice([0.05, 0.1, 0.2]))) if kind == "llm" else (0.2,)
+    deadline = (
+        (float(offers.choice([0.5, 1.0, 2.0])), float(offers.choice([0.05, 0.1, 0.2]))) if kind == "llm" else (0.2,)
+    )
     weight = float(offers.choice([1.0, 5.0]))
     draw = offers.random() * 0.7 + luck.random() * 0.3
     hard = 0.2 * private * (0.3 if policy == "joint" else 1) + 0.25 * (efficiency < 1.3) - 0.1
@@ -157,7 +161,11 @@ def make_timeline(skill: float, samples: int, luck: np.random.Generator) -> Time
 
 
 def make_sweep(
-    *, policies: tuple[str, ...] = POLICIES, sites: tuple[str, ...] = ("node-bound",), seeds: int = 5, weight: float = 1.0
+    *,
+    policies: tuple[str, ...] = POLICIES,
+    sites: tuple[str, ...] = ("node-bound",),
+    seeds: int = 5,
+    weight: float = 1.0,
 ) -> Sweep:
     rng = np.random.default_rng(7)
     rows = []

@@ -47,6 +47,18 @@ def test_index_lists_every_page() -> None:
         assert page.name == "README.md" or f"]({page.name})" in index, f"docs/README.md does not list {page.name}"
 
 
+def test_pages_that_the_code_points_to_exist() -> None:
+    sources = [path for name in ("cosched", "solvers", "telemetry", "config") for path in (ROOT / name).rglob("*.*")]
+    texts = {path: path.read_text(encoding="utf-8") for path in sources if path.suffix in {".py", ".toml"}}
+    missing = {
+        f"{path.relative_to(ROOT)}: {page}"
+        for path, text in texts.items()
+        for page in re.findall(r"docs/[a-z0-9_/-]+\.md", text)
+        if not (ROOT / page).is_file()
+    }
+    assert missing == set()
+
+
 def test_decisions_are_numbered_and_short() -> None:
     pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
     assert [int(page.name[:4]) for page in pages] == list(range(1, len(pages) + 1))

@@ -1,12 +1,14 @@
 """TR 38.901 by hand: the numbers below were worked out from the tables with a pocket calculator, not with the code."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cosched.simulate import pathloss
-from cosched.simulate.pathloss import UMA, UMI
+from cosched.simulate.pathloss import UMA, UMI, Environment
 
 
 def at(metres: float) -> np.ndarray:
@@ -36,7 +38,7 @@ def test_breakpoint_distance():
         (pathloss.nlos_loss_db, UMI, 50.0, 94.181),
     ],
 )
-def test_path_loss_by_hand(loss, env, distance_m, expected_db):
+def test_path_loss_by_hand(loss: Callable[..., np.ndarray], env: Environment, distance_m: float, expected_db: float):
     assert loss(env, at(distance_m), 3.5, 1.5)[0] == pytest.approx(expected_db, abs=5e-3)
 
 
@@ -83,7 +85,7 @@ def test_entry_loss_is_zero_outdoors_and_has_the_tables_mean_indoors():
     carrier_ghz=st.floats(0.5, 100.0),
     env=st.sampled_from([UMA, UMI]),
 )
-def test_loss_grows_with_distance_and_nlos_is_never_below_los(distance_m, carrier_ghz, env):
+def test_loss_grows_with_distance_and_nlos_is_never_below_los(distance_m: float, carrier_ghz: float, env: Environment):
     near_far = np.array([distance_m, distance_m * 1.01])
     los = pathloss.los_loss_db(env, near_far, carrier_ghz, 1.5)
     nlos = pathloss.nlos_loss_db(env, near_far, carrier_ghz, 1.5)

@@ -88,6 +88,18 @@ def test_host_terms_are_those_of_a_served_step() -> None:
     assert "edge: host terms of Host" in table.guess
 
 
+def test_a_sequence_is_charged_its_own_host_term_whole_and_the_launches_in_part() -> None:
+    bare = llm.all_points(offer(TOY_SESSION), toy_context(decode_batch=4))
+    sequence = llm.all_points(offer(TOY_SESSION), toy_context(decode_batch=4, host=plain_host(0.0, 1e-3, 0.0)))
+    launches = llm.all_points(offer(TOY_SESSION), toy_context(decode_batch=4, host=plain_host(1e-2, 0.0, 0.0)))
+    rows = bare.node != LOCAL
+    assert sequence.node_s[rows] == pytest.approx(bare.node_s[rows] + 1e-3)
+    assert sequence.fixed_s == pytest.approx(bare.fixed_s)
+    longer_s = (launches.node_s + launches.fixed_s - bare.node_s - bare.fixed_s)[rows, 1]
+    assert (longer_s > 1e-3).all()
+    assert (launches.node_s - bare.node_s)[rows, 1] == pytest.approx(longer_s / 4)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 16, 64])
 def test_lone_step_does_not_depend_on_the_batch(batch: int) -> None:
     reference = llm.all_points(offer(TOY_SESSION), toy_context(decode_batch=1))
@@ -190,7 +202,7 @@ def test_guesses_name_what_enters_the_table_and_nothing_else() -> None:
     base = NODE_BOUND.context_of(PHONE, 0)
     offload_only = llm.points(offer(SESSION), dataclasses.replace(base, max_layers=0))
     assert offload_only.point_ids == ("k=0/edge0",)
-    assert offload_only.guess == ("a100: 4-bit kernels",)
+    assert offload_only.guess == ("a100: 4-bit kernels", "vllm: host time per prompt token")
 
 
 def test_no_point_is_an_answer() -> None:

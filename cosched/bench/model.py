@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
 
 from cosched.report.model import Sweep
+
+RATIO: Final = "ratio"  # figure of rows that compare two subjects
 
 
 class BenchRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from cosched.errors import BadInput
 
 SUITES: Final[dict[str, str]] = {
     "codesign": "cosched.bench.codesign:run",
+    "codesign-sensitivity": "cosched.bench.sensitivity:run",
     "mixed": "cosched.bench.mixed:run",
 }
 

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from cosched import oneshot
-from cosched.bench.model import BenchRow, spread
+from cosched.bench.model import RATIO, BenchRow, spread
 from cosched.errors import BadInput
 from cosched.report.model import Sweep, SweepRow
 from cosched.simulate.scenario import Loaded
@@ -27,7 +27,7 @@ class Contestant:
 
     @property
     def label(self) -> str:
-        """Name with its options, where it has any."""
+        """The policy's name with its options, where it has any."""
         return self.policy + "".join(f" {key}={value:g}" for key, value in self.options.items())
 
 
@@ -38,30 +38,42 @@ class Swept:
     offered: tuple[int, ...]
     contestants: tuple[Contestant, ...]
     outcomes: Mapping[tuple[int, str], Sequence[oneshot.Outcome]]
+    figure: str  # what counts: "met", or "value" where weights differ
 
-    def met(self, offered: int, contestant: Contestant) -> float:
-        """Mean tasks met."""
-        return float(np.mean([o.met for o in self.outcomes[offered, contestant.label]]))
+    def reached(self, offered: int, contestant: Contestant) -> list[float]:
+        """Return the figure that counts, by seed."""
+        return [float(getattr(o, self.figure)) for o in self.outcomes[offered, contestant.label]]
+
+    def mean(self, offered: int, contestant: Contestant) -> float:
+        """Return its mean over the seeds."""
+        return float(np.mean(self.reached(offered, contestant)))
 
     def best(self, policy: str, offered: Sequence[int]) -> Contestant:
-        """Return the policy's setting that meets most tasks in all, over these offered loads."""
+        """Return the policy's setting that reaches most in all, over these offered loads."""
         settings = [c for c in self.contestants if c.policy == policy]
-        return max(settings, key=lambda c: sum(self.met(n, c) for n in offered))
+        return max(settings, key=lambda c: sum(self.mean(n, c) for n in offered))
 
     def total(self, policy: str, offered: Sequence[int]) -> float:
-        """Mean tasks met at the policy's best setting, summed over these offered loads."""
+        """Return the means at the policy's best setting, summed over these offered loads."""
         best = self.best(policy, offered)
-        return sum(self.met(n, best) for n in offered)
+        return sum(self.mean(n, best) for n in offered)
 
 
 def loads_of(loaded: Loaded) -> tuple[int, ...]:
-    """Numbers of tasks offered. Raises BadInput when the scenario is not for one shot."""
+    """Return the numbers of tasks offered. Raises BadInput when the scenario is not for one shot."""
     if loaded.scenario.oneshot is None or not loaded.scenario.oneshot.offered:
         raise BadInput(f"scenario {loaded.scenario.name}: no [oneshot] offered = [...]: it is not for this suite")
     return loaded.scenario.oneshot.offered
 
 
-def sweep(loaded: Loaded, contestants: Sequence[Contestant], seeds: int, progress: Callable[[float], None]) -> Swept:
+def sweep(
+    loaded: Loaded,
+    contestants: Sequence[Contestant],
+    *,
+    seeds: int,
+    progress: Callable[[float], None],
+    figure: str = "met",
+) -> Swept:
     """Run every contestant on every drop. progress(fraction) is called after each drop."""
     offered = loads_of(loaded)
     outcomes: dict[tuple[int, str], list[oneshot.Outcome]] = {}
@@ -72,26 +84,26 @@ def sweep(loaded: Loaded, contestants: Sequence[Contestant], seeds: int, progres
             outcome = oneshot.solve(problem, contestant.solver, contestant.options)
             outcomes.setdefault((n, contestant.label), []).append(outcome)
         progress(done / len(drops))
-    return Swept(offered, tuple(contestants), outcomes)
+    return Swept(offered, tuple(contestants), outcomes, figure)
 
 
 def rows_of(swept: Swept, suite: str, case: str) -> list[BenchRow]:
-    """Tasks met per number offered and contestant; the bound is joint's certificate, on the value."""
+    """Return what was reached per number offered and contestant; the bound is joint's certificate, on the value."""
     rows = []
     for n in swept.offered:
         bound = float(np.mean([o.bound for o in swept.outcomes[n, JOINT]]))
         for contestant in swept.contestants:
-            met = [float(o.met) for o in swept.outcomes[n, contestant.label]]
-            p50, p99, mean = spread(met)
+            reached = swept.reached(n, contestant)
+            p50, p99, mean = spread(reached)
             rows.append(
                 BenchRow(
                     suite=suite,
                     case=f"{case} offered={n}",
                     subject=contestant.label,
-                    figure="met",
+                    figure=swept.figure,
                     p50=p50,
                     p99=p99,
-                    n=len(met),
+                    n=len(reached),
                     value=mean,
                     bound=bound,
                 )
@@ -100,12 +112,12 @@ def rows_of(swept: Swept, suite: str, case: str) -> list[BenchRow]:
 
 
 def ratio_row(suite: str, case: str, subject: str, value: float, seeds: int) -> BenchRow:
-    """One ratio of means over seeds."""
-    return BenchRow(suite=suite, case=case, subject=subject, figure="ratio", p50=value, p99=value, n=seeds, value=value)
+    """Return a row with one ratio of means over seeds."""
+    return BenchRow(suite=suite, case=case, subject=subject, figure=RATIO, p50=value, p99=value, n=seeds, value=value)
 
 
 def curves(swept: Swept, name: str, command: str) -> Sweep:
-    """Points of the curves: per offered load and seed, each policy at its best setting."""
+    """Return the points of the curves: per offered load and seed, each policy at its best setting."""
     policies = list(dict.fromkeys(c.policy for c in swept.contestants))
     rows = []
     for policy in policies:

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 DEFAULT_SEEDS: Final = 10  # what the README's figures were made with
 STDOUT: Final = Path("-")
+WIDTH: Final = 110  # of tables that go to a file or a pipe
 
 
 def bench(
     suite: Annotated[str | None, typer.Argument(help="Suite to run; left out: all of them.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Random drops or traces per case.")] = DEFAULT_SEEDS,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows to this file; - is stdout.")] = None,
-    sweep_file: Annotated[Path | None, typer.Option("--sweep", help="Write the points of the curves to it.")] = None,
+    sweep_file: Annotated[
+        Path | None, typer.Option("--sweep", help="Write curves for 'replay --sweep'; of several, one file each.")
+    ] = None,
 ) -> None:
     """Measure what the README states, as a table and as JSON.
 
@@ -35,6 +38,7 @@ def bench(
 
     names = list(suites.SUITES) if suite is None else [suite]
     runs = [(name, suites.get(name)) for name in names]
+    _refuse_lost_work(json_file, sweep_file)
     results: list[Result] = []
     for name, run in runs:
         with _bar(name) as progress:
@@ -44,6 +48,15 @@ def bench(
     _write(results, json_file, sweep_file)
     if not all(claim.holds for result in results for claim in result.claims):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _refuse_lost_work(*files: Path | None) -> None:
+    """Raise BadInput before minutes of work, not after them, when there is nowhere to write to."""
+    from cosched.errors import BadInput
+
+    for path in files:
+        if path is not None and not path.parent.is_dir():
+            raise BadInput(f"{path}: there is no folder {path.parent}; make it first")
 
 
 @contextmanager
@@ -66,7 +79,7 @@ def _show(name: str, result: Result) -> None:
 
     from cosched.bench.tables import claims_table, tables
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for table in tables(name, result.rows):
         console.print(table)
     if result.claims:
@@ -88,4 +101,12 @@ def _write(results: list[Result], json_file: Path | None, sweep_file: Path | Non
             json_file.write_bytes(text + b"\n")
     if sweep_file is not None:
         sweeps = [sweep for result in results for sweep in result.sweeps]
-        sweep_file.write_bytes(msgspec.json.encode(sweeps[0] if len(sweeps) == 1 else sweeps) + b"\n")
+        for sweep in sweeps:
+            path = sweep_file if len(sweeps) == 1 else _beside(sweep_file, sweep.name)
+            path.write_bytes(msgspec.json.encode(sweep) + b"\n")
+
+
+def _beside(path: Path, name: str) -> Path:
+    """Path with the curve's name before its suffix: `curves.json`, "mixed 4+4" -> `curves-mixed-4-4.json`."""
+    slug = "-".join("".join(c if c.isalnum() else " " for c in name).split())
+    return path.with_name(f"{path.stem}-{slug}{path.suffix}")

@@ -36,7 +36,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "simulate": Entry("cosched.cli.simulate:simulate", "Draw a synthetic trace from a scenario."),
     "solve": Entry("cosched.cli.solve:solve", "Solve one problem and print the plan with its certificate."),
     "profile": Entry("cosched.cli.profile:app", "Print the layer table of a model on a device."),
-    "bench": Entry("cosched.cli.bench:bench", "Measure what the README states."),
+    "bench": Entry("cosched.cli.bench:bench", "Measure what the README states, as a table and as JSON."),
 }
 
 

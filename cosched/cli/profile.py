@@ -48,7 +48,10 @@ def profile() -> None:
 
 @app.command("show", context_settings=CONTEXT)
 def show(
-    model: Annotated[str, typer.Argument(help="A key of config/models/, a config.json, or the folder that holds one.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A key of config/models/, a config.json, or the folder that holds one."),
+    ],
     *,
     device: Annotated[str, typer.Option(help="A key of config/devices/ or a TOML file.")] = "a100",
     host: Annotated[str | None, typer.Option(help="A key of config/hosts/: adds what the server adds.")] = None,
@@ -84,7 +87,9 @@ def show(
 
 @app.command("fit", context_settings=CONTEXT)
 def fit(
-    data: Annotated[Path, typer.Argument(help="Folder with prof-vidur, prof-splitwise, prof-argonne, ...")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA_DIR", help="Folder with prof-vidur, prof-splitwise, prof-argonne, ...")
+    ],
     device: Annotated[str | None, typer.Option(help="Only this device or host, by its key.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write its profile with the new numbers (needs --device).")

@@ -41,10 +41,10 @@ class ChannelEstimates:
         """Age of the UE's last valid sample."""
         return float(now_s - self._at_s[row])
 
-    def planned(self, now_s: float) -> Floats:
+    def planned(self, now_s: float, risk_sd: float) -> Floats:
         """Efficiency to plan with, per row (U,): mean - risk_sd x sd, the sd growing with the sample's age."""
         s = self._settings
         idle = np.minimum(s.idle_sd_per_s * np.maximum(now_s - self._at_s - 1.0, 0.0), s.idle_sd_max)
         sd = np.sqrt(self._variance + np.square(self._mean * idle))
         # a quarter of the mean is the floor: a burst of bad samples must not price a UE out of reach
-        return np.maximum(self._mean - s.risk_sd * sd, 0.25 * self._mean)
+        return np.maximum(self._mean - risk_sd * sd, 0.25 * self._mean)

@@ -31,6 +31,7 @@ class Decision:
     point: int  # row of the task's PointTable, -1 = none
     table: PointTable
     efficiency_bps_hz: float  # the estimate that it was decided with
+    promised: bool = False  # False with a point: best effort
     cell: int = -1  # of the UE when it was decided
     input_age_s: float = 0.0  # of the UE's last valid radio sample
     binding: str = ""  # the resource that was full, for a refusal
@@ -49,6 +50,7 @@ class Plan:
     prbs: Floats  # (N,) whole PRBs where the policy promises, else the fractional equal share
     promised: npt.NDArray[np.bool_]  # (N,)
     planned_use: Floats  # (R,) what the plan counts of each resource
+    variance: Floats  # (R,) of that use, of the promised ones
     prices: Floats  # (R,)
     value: float
     bound: float

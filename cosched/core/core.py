@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
-from cosched.core.decide import make_plan, variance_of_use
+from cosched.core.congestion import weighed
+from cosched.core.decide import Asked, make_plan
 from cosched.core.events import Event, Finished, Offered, Progressed, Solved, Telemetry, Tick
 from cosched.core.planner import Layout, Planned, make_layout, plan_problem
 from cosched.core.policy import Policy
@@ -22,7 +23,6 @@ from cosched.errors import CoschedError
 from cosched.site import Site
 from cosched.workloads.base import Floats, PointTable
 from solvers import effective
-from solvers.problem import Problem
 from telemetry.messages import TaskOffer
 
 LEAST_VARIANCE = 0.01  # of a resource's use: where the tangent is taken while nothing is planned yet
@@ -55,8 +55,9 @@ class Core:
         self._now_s = -np.inf
         self._request = 0
         self._generation = 0
-        self._open: tuple[int, Planned, Problem] | None = None
+        self._open: tuple[int, Asked] | None = None
         self._waiting: list[Task] = []
+        self._use: Floats = np.zeros_like(self.state.prices)  # what the plan in force counts
         self._dropped: list[Decision] = []
         self._layout: tuple[int, Layout] | None = None
         self._handlers: dict[type, Callable[..., list[Command]]] = {
@@ -106,7 +107,7 @@ class Core:
         return self._solve()
 
     def _drop_lost(self, now_s: float) -> None:
-        estimates = self.state.channel.planned(now_s)
+        estimates = self.state.channel.planned(now_s, 0.0)
         for name, task in list(self.state.tasks.items()):
             bits_per_s = estimates[task.ue] * self.state.site.cells[task.cell].ul_bandwidth_hz
             if reason := task.is_lost(now_s, bits_per_s):
@@ -122,8 +123,10 @@ class Core:
         if self.policy.statistical:
             variance = np.maximum(self.state.variance, LEAST_VARIANCE)
             problem = effective.restrict(problem, planned.mean_use, z=self.settings.z, variance0=variance)
+        if self.policy.weighs_load:
+            problem = weighed(problem, planned, self._use, self.settings)
         self._request += 1
-        self._open = (self._request, planned, problem)
+        self._open = (self._request, Asked(planned, problem, self.policy))
         return [Solve(self._request, problem, self.policy, self.state.prices)]
 
     def _layout_for(self, newcomers: Sequence[Task]) -> Layout:
@@ -136,21 +139,19 @@ class Core:
     def _solved(self, event: Solved) -> list[Command]:
         if self._open is None or self._open[0] != event.request:
             raise StaleEvent(f"Solved answers request {event.request}, which is not open")
-        _, planned, problem = self._open
+        asked = self._open[1]
         self._open = None
         self._generation += 1
         plan = make_plan(
             self.state,
-            planned,
-            problem,
+            asked,
             event.solution,
             generation=self._generation,
             at_s=event.at_s,
             settings=self.settings,
         )
-        self._adopt(planned, plan)
-        self.state.prices = event.solution.prices
-        self.state.variance = variance_of_use(planned, event.solution)
+        self._adopt(asked.planned, plan)
+        self.state.prices, self.state.variance, self._use = plan.prices, plan.variance, plan.planned_use
         if self._dropped:
             plan = _with_decisions(plan, (*self._dropped, *plan.decisions))
             self._dropped = []
@@ -166,7 +167,8 @@ class Core:
             if decision.task in newcomers:
                 self.state.tasks[decision.task] = newcomers[decision.task]
             if decision.task in self.state.tasks:  # it may have finished while the solver worked
-                self.state.tasks[decision.task].point = decision.point
+                task = self.state.tasks[decision.task]
+                task.point, task.promised = decision.point, decision.promised
             self.state.version += 1
 
 

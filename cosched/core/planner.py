@@ -132,7 +132,7 @@ def _values(tasks: Sequence[Task], rows: list[Ints], settings: Settings) -> Floa
     for task, some in zip(tasks, rows, strict=True):
         value = task.offer.weight * task.table.quality[some]
         if task.point >= 0:
-            value = value + task.offer.weight * settings.stickiness
+            value = value + task.offer.weight * settings.stickiness * task.promised
             value = value - np.where(some == task.point, 0.0, settings.switch_cost * task.offer.weight)
         values.append(value)
     return np.concatenate(values) if values else np.zeros(0)
@@ -170,17 +170,34 @@ def _time_left(layout: Layout, now_s: float, settings: Settings) -> Floats:
             left[i, 0] = np.inf
         else:
             left[i, 0] = layout.deadline_s[i, 0] * settings.deadline_margin
-            left[i, 0] -= now_s - task.offer.at_ns * 1e-9
+            left[i, 0] -= max(now_s - task.offer.at_ns * 1e-9, 0.0)
     return left
 
 
-def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings) -> Planned:
+def _channel(
+    state: State, layout: Layout, bits: Floats, left_s: Floats, now_s: float, settings: Settings
+) -> tuple[Floats, Floats]:
+    """(N,) bit/s/Hz to plan with, (N,) seconds per bit. left_s (J, 2): what a point leaves for the whole uplink.
+
+    Frames are planned with less risk than sessions. Whom no point would serve in time at that, even alone, is planned
+    with the mean: better a promise at even odds than none at all.
+    """
+    if not layout.tasks:
+        return np.zeros(0), np.zeros(0)
+    hz = np.array([c.ul_bandwidth_hz for c in state.site.cells])[layout.cell]
+    session = state.channel.planned(now_s, settings.session_risk_sd)
+    frame = state.channel.planned(now_s, settings.frame_risk_sd)
+    is_llm = np.array([t.is_llm for t in layout.tasks], dtype=bool)
+    careful = np.where(is_llm, session[layout.ue], frame[layout.ue])
+    alone = (bits * (1.0 / (careful * hz))[layout.owner][:, None] <= left_s).all(axis=1)
+    served = np.bincount(layout.owner[alone], minlength=len(layout.tasks)) > 0
+    efficiency = np.where(served, careful, state.channel.planned(now_s, 0.0)[layout.ue])
+    return efficiency, 1.0 / (efficiency * hz)
+
+
+def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings, *, fresh: bool = False) -> Planned:
     """Columns of the present instant: efficiency estimates, deadlines as they are now, prefill as far as it is."""
     site = state.site
-    hz = np.array([c.ul_bandwidth_hz for c in site.cells])
-    estimates = state.channel.planned(now_s)
-    efficiency = estimates[layout.ue] if len(layout.tasks) else np.zeros(0)
-    seconds_per_bit = 1.0 / (efficiency * hz[layout.cell])  # (N,)
     bits, node_s, fixed_s = layout.bits, layout.node_s, layout.fixed_s
     if layout.prefilling:
         bits, node_s, fixed_s = bits.copy(), node_s.copy(), fixed_s.copy()
@@ -190,17 +207,18 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings)
                 bits[j, 0], node_s[j, 0] = progress.ul_bits_left, progress.node_s_left
                 fixed_s[j, 0] = progress.fixed_s_left
     n_points = len(layout.owner)
+    slack = _time_left(layout, -1.0 if fresh else now_s, settings)[layout.owner] - fixed_s
+    efficiency, seconds_per_bit = _channel(state, layout, bits, slack - node_s, now_s, settings)
     work = np.zeros((n_points, 2, SLOTS))
     work[:, :, 0] = bits * seconds_per_bit[layout.owner][:, None]
     work[:, :, 1] = node_s
-    slack = _time_left(layout, now_s, settings)[layout.owner] - fixed_s
     mean_use = np.minimum((work * layout.rate_hz[:, :, None]).max(axis=1), 1.0)
     rigid = np.zeros((n_points, SLOTS))
     rigid[:, 2] = layout.memory
     problem = Problem(
         resource_ids=resource_ids(site),
         kinds=("comm",) * len(site.cells) + ("compute",) * len(site.nodes) + ("memory",) * len(site.nodes),
-        background=state.background,
+        background=_background(state, layout),
         coupling_from=np.zeros(0, dtype=np.int64),
         coupling_to=np.zeros(0, dtype=np.int64),
         coupling_per_share=np.zeros(0),
@@ -220,3 +238,13 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings)
         channel=efficiency,
     )
     return Planned(problem=problem, mean_use=mean_use, layout=layout, efficiency=efficiency)
+
+
+def _background(state: State, layout: Layout) -> Floats:
+    """(R,) what is taken already: other people's load, and the memory of sessions that are served without a promise."""
+    unpromised = [j for t, j in zip(layout.tasks, layout.held, strict=True) if j >= 0 and not t.promised]
+    if not unpromised:
+        return state.background
+    background = state.background.copy()
+    np.add.at(background, layout.slot[unpromised, 2], layout.memory[unpromised])
+    return np.minimum(background, 1.0)

@@ -19,6 +19,9 @@ class Policy:
     """How one policy decides.
 
     statistical: the planner hands it the effective-bandwidth problem (model.md 2a) instead of hard reservations.
+    weighs_load: newcomers' points are weighed at congestion prices (cosched/core/congestion.py).
+    best_effort: who cannot be promised anything may use what the promised ones leave, at a weight that they do not
+    notice; it takes a policy that hands out unequal shares.
     drops_lost: a session whose promise can no longer be kept loses its lease (else it is served to its end).
     solver options are those the solver documents (docs/policies.md).
     """
@@ -27,15 +30,17 @@ class Policy:
     solver: str
     statistical: bool = False
     drops_lost: bool = True
+    weighs_load: bool = False
+    best_effort: bool = False
     options: Mapping[str, float] = field(default_factory=_frozen)
 
 
 POLICIES: Final[dict[str, Policy]] = {
     p.name: p
     for p in (
-        Policy("joint", "joint", statistical=True),
-        Policy("greedy", "greedy", statistical=True),
-        Policy("greedy-residual", "greedy-residual", statistical=True),
+        Policy("joint", "joint", statistical=True, weighs_load=True, options=_frozen(second_stage=0)),
+        Policy("greedy", "greedy", statistical=True, options=_frozen(second_stage=0)),
+        Policy("greedy-residual", "greedy-residual", statistical=True, options=_frozen(second_stage=0)),
         Policy("pf", "pf", drops_lost=False),
         Policy("pf-admit", "pf-admit"),
         Policy("pf-util", "pf-util"),

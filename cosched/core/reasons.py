@@ -10,9 +10,12 @@ class Reason(enum.StrEnum):
     """Why a task is served as it is, or is not; the value is what travels in decisions, JSON and traces."""
 
     ADMITTED = "admitted"
+    BEST_EFFORT = "best_effort"
+    PROMOTED = "promoted"
     KEPT = "kept"
     MOVED = "moved"
     LOCAL = "local"
+    REJECTED_NO_CHANNEL = "rejected_no_channel"
     REJECTED_NO_POINT = "rejected_no_point"
     REJECTED_NO_CAPACITY = "rejected_no_capacity"
     REJECTED_POLICY = "rejected_policy"
@@ -27,14 +30,17 @@ class Reason(enum.StrEnum):
 
 _SENTENCES: Final[dict[str, str]] = {
     Reason.ADMITTED: "Admitted: the plan holds every deadline of the task.",
+    Reason.BEST_EFFORT: "Served from what others leave, without a promise: there was no room for one.",
+    Reason.PROMOTED: "There is room now: the plan holds every deadline of a task that was served without a promise.",
     Reason.KEPT: "Kept as it is: no other way to serve it is better by more than a switch costs.",
     Reason.MOVED: "Moved to another operating point that is better by more than the switch costs.",
     Reason.LOCAL: "Served by the device alone, without the network.",
+    Reason.REJECTED_NO_CHANNEL: "Rejected: no radio report of its user had come in, so nothing could be planned.",
     Reason.REJECTED_NO_POINT: "Rejected: no way to serve it holds its deadlines, even with cell and node to itself.",
-    Reason.REJECTED_NO_CAPACITY: "Rejected: a cell or node that it needs is full with tasks of more value for their load.",
+    Reason.REJECTED_NO_CAPACITY: "Rejected: a cell or node that it needs is full of tasks worth more for their load.",
     Reason.REJECTED_POLICY: "Rejected: this policy's own admission rule does not let it in.",
     Reason.REJECTED_BID_PRICE: "Rejected: the capacity is kept for tasks of more value that are expected soon.",
-    Reason.DEADLINE_LOST: "Promise broken: the channel became worse after admission and the deadline could not be held.",
+    Reason.DEADLINE_LOST: "Promise broken: the channel became worse after admission and a deadline was lost.",
     Reason.TTFT_MISSED: "The first token came too late.",
     Reason.TPOT_MISSED: "Tokens after the first came more slowly than was asked for.",
     Reason.FRAMES_MISSED: "Too many video frames came after their deadline.",

@@ -20,8 +20,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ewma: float = 0.3
     """Weight of a new channel sample in the running mean and variance."""
 
-    risk_sd: float = 0.5
-    """The efficiency planned with is the mean less this many standard deviations."""
+    session_risk_sd: float = 0.5
+    """LLM sessions are planned with the mean efficiency less this many standard deviations: their TPOT is a mean over
+    the session, so a bad moment is made up for."""
+
+    frame_risk_sd: float = 1.0
+    """Video is planned with the mean less this many: every frame has a deadline of its own."""
 
     idle_sd_per_s: float = 0.05
     """An idle UE's relative standard deviation grows by this a second (after 5 s the 5th percentile of new/old
@@ -47,3 +51,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     pace_most: float = 1.0
     """A decoder that is ahead is planned at no more than this multiple of its TPOT."""
+
+    congestion_price: float = 2.0
+    """Price of a full resource at which newcomers' points are weighed, in value (cosched/core/congestion.py)."""
+
+    best_effort_weight: float = 0.02
+    """Weight of a session without a promise, in parts of the share that it would need: promised ones hardly notice."""
+
+    best_effort_use: float = 0.9
+    """Sessions without a promise are taken in while the mean use of all, planned at their deadlines' pace, stays
+    within this."""

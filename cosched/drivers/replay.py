@@ -13,6 +13,7 @@ from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.core import Core
 from cosched.core.events import Finished, Offered, Progressed, Solved, Telemetry, Tick
 from cosched.core.policy import Policy
+from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.errors import CoschedError
 from cosched.fluid.world import ChannelTruth, Served, World, units_of
@@ -202,10 +203,12 @@ class Replayer:
     def _dispatch(self, plan: Plan) -> None:
         run, world = self._run, self._world
         for decision in plan.decisions:
-            if decision.reason == "admitted":
+            if decision.reason in (Reason.ADMITTED, Reason.BEST_EFFORT):
                 run.admitted[decision.task] = run.held[decision.task] = decision
                 self._start(decision)
-            elif decision.reason == "moved":
+            elif decision.reason == Reason.PROMOTED:
+                run.held[decision.task] = decision
+            elif decision.reason == Reason.MOVED:
                 run.held[decision.task] = decision
                 run.switches += 1
             elif decision.task in run.admitted:

@@ -56,57 +56,91 @@ SCALES: Final = {  # "@share": none to all; "@channel": bad to good, the colours
 }
 
 CSS: Final = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1c2128; --soft: #59636e; --line: #d8dee4; --stripe: #f6f8fa;
-  --best: #0a6b3d; --best-back: #dcf3e4; }
-@media (prefers-color-scheme: dark) { :root { --page: #14181d; --ink: #e6eaef; --soft: #a3adb8; --line: #343c45;
-  --stripe: #1b2027; --best: #6fdc9c; --best-back: #173726; } }
+:root {
+  color-scheme: light dark;
+  --page: #fff; --ink: #1c2128; --soft: #59636e; --line: #d8dee4; --best: #0a6b3d; --best-back: #dcf3e4;
+}
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14181d; --ink: #e6eaef; --soft: #a3adb8; --line: #343c45; --best: #6fdc9c; --best-back: #173726; }
+}
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 1.5rem 1.25rem 4rem; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+body {
+  margin: 0 auto; max-width: 1180px; padding: 1.5rem 1.25rem 4rem; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+}
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 3rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
-h3 { font-size: 1.02rem; line-height: 1.35; margin: 0 0 .3rem; }
-.facts { color: var(--soft); margin: 0 0 1rem; overflow-wrap: anywhere; }
-.finding { font-size: 1.2rem; margin: 0 0 .5rem; }
-.scroll { overflow-x: auto; }
-.compare { width: auto; min-width: min(100%, 40rem); }
+h3 { font-size: 1.02rem; line-height: 1.35; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+.finding { font-size: 1.2rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+.facts { color: var(--soft); margin: 0 0 1rem; }
+.note, figcaption { color: var(--soft); font-size: .9rem; margin: .2rem 0 0; overflow-wrap: anywhere; }
+.empty { border: 1px dashed var(--line); border-radius: 6px; padding: 1.2rem; color: var(--soft); margin: .5rem 0; }
+footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
+
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; font-size: .88rem; }
 th, td { padding: .28rem .55rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: bottom; }
+th[scope=row] { text-align: left; font-weight: 500; }
 td { white-space: nowrap; }
-th[scope=row], th:first-child { text-align: left; font-weight: 500; }
-.compare th[scope=row], .compare th:first-child { position: sticky; left: 0; background: var(--page); white-space: nowrap; }
-td.best { color: var(--best); background: var(--best-back); font-weight: 700; }
-.key i { display: block; width: .75em; height: .75em; border-radius: 50%; margin: 0 0 .15em auto;
-  background: var(--light); }
+.scroll { overflow-x: auto; }
+.compare { width: auto; min-width: min(100%, 40rem); }
+.compare th:first-child { position: sticky; left: 0; background: var(--page); white-space: nowrap; }
+.compare .best { color: var(--best); background: var(--best-back); font-weight: 700; }
+.key i {
+  display: block; width: .75em; height: .75em; border-radius: 50%; margin: 0 0 .15em auto; background: var(--light);
+}
 @media (prefers-color-scheme: dark) { .key i { background: var(--dark); } }
+.misses { table-layout: fixed; }
+.misses th { text-align: left; font-weight: 600; }
+.misses td { text-align: left; vertical-align: top; white-space: normal; overflow-wrap: break-word; }
+
 .charts { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 2rem; }
 .chart { margin: 0; grid-column: 1 / -1; min-width: 0; }
 .chart.half { grid-column: auto; }
-@media (min-width: 821px) { .chart.half h3 { min-height: 2.7em; } }
-figcaption, .note { color: var(--soft); font-size: .9rem; margin: .2rem 0 0; overflow-wrap: anywhere; }
-.empty { border: 1px dashed var(--line); border-radius: 6px; padding: 1.2rem; color: var(--soft); margin: .5rem 0; }
+@media (min-width: 821px) {  /* title, plot and explanation of two neighbours start at the same height */
+  .chart.half { display: grid; grid-template-rows: subgrid; grid-row: span 3; row-gap: .2rem; }
+}
+.plot { width: 100%; min-height: 120px; }
 .pick { margin: 0 0 1rem; font-size: .95rem; }
-select { font: inherit; padding: .15rem .4rem; color: var(--ink); background: var(--page); border: 1px solid var(--line);
-  border-radius: 4px; }
-.plot { width: 100%; min-height: 200px; }
-.misses td, .misses th { text-align: left; vertical-align: top; white-space: normal; }
-.misses { table-layout: fixed; } .misses td { overflow-wrap: break-word; }
-dl { color: var(--soft); font-size: .9rem; margin: .4rem 0 0; display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
-dt { color: var(--ink); } dd { margin: 0; }
-.misses th { vertical-align: bottom; font-weight: 600; }
-footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
-@media screen and (max-width: 820px) { .charts { grid-template-columns: minmax(0, 1fr); }
-  .misses thead { display: none; } .misses tr { display: block; border: 1px solid var(--line); border-radius: 6px;
-    margin: 0 0 .8rem; padding: .3rem .6rem; }
+select {
+  font: inherit; padding: .15rem .4rem; max-width: 100%; color: var(--ink); background: var(--page);
+  border: 1px solid var(--line); border-radius: 4px;
+}
+dl { margin: .4rem 0 0; display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
+dt { color: var(--ink); }
+dd { margin: 0; }
+
+@media screen and (max-width: 820px) {
+  .charts { grid-template-columns: minmax(0, 1fr); }
+  .misses thead { display: none; }
+  .misses tr { display: block; border: 1px solid var(--line); border-radius: 6px; margin: .8rem 0; padding: .3rem; }
   .misses td { display: grid; grid-template-columns: 7.5rem minmax(0, 1fr); gap: .5rem; border: 0; padding: .15rem 0; }
-  .misses td::before { content: attr(data-label); color: var(--soft); } }
-@media (max-width: 480px) { dl { grid-template-columns: 1fr; } dd { margin: 0 0 .4rem; } body { padding: 1rem .8rem 3rem; } h1 { font-size: 1.35rem; } .finding { font-size: 1.05rem; } }
+  .misses td::before { content: attr(data-label); color: var(--soft); }
+}
+@media screen and (max-width: 480px) {
+  body { padding: 1rem .8rem 3rem; }
+  h1 { font-size: 1.35rem; }
+  .finding { font-size: 1.05rem; }
+  dl { grid-template-columns: 1fr; }
+  dd { margin: 0 0 .4rem; }
+}
 @page { margin: 14mm; }
-@media print { :root { color-scheme: light; --page: #fff; --ink: #000; --soft: #444; --line: #bbb; --best: #000;
-    --best-back: #e8e8e8; } body { max-width: none; padding: 0; font-size: 11pt; } .scroll { overflow: visible; }
-  .compare { font-size: 6.5pt; } .compare th, .compare td { padding: .15rem .2rem; } .misses { font-size: 7.5pt; }
-  .charts { display: block; } .chart, tr { break-inside: avoid; } .chart { margin-bottom: 1.5rem; } h2, h3, .pick { break-after: avoid; }
-  .pick select { border: 0; appearance: none; } }
+@media print {
+  :root {
+    color-scheme: light;
+    --page: #fff; --ink: #000; --soft: #444; --line: #bbb; --best: #000; --best-back: #e8e8e8;
+  }
+  body { max-width: none; padding: 0; font-size: 11pt; }
+  .scroll { overflow: visible; }
+  .compare { font-size: 6.5pt; }
+  .compare th, .compare td { padding: .15rem .2rem; }
+  .misses { font-size: 7.5pt; }
+  .misses th, .misses td { padding: .2rem; }
+  .charts { display: block; }
+  .chart { margin-bottom: 1.5rem; }
+  .chart, tr { break-inside: avoid; }
+  h2, h3, .pick { break-after: avoid; }
+  .pick select { border: 0; appearance: none; }
+}
 """
 
 JS: Final = """
@@ -153,11 +187,16 @@ JS: Final = """
     layout.showlegend = names > 1;
     layout.hoverlabel = { bgcolor: c.page, bordercolor: c.soft, font: { color: c.ink } };
     layout.dragmode = narrow ? false : "zoom";
-    if (layout.legend_top) { layout.legend = { orientation: "h", x: 0, y: 1, yanchor: "bottom" }; layout.margin.t = 44; }
-    else if (below) {
-      layout.legend = { orientation: "h", x: 0, xref: "container", y: 0, yref: "container", yanchor: "bottom", traceorder: "normal" };
+    if (layout.legend_top) {
+      layout.legend = { orientation: "h", x: 0, y: 1, yanchor: "bottom" };
+      layout.margin.t = 44;
+    } else if (below) {
+      const at = { x: 0, xref: "container", y: 0, yref: "container", yanchor: "bottom" };
+      layout.legend = { orientation: "h", traceorder: "normal", ...at };
       layout.height += 21 * Math.ceil(names / Math.max(1, Math.floor(width / 150)));
-    } else { layout.legend = { x: 1.01, y: 1, tracegroupgap: 0 }; }
+    } else {
+      layout.legend = { x: 1.01, y: 1, tracegroupgap: 0 };
+    }
     for (const key of Object.keys(layout)) {
       if (/^[xy]axis/.test(key)) {
         Object.assign(layout[key], { gridcolor: c.grid, zerolinecolor: c.grid, linecolor: c.soft, fixedrange: narrow });
@@ -190,7 +229,12 @@ JS: Final = """
     picker.addEventListener("change", () => boxes.filter((b) => "pick-" + b.dataset.group === picker.id).forEach(draw));
   }
   let last = innerWidth, waiting = 0;
-  addEventListener("resize", () => { if (innerWidth !== last && !printing) { last = innerWidth; clearTimeout(waiting); waiting = setTimeout(all, 120); } });
+  addEventListener("resize", () => {
+    if (innerWidth === last || printing) { return; }  // a phone's address bar changes the height only
+    last = innerWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(all, 120);
+  });
   addEventListener("beforeprint", () => { printing = true; all(); });
   addEventListener("afterprint", () => { printing = false; all(); });
   dark.addEventListener("change", all);

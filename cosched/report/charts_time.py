@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from cosched.report import stats
-from cosched.report.charts import Chart, Spec, axis, figure, label
+from cosched.report.chart import Chart, Spec, axis, figure, label, policy_colour
 from cosched.report.model import PolicyResult, ReplayResult, TaskFate, Timeline
 from cosched.report.palette import JOINT, styles
 
@@ -21,11 +21,6 @@ _CHANNEL_BINS: Final = 5
 _SPLIT_BINS: Final = 12
 _KINDS: Final = {"llm": "LLM sessions", "video": "Video clips"}
 _SPLIT_AXIS: Final = {"llm": "decoder layers on the device", "video": "work on the device, %"}
-
-
-def time_charts(result: ReplayResult) -> list[Chart]:
-    """Shares, then splits per kind of work, then the gap: the order of the page."""
-    return [shares_chart(result), *split_charts(result), gap_chart(result)]
 
 
 def _lead_first(result: ReplayResult) -> list[str]:
@@ -93,8 +88,8 @@ def _strip_traces(run: PolicyResult, resource: str, times: Sequence[float | None
         "name": "used",
         "y": _thin(run.timeline.used.get(resource, [])),
         "fill": "tozeroy",
-        "fillcolor": f"@{run.policy}/0.35",
-        "line": {"width": 0, "color": f"@{run.policy}"},
+        "fillcolor": f"{policy_colour(run.policy)}/0.35",
+        "line": {"width": 0, "color": policy_colour(run.policy)},
         "hovertemplate": "used %{y:.1%} at %{x:.1f} s<extra></extra>",
     }
     planned = {
@@ -116,7 +111,7 @@ def gap_chart(result: ReplayResult) -> Chart:
     for policy in sorted(result.policies, key=lambda p: p == JOINT):
         timeline, style = result.policies[policy].timeline, chosen[policy]
         if any(math.isfinite(gap) for gap in timeline.gap):
-            line = {"color": f"@{policy}", "dash": style.dash, "width": 2.8 if policy == JOINT else 1.4}
+            line = {"color": policy_colour(policy), "dash": style.dash, "width": 2.8 if policy == JOINT else 1.4}
             x, y = _thin(timeline.t_s, GAP_SAMPLES), _thin(timeline.gap, GAP_SAMPLES, peak=True)
             series = {"x": x, "y": y, "mode": "lines", "line": line}
             hover = f"{label(policy)}: %{{y:.2f}} at %{{x:.1f}} s<extra></extra>"
@@ -129,18 +124,22 @@ def gap_chart(result: ReplayResult) -> Chart:
         key="gap",
         title=f"How far from optimal the plan in force can be at most: {_gap_finding(result)}",
         explain="Each decision comes with a proven upper bound on the value of any plan for the tasks present at that "
-        f"instant; the gap is bound less value, in units of task weight. 0 is proven optimal.{binned}",
+        f"instant; the gap is bound less value, in units of task weight. 0 is proven optimal.{binned} "
+        "The title speaks of all decisions, the lines of one sample a period.",
         variants={"": figure(traces, height=420, x=axis("time, s"), y=y_axis)} if traces else {},
         empty="The replay recorded no gap: no decision was made.",
     )
 
 
 def _gap_finding(result: ReplayResult) -> str:
+    """Of all decisions, as in the table: the timeline's samples may miss the worst one."""
     lead = stats.lead_policy(result)
-    gaps = [g for g in result.policies[lead].timeline.gap if math.isfinite(g)] if lead else []
-    if not gaps:
+    if lead is None or not math.isfinite(result.policies[lead].summary.gap_max):
         return "gap over time"
-    return f"{lead} at most {max(gaps):.2f}, half of the time under {np.median(gaps):.2f}"
+    summary = result.policies[lead].summary
+    if summary.gap_max < 0.005:
+        return f"{lead} was proven optimal all the time"
+    return f"{lead} never more than {summary.gap_max:.2f}, in half of its decisions at most {summary.gap_p50:.2f}"
 
 
 # --- splits --------------------------------------------------------------------------------------------------------
@@ -169,8 +168,8 @@ def _split_pair(result: ReplayResult, kind: str) -> list[Chart]:
             key=f"split-time-{kind}",
             title=f"{name}: where the work was split, over time",
             explain="One point per served task, at its arrival; colour is the estimated uplink spectral efficiency at "
-            "the decision (the outer 5 % on either side share a colour). Squares are private (raw input stays on the device), circles are open. Points are spread "
-            "a little in height so that they do not hide each other.",
+            "the decision (the outer 5 % on either side share a colour). Squares are private (raw input stays on the "
+            "device), circles are open. Points are spread a little in height so that they do not hide each other.",
             variants={p: _split_over_time(fates, y_title) for p, fates in served.items() if fates},
             empty=nothing,
             group="split",
@@ -201,12 +200,14 @@ def _split_over_time(fates: Sequence[TaskFate], y_title: str) -> Spec:
     known = [f.ul_efficiency_bps_hz for f in _known_channel(fates)] or [0.0, 1.0]
     low, high = (float(q) for q in np.quantile(known, [0.05, 0.95]))
     bar = {"title": {"text": "bit/s/Hz", "side": "right"}, "thickness": 12}
-    traces = []
+    traces: list[Spec] = []
     for private, symbol in ((False, "circle"), (True, "square")):
         group = [f for f in fates if f.private == private]
         if not group:
             continue
-        efficiency = [round(f.ul_efficiency_bps_hz, 3) if math.isfinite(f.ul_efficiency_bps_hz) else None for f in group]
+        efficiency = [
+            round(f.ul_efficiency_bps_hz, 3) if math.isfinite(f.ul_efficiency_bps_hz) else None for f in group
+        ]
         scale = {"color": efficiency, "colorscale": "@channel", "cmin": low, "cmax": high, "showscale": not traces}
         marker = {"symbol": symbol, "size": 7, "opacity": 0.85, "line": {"width": 0.5, "color": "@ink/0.4"}}
         traces.append(

@@ -16,13 +16,13 @@ import msgspec
 
 from cosched.errors import BadInput
 from cosched.report import stats
-from cosched.report.charts import BOUND
+from cosched.report.charts_load import BOUND
 from cosched.report.model import Sweep, SweepRow
 from cosched.report.palette import DECOUPLED, JOINT, Style, styles
 
 WIDTH: Final = 760
 _PANEL: Final = 400  # height of one site's panel
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 168, 56, 52
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 168, 66, 52
 _LABEL_PX: Final = 17  # least distance between two labels at the right
 _DASH: Final = {"solid": "none", "dash": "9 5", "dot": "2 4", "dashdot": "9 4 2 4", "longdash": "14 7"}
 _CEILING: Final = Style(light="#6e7781", dark="#9aa4af", dash="longdash", symbol="line", width=2.2)
@@ -58,7 +58,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_curve_svg(sweep: Sweep, path: Path) -> None:
-    """Write the curves of a sweep, a panel per site. Raises BadInput when there is nothing to draw or no way to write."""
+    """Write the curves of a sweep, a panel per site. Raises BadInput when it holds no run or cannot be written."""
     drawing = curve_svg(sweep)
     try:
         path.write_text(drawing, encoding="utf-8")
@@ -161,7 +161,7 @@ def _grid(scale: Scale, loads: Sequence[float]) -> list[str]:
 
 
 def _spaced(loads: Sequence[float], scale: Scale) -> list[float]:
-    """Loads whose labels do not touch."""
+    """Return the loads whose labels do not touch."""
     kept: list[float] = []
     for load in loads:
         if not kept or scale.x(load) - scale.x(kept[-1]) >= 34:
@@ -253,11 +253,18 @@ def _shortened(name: str) -> str:
 
 
 def spread_out(wanted: Sequence[float], distance: float, lowest: float) -> list[float]:
-    """Move ascending positions as little as greedily possible, so that neighbours are `distance` apart, none > `lowest`."""
-    placed: list[float] = []
-    for y in wanted:
-        placed.append(max(y, placed[-1] + distance) if placed else y)
-    for i in range(len(placed) - 1, -1, -1):
-        limit = lowest if i == len(placed) - 1 else placed[i + 1] - distance
-        placed[i] = min(placed[i], limit)
-    return placed
+    """Move ascending positions as little as possible (least squares), so that neighbours are `distance` apart.
+
+    None comes to lie below `lowest`. Isotonic regression of the positions less i x distance, by pooling adjacent
+    violators (Barlow et al., Statistical Inference under Order Restrictions, 1972).
+    """
+    pools: list[tuple[float, int]] = []  # (sum, count) of positions that share a level
+    for i, y in enumerate(wanted):
+        total, count = y - i * distance, 1
+        while pools and pools[-1][0] / pools[-1][1] > total / count:
+            before = pools.pop()
+            total, count = total + before[0], count + before[1]
+        pools.append((total, count))
+    levels = [total / count for total, count in pools for _ in range(count)]
+    limit = lowest - (len(wanted) - 1) * distance
+    return [min(level, limit) + i * distance for i, level in enumerate(levels)]

@@ -85,9 +85,7 @@ def comparison_rows(result: ReplayResult) -> list[Row]:
 
 
 def _utilisation(resource: str) -> Figure:
-    return Figure(
-        label=f"{resource} used, %", get=lambda s: s.utilisation.get(resource), best=None, form=_percent
-    )
+    return Figure(label=f"{resource} used, %", get=lambda s: s.utilisation.get(resource), best=None, form=_percent)
 
 
 def _row(figure: Figure, summaries: Mapping[str, Summary]) -> Row:

@@ -6,14 +6,16 @@ import base64
 import hashlib
 import html
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 import msgspec
 
 from cosched.errors import BadInput
 from cosched.report import assets, misses, stats
-from cosched.report.charts import Chart, class_charts, latency_chart, reason_chart, sweep_charts
+from cosched.report.chart import Chart, policy_colour
+from cosched.report.charts import class_charts, latency_chart, reason_chart
+from cosched.report.charts_load import sweep_charts
 from cosched.report.charts_time import gap_chart, shares_chart, split_charts
 from cosched.report.figures import BLANK, comparison_rows
 from cosched.report.model import ReplayResult, Sweep
@@ -35,7 +37,7 @@ def write_report(result: ReplayResult, sweeps: Sequence[Sweep], path: Path) -> N
 
 def render(result: ReplayResult, sweeps: Sequence[Sweep]) -> str:
     """Return the whole page. Ids of a trace are escaped wherever they stand; no other script than ours may run."""
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - only a report needs it
+    from plotly.offline import get_plotlyjs  # plotly is large: only a report loads it
 
     sections = _sections(result, sweeps)
     charts = [chart for _, group in sections for chart in group]
@@ -46,7 +48,7 @@ def render(result: ReplayResult, sweeps: Sequence[Sweep]) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_policy(scripts)}\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(f'cosched: {result.trace.path}')}</title>\n<style>{assets.CSS}</style>\n</head>\n<body>\n"
+        f"<title>{_text(f'cosched: {_name(result)}')}</title>\n<style>{assets.CSS}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + f"\n{_footer(result)}\n{data}\n"
         + "\n".join(f"<script>{script}</script>" for script in scripts)
@@ -70,13 +72,14 @@ def _sections(result: ReplayResult, sweeps: Sequence[Sweep]) -> list[Section]:
 def _policy(scripts: Sequence[str]) -> str:
     """Content security policy: our two scripts by their hash, nothing else, and no request to anywhere."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    rules = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"
+    rest = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    rules = f"default-src 'none'; script-src {hashes}; {rest}"
     return f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
 
 
 def _chart_data(charts: Sequence[Chart], named: dict[str, Style]) -> dict[str, Any]:
-    light = assets.LIGHT | {policy: style.light for policy, style in named.items()}
-    dark = assets.DARK | {policy: style.dark for policy, style in named.items()}
+    light = assets.LIGHT | {policy_colour(policy)[1:]: style.light for policy, style in named.items()}
+    dark = assets.DARK | {policy_colour(policy)[1:]: style.dark for policy, style in named.items()}
     return {
         "palette": {"light": light, "dark": dark},
         "scales": assets.SCALES,
@@ -99,10 +102,14 @@ def _text(text: str) -> str:
 
 def _head(result: ReplayResult) -> str:
     return (
-        f"<header><h1>Replay of {_text(result.trace.path)}</h1>\n"
+        f"<header><h1>Replay of {_text(_name(result))}</h1>\n"
         f'<p class="finding">{_text(stats.headline(result))}</p>\n'
         f'<p class="facts">{_text(_facts(result))}</p></header>'
     )
+
+
+def _name(result: ReplayResult) -> str:
+    return PurePath(result.trace.path).name or result.trace.path
 
 
 def _facts(result: ReplayResult) -> str:
@@ -117,7 +124,7 @@ def _facts(result: ReplayResult) -> str:
 def _footer(result: ReplayResult) -> str:
     hashes = "; ".join(f"{policy} {run.summary.decisions_sha256[:16]}" for policy, run in result.policies.items())
     decisions = f" Decisions sha256 (first 16 digits): {hashes}." if hashes else ""
-    return f"<footer><p>{_text(f'Trace sha256 {result.trace.sha256}.{decisions}')}</p></footer>"
+    return f"<footer><p>{_text(f'Trace {result.trace.path}, sha256 {result.trace.sha256}.{decisions}')}</p></footer>"
 
 
 def _comparison(result: ReplayResult, named: dict[str, Style]) -> str:
@@ -133,9 +140,9 @@ def _comparison(result: ReplayResult, named: dict[str, Style]) -> str:
     return (
         "<h2>Comparison</h2>\n"
         f'<div class="scroll"><table class="compare"><thead><tr><th></th>{heads}</tr></thead>\n<tbody>{body}</tbody>'
-        '</table></div>\n<p class="note">* best of its row; ties are all marked, and no row is marked where all policies '
-        "are alike or more is neither better nor worse. Latency is that of a task's first phase (first token, or a "
-        "frame). A dash: no sample.</p>"
+        '</table></div>\n<p class="note">* best of its row; ties are all marked, and no row is marked where all '
+        "policies are alike or more is neither better nor worse. Latency is that of a task's first phase (first "
+        "token, or a frame). A dash: no sample.</p>"
     )
 
 
@@ -190,7 +197,8 @@ def _section(title: str, charts: Sequence[Chart]) -> str:
 def _picker(group: str, choices: Sequence[str]) -> str:
     options = "".join(f'<option value="{_text(choice)}">{_text(choice)}</option>' for choice in choices)
     hidden = " hidden" if len(choices) == 1 else ""
-    return f'<p class="pick"{hidden}><label>Policy <select id="pick-{group}" autocomplete="off">{options}</select></label></p>\n'
+    select = f'<select id="pick-{group}" autocomplete="off">{options}</select>'
+    return f'<p class="pick"{hidden}><label>Policy {select}</label></p>\n'
 
 
 def _figure(chart: Chart) -> str:

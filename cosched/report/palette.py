@@ -7,7 +7,8 @@ each also has its own marker, and families share a dash: joint solid, greedy das
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -48,9 +49,25 @@ _SPARE: Final = (
 )
 
 
+def family(policy: str) -> str:
+    """Name of a policy without its options: `pf-util` of `pf-util:rho=0.9`."""
+    return policy.partition(":")[0]
+
+
+def members(policies: Iterable[str], families: Sequence[str]) -> list[str]:
+    """Return those of `policies` that belong to `families`, in the order of the families, then by name."""
+    ranked = [(families.index(family(p)), p) for p in policies if family(p) in families]
+    return [policy for _, policy in sorted(ranked)]
+
+
 def styles(policies: Iterable[str]) -> dict[str, Style]:
-    """Return a style per policy: the fixed one of ours, a spare one (by alphabet) for a solver that was added."""
+    """Return a style per policy: the fixed one of ours, else a spare one, by alphabet.
+
+    A variant (pf-util:rho=0.9) looks like its policy as long as nothing else of that policy is shown beside it.
+    """
     named = sorted(set(policies))
-    added = [p for p in named if p not in _KNOWN]
+    shown = Counter(family(p) for p in named)
+    fixed = {p: _KNOWN[family(p)] for p in named if p in _KNOWN or (family(p) in _KNOWN and shown[family(p)] == 1)}
+    added = [p for p in named if p not in fixed]
     spare = {p: _SPARE[i % len(_SPARE)] for i, p in enumerate(added)}
-    return {p: _KNOWN[p] if p in _KNOWN else spare[p] for p in named}
+    return {p: fixed[p] if p in fixed else spare[p] for p in named}

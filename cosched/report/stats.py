@@ -1,4 +1,4 @@
-"""The arithmetic behind tables and charts: ratios over seeds, distributions, classes of users, thinning of timelines."""
+"""The arithmetic behind tables and charts: ratios over seeds, distributions, classes of users, thinned timelines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cosched.report.model import PolicyResult, ReplayResult, Sweep, SweepRow, TaskFate
-from cosched.report.palette import DECOUPLED, GREEDY, JOINT
+from cosched.report.palette import DECOUPLED, GREEDY, JOINT, members
 
 Floats = npt.NDArray[np.float64]
 CHANNEL_CLASSES = ("bad", "middle", "good")
@@ -46,14 +46,15 @@ def ratio(over: float, under: float) -> float | None:
 
 def lead_policy(result: ReplayResult) -> str | None:
     """Return the policy that the report is about: joint, else the one that met most; None where there is none."""
-    if JOINT in result.policies:
-        return JOINT
+    joint = members(result.policies, [JOINT])
+    if joint:
+        return joint[0]
     return max(result.policies, key=lambda p: (result.policies[p].summary.met, p), default=None)
 
 
-def best_of(result: ReplayResult, candidates: Sequence[str]) -> str | None:
-    """Return which of `candidates` met the most tasks (first named wins a tie); None where none of them was run."""
-    run = [c for c in candidates if c in result.policies]
+def best_of(result: ReplayResult, families: Sequence[str], *, besides: str | None) -> str | None:
+    """Return which policy of `families` met the most tasks (first named wins a tie); None where none was run."""
+    run = [c for c in members(result.policies, families) if c != besides]
     return max(run, key=lambda c: (result.policies[c].summary.met, -run.index(c)), default=None)
 
 
@@ -66,7 +67,7 @@ def headline(result: ReplayResult) -> str:
     if summary.offered == 0:
         return "No task needed the network in this trace, so there is nothing to compare."
     parts = [f"{lead} met {100 * summary.met_ratio:.0f} % of {summary.offered} tasks"]
-    decoupled = best_of(result, [p for p in DECOUPLED if p != lead])
+    decoupled = best_of(result, DECOUPLED, besides=lead)
     if decoupled is not None:
         gain = ratio(summary.met, result.policies[decoupled].summary.met)
         against = f"the best decoupled policy ({decoupled})"
@@ -208,17 +209,18 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
     ratio: Spread
 
 
-def gain_at(rows: Sequence[SweepRow], load: float, against: Sequence[str], of: str = JOINT) -> Gain | None:
-    """Ratio of tasks met at one load, seed by seed, over whichever of `against` met most on average at that load.
+def gain_at(rows: Sequence[SweepRow], load: float, against: Sequence[str]) -> Gain | None:
+    """Ratio of tasks met at one load, seed by seed: joint over whichever of `against` met most on average there.
 
-    None where one side was not run, or met nothing in every seed.
+    `against` are families: variants of a policy (pf-util:rho=0.9) count with it. None where one side was not run, or
+    met nothing in every seed.
     """
     met = {(r.policy, r.seed): met_ratio(r) for r in rows if r.load == load}
-    best = _best_on_average(met, [p for p in against if p != of])
+    best = _best_on_average(met, members(policies(rows), against))
     if best is None:
         return None
-    seeds = sorted(seed for policy, seed in met if policy == of and (best, seed) in met)
-    ratios = [ratio(met[of, seed], met[best, seed]) for seed in seeds]
+    seeds = sorted(seed for policy, seed in met if policy == JOINT and (best, seed) in met)
+    ratios = [ratio(met[JOINT, seed], met[best, seed]) for seed in seeds]
     over_seeds = spread(r for r in ratios if r is not None)
     return None if over_seeds is None else Gain(against=best, ratio=over_seeds)
 

@@ -150,9 +150,7 @@ def _policy_rows(rows: Sequence[SweepRow], at: Sequence[float]) -> list[Row]:
     ]
 
 
-def _columns(
-    rows: Sequence[SweepRow], at: Sequence[float], of: Callable[[SweepRow], float]
-) -> dict[str, stats.Spread]:
+def _columns(rows: Sequence[SweepRow], at: Sequence[float], of: Callable[[SweepRow], float]) -> dict[str, stats.Spread]:
     """Column -> mean and spread over seeds of one policy's figure."""
     found = {_load(load): stats.mean_over_loads(rows, [load], of) for load in at}
     found[_MEAN] = stats.mean_over_loads(rows, stats.in_range(rows), of)

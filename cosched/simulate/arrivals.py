@@ -1,7 +1,7 @@
 """Who asks for what in a simulated trace: prompt and answer lengths, drawn or recorded, and the rate of arrivals.
 
 Default lengths: lognormal with the mean and standard deviation of the logarithms in the conversation trace of
-AzurePublicDataset 2023 (first 12 000 rows; `tools/fit_azure_lengths.py` computes them, docs/scenarios.md compares).
+AzurePublicDataset 2023 (its first 12 000 rows; docs/scenarios.md says how well that fits).
 """
 
 from __future__ import annotations

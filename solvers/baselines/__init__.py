@@ -1,4 +1,4 @@
-"""Baselines: the strong opponents that the joint solver is compared with (docs/policies.md, model.md section 6).
+"""Baselines: the strong opponents that the joint solver is compared with (docs/policies.md).
 
 Each is a pure function `(problem, *, warm=None, options=None) -> Solution`, registered in solvers/registry.py.
 """

@@ -1,9 +1,9 @@
 """Weighted processor sharing, compiled: what each task gets when a resource is divided by rule, not by price.
 
-Every user of resource r holds `weight x level[r]`, where the level uses up the resource (model.md section 6: equal
-airtime is weight 1, equal rate is weight 1 / spectral efficiency); nobody holds more than its cap, and what a cap leaves
-goes to the others. The figure of merit of a task is its *lateness*: the greatest latency / slack over its phases, at
-most 1 when its deadlines hold.
+Every user of resource r holds `weight x level[r]`, where the level uses up the resource (equal airtime is weight 1,
+equal rate is weight 1 / spectral efficiency); nobody holds more than its cap, and what a cap leaves goes to the others.
+The figure of merit of a task is its *lateness*: the greatest latency / slack over its phases, at most 1 when its
+deadlines hold.
 
 A load is (3, R): rigid demand, sum of activity x weight, and number of users of each resource.
 """
@@ -110,7 +110,7 @@ def left_for(t: Table, load: Floats, r: int) -> float:
         source = t.coupling_from[c]
         if t.coupling_to[c] == r and load[2, source] > 0:
             left -= t.coupling_per_share[c] * max(0.0, 1 - t.background[source] - load[0, source])
-    return max(0.0, left)
+    return float(max(0.0, left))
 
 
 @nopython

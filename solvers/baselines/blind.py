@@ -162,14 +162,17 @@ def _granted(view: _View, points: Ints, need: Floats) -> Floats:
     weight = problem.activity[points] * need + problem.rigid[points]
     total = np.bincount(problem.slot[points].ravel(), weights=weight.ravel(), minlength=view.room.size)
     total[-1] = 0.0
-    return total
+    return np.asarray(total, dtype=np.float64)
 
 
 def _coupled(problem: Problem, users: Floats) -> Floats:
-    """What used cells take from the nodes (R,) that they are coupled to, when they are wholly granted."""
+    """Part of the nodes (R,) that goes to used cells coupled to them, when those are wholly granted."""
     source = problem.coupling_from
     granted = np.where(users[source] > 0, np.maximum(1 - problem.background[source], 0.0), 0.0)
-    return np.bincount(problem.coupling_to, weights=problem.coupling_per_share * granted, minlength=problem.n_resources)
+    taken = np.bincount(
+        problem.coupling_to, weights=problem.coupling_per_share * granted, minlength=problem.n_resources
+    )
+    return np.asarray(taken, dtype=np.float64)
 
 
 def _serve(view: _View, chosen: Ints, runs: int) -> Solution:
@@ -181,7 +184,9 @@ def _serve(view: _View, chosen: Ints, runs: int) -> Solution:
     points = chosen[on]
     users = np.bincount(problem.slot[points].ravel(), minlength=view.room.size)
     need = view.needs(view.users(chosen))[points]
-    need = np.where(np.isfinite(need), need, np.where(view.compute[points], 1 / np.maximum(users, 1)[problem.slot[points]], 0.0))
+    need = np.where(
+        np.isfinite(need), need, np.where(view.compute[points], 1 / np.maximum(users, 1)[problem.slot[points]], 0.0)
+    )
     elastic = _granted(view, points, need) - _granted(view, points, np.zeros_like(need))
     left = 1 - rigid_use(problem, chosen) - _coupled(problem, view.users(chosen))
     scale = view.overbook * np.append(np.maximum(left, 0.0), 0.0) / np.maximum(elastic, 1e-12)

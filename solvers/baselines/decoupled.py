@@ -7,7 +7,7 @@ let in. Tasks that are running keep their point and are never dropped for a newc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -24,8 +24,10 @@ from solvers.baselines._common import (
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Solution
 
-ROUNDS: Final = 8  # of best responses; four settle nearly all cases, a cycle is cut here
+ROUNDS: Final = 8  # of best responses; two did on random problems, a cycle is cut here
 BATCHES: Final = 32  # a crowd of late tasks is dropped a 32nd at a time
+
+Array = TypeVar("Array", Floats, Ints)
 
 Guilty = Callable[[Ints, Floats, Ints], Ints]
 """(chosen (N,), lateness (N,), members) -> the members that must not all stay, the worst first."""
@@ -36,19 +38,19 @@ def table_of(
 ) -> _sharing.Table:
     """Columns for the compiled sharing; by default equal airtime and all points that are worth something."""
     return _sharing.Table(
-        first=problem.first,
-        slot=problem.slot,
-        work=problem.work,
-        slack=problem.slack,
-        floor=problem.floor,
-        cap=problem.cap,
-        activity=problem.activity,
-        rigid=problem.rigid,
-        value=problem.value,
-        background=problem.background,
-        coupling_from=problem.coupling_from,
-        coupling_to=problem.coupling_to,
-        coupling_per_share=problem.coupling_per_share,
+        first=_plain(problem.first),
+        slot=_plain(problem.slot),
+        work=_plain(problem.work),
+        slack=_plain(problem.slack),
+        floor=_plain(problem.floor),
+        cap=_plain(problem.cap),
+        activity=_plain(problem.activity),
+        rigid=_plain(problem.rigid),
+        value=_plain(problem.value),
+        background=_plain(problem.background),
+        coupling_from=_plain(problem.coupling_from),
+        coupling_to=_plain(problem.coupling_to),
+        coupling_per_share=_plain(problem.coupling_per_share),
         allowed=problem.value > 0 if allowed is None else allowed,
         weight=np.ones(problem.n_tasks) if weight is None else weight,
         comm=resources_of_kind(problem, "comm"),
@@ -56,10 +58,15 @@ def table_of(
     )
 
 
+def _plain(array: Array) -> Array:
+    """Hand on what compiled code takes without being compiled again: contiguous and writable."""
+    return array if array.flags.c_contiguous and array.flags.writeable else np.array(array, order="C")
+
+
 def pf(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
     """Proportional fair, aware of the radio only: everybody is served, with equal airtime and equal compute.
 
-    Options: overbook (1). Source of the rule: the codesign example's comm-aware-only opponent; model.md section 6.
+    Options: overbook (1). The comm-aware-only opponent of the codesign example (docs/policies.md).
     """
     del warm
     table = table_of(problem, overbook=read_options(options, overbook=1.0)["overbook"])
@@ -67,7 +74,7 @@ def pf(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, fl
 
 
 def edge(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
-    """Everybody offloads as far as the task allows, with equal airtime and compute, no admission. Options: overbook (1)."""
+    """Everybody offloads as far as the task allows, with equal airtime and compute. Options: overbook (1)."""
     del warm
     overbook = read_options(options, overbook=1.0)["overbook"]
     return _serve_all(problem, table_of(problem, overbook=overbook, allowed=_most_offloaded(problem)), "edge")
@@ -158,14 +165,17 @@ def _worth(problem: Problem, chosen: Ints) -> float:
 
 
 def _admit_by_deadline(problem: Problem, table: _sharing.Table, arrivals: Ints) -> tuple[Ints, int]:
-    """Drop by lateness and, where values differ, also by lateness per value; the better plan."""
+    """Drop the most late and, where values differ, also admit from the most valuable down; the better plan."""
     held = keep_held(problem)
     late_before = _sharing.shared_out(table, held)[1]
     protected = np.flatnonzero((held >= 0) & (late_before <= HOLDS))
-    best, runs = _admit(problem, table, arrivals, _by_deadline(protected, np.ones(problem.n_tasks)))
-    value = _best_value(problem)
-    if arrivals.size > 1 and np.ptp(value[arrivals]) > 0:
-        other, more = _admit(problem, table, arrivals, _by_deadline(protected, np.maximum(value, 1e-12)))
+    best, runs = _admit(problem, table, arrivals, _by_deadline(protected))
+    value = _best_value(problem)[arrivals]
+    if arrivals.size > 1 and np.ptp(value) > 0:
+        crowded = keep_held(problem)
+        _sharing.best_response(table, crowded, arrivals, ROUNDS)
+        late = _sharing.shared_out(table, crowded)[1][arrivals]
+        other, more = _one_by_one(problem, table, arrivals[np.lexsort((late, -value))])
         best, runs = max(best, other, key=lambda plan: _worth(problem, plan)), runs + more
     return best, runs
 
@@ -176,16 +186,23 @@ def _best_value(problem: Problem) -> Floats:
     return value
 
 
-def _by_deadline(protected: Ints, value: Floats) -> Guilty:
-    def guilty(_chosen: Ints, late: Floats, members: Ints) -> Ints:
-        score = np.round(late[members] / value[members], 9)  # equals stay equal, whatever the rounding
-        bad = late[members] > HOLDS
+def _by_deadline(protected: Ints) -> Guilty:
+    def guilty(chosen: Ints, late: Floats, members: Ints) -> Ints:
+        bad = _late_or_out(chosen, late, members)
         if not bad.any() and (late[protected] > HOLDS).any():
             bad = late[members] > 0  # all but those that use nothing shared
+        score = np.round(late[members], 9)  # equals stay equal, whatever the rounding
         worst = np.argsort(-score[::-1], kind="stable")  # of equals, the last one goes first
         return members[::-1][worst][bad[::-1][worst]]
 
     return guilty
+
+
+def _late_or_out(chosen: Ints, late: Floats, members: Ints) -> Bools:
+    """Members that are late; where none is, those that found no room and may now be told so."""
+    out = chosen[members] < 0
+    late_inside = (late[members] > HOLDS) & ~out
+    return late_inside if late_inside.any() else out
 
 
 def _by_utilisation(problem: Problem, rho: float) -> Guilty:
@@ -193,11 +210,13 @@ def _by_utilisation(problem: Problem, rho: float) -> Guilty:
     mean_use = np.maximum(problem.floor, problem.rigid)
 
     def guilty(chosen: Ints, late: Floats, members: Ints) -> Ints:
-        bad = late[members] > HOLDS
+        bad = _late_or_out(chosen, late, members)
         if bad.any():
-            return members[np.argsort(-late[members], kind="stable")][: int(bad.sum())]
+            return members[bad][np.argsort(-late[members[bad]], kind="stable")]
         over = utilisation(problem, chosen, mean_use) > rho
-        use = np.where((np.append(over, False) & counted)[problem.slot[chosen[members]]], mean_use[chosen[members]], 0.0)
+        use = np.where(
+            (np.append(over, False) & counted)[problem.slot[chosen[members]]], mean_use[chosen[members]], 0.0
+        )
         heaviest = use.sum(axis=1)
         return members[np.argsort(-heaviest, kind="stable")][: int((heaviest > 0).sum())]
 
@@ -250,7 +269,7 @@ def _one_by_one(problem: Problem, table: _sharing.Table, arrivals: Ints) -> tupl
     """Admit in the order given; when one does not fit, all newcomers choose their points again before it is refused."""
     chosen = keep_held(problem)
     late = _sharing.shared_out(table, chosen)[1]
-    rule = _by_deadline(np.flatnonzero((chosen >= 0) & (late <= HOLDS)), np.ones(problem.n_tasks))
+    rule = _by_deadline(np.flatnonzero((chosen >= 0) & (late <= HOLDS)))
     members = np.zeros(0, dtype=np.int64)
     for i in arrivals:
         before = members.size

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Final
 
 from telemetry.errors import BadFile
-from telemetry.importers.base import S_NS, Column, RequestRecording, Tally, csv_files, read_table, request_recording
+from telemetry.importers.base import (
+    MAX_TOKENS,
+    S_NS,
+    Column,
+    RequestRecording,
+    Tally,
+    csv_files,
+    read_table,
+    request_recording,
+)
 
 SOURCE: Final = "azure-llm"
 _SECONDS_WIDTH: Final = len("2023-11-16 18:15:46")
@@ -21,7 +30,7 @@ _SECONDS_WIDTH: Final = len("2023-11-16 18:15:46")
 def read(paths: Sequence[Path]) -> RequestRecording:
     """Read one or more trace files as one recording. Raises BadFile."""
     tally = Tally()
-    rows = [row for path in csv_files(paths) for row in _rows(path, tally)]
+    rows = [row for path in csv_files(paths, tally) for row in _rows(path, tally)]
     return request_recording(SOURCE, rows, tally)
 
 
@@ -45,8 +54,8 @@ def _tokens(column: Column, cells: list[str]) -> int:
     value = column.number(cells)
     if value is None:
         raise BadFile("a token count is empty or not a number")
-    if value < 1:
-        raise BadFile("no token to read or to write")
+    if not 1 <= value <= MAX_TOKENS:
+        raise BadFile("no token to read or to write, or impossibly many")
     return int(value)
 
 

@@ -24,6 +24,8 @@ from telemetry.messages import UeReport
 
 S_NS: Final = 1_000_000_000
 MS_NS: Final = 1_000_000
+LATEST_UNIX_S: Final = 4_102_444_800  # the year 2100: later is a broken clock, and 64 bits of ns end in 2262
+MAX_TOKENS: Final = 100_000_000  # far above any context there is
 
 
 class Request(NamedTuple):
@@ -90,6 +92,7 @@ class Column:
 
     def __init__(self, index: int | None) -> None:
         self._index = index
+        self.exists = index is not None
 
     def text(self, row: Sequence[str]) -> str:
         """Return the cell without blanks around it, "" where the row or the column has none."""
@@ -149,21 +152,26 @@ def read_lines(path: Path, tally: Tally) -> Iterator[str]:
     return iter(io.StringIO(text, newline=None))
 
 
-def csv_files(paths: Sequence[Path], pattern: str = "") -> list[Path]:
-    """Files as given; a folder stands for its .csv and .csv.gz files (at any depth) whose names contain `pattern`.
+def csv_files(paths: Sequence[Path], tally: Tally, pattern: str = "") -> list[Path]:
+    """Files as given; a folder stands for its .csv and .csv.gz files (at any depth).
 
-    Raises BadFile for a path that does not exist, a folder without such files, or no path at all.
+    Where names in a folder contain `pattern`, only those are taken, and the others counted. Raises BadFile for a folder
+    without such files, or no path at all.
     """
     if not paths:
         raise BadFile("no input file was given")
-    return [file for path in paths for file in (_in_folder(path, pattern) if path.is_dir() else [path])]
+    return [file for path in paths for file in (_in_folder(path, tally, pattern) if path.is_dir() else [path])]
 
 
-def _in_folder(folder: Path, pattern: str) -> list[Path]:
+def _in_folder(folder: Path, tally: Tally, pattern: str) -> list[Path]:
     names = [p for p in sorted(folder.rglob("*.csv*")) if p.name.endswith((".csv", ".csv.gz"))]
-    found = [p for p in names if pattern in p.name] or names
-    if not found:
+    if not names:
         raise BadFile(f"{folder}: no .csv or .csv.gz file in this folder")
+    found = [p for p in names if pattern in p.name] or names
+    if len(found) < len(names):
+        tally.remarks[f"other .csv files in the folder, without {pattern} in their name, left aside"] += len(
+            names
+        ) - len(found)
     return found
 
 

@@ -13,7 +13,15 @@ from typing import Final
 import msgspec
 
 from telemetry.errors import BadFile
-from telemetry.importers.base import MS_NS, RequestRecording, Tally, read_lines, request_recording
+from telemetry.importers.base import (
+    LATEST_UNIX_S,
+    MAX_TOKENS,
+    MS_NS,
+    RequestRecording,
+    Tally,
+    read_lines,
+    request_recording,
+)
 
 SOURCE: Final = "mooncake"
 
@@ -45,8 +53,16 @@ def _rows(path: Path, tally: Tally) -> list[tuple[int, int, int]]:
         except msgspec.DecodeError:
             tally.dropped["not a line of timestamp, input_length, output_length"] += 1
             continue
-        if line.timestamp < 0 or min(line.input_length, line.output_length) < 1:
-            tally.dropped["time is negative" if line.timestamp < 0 else "no token to read or to write"] += 1
-            continue
-        rows.append((round(line.timestamp * MS_NS), line.input_length, line.output_length))
+        if reason := _unusable(line):
+            tally.dropped[reason] += 1
+        else:
+            rows.append((round(line.timestamp * MS_NS), line.input_length, line.output_length))
     return rows
+
+
+def _unusable(line: _Line) -> str:
+    if not 0 <= line.timestamp < LATEST_UNIX_S * 1e3:
+        return "time is negative or after 2100"
+    if not 1 <= min(line.input_length, line.output_length) <= max(line.input_length, line.output_length) <= MAX_TOKENS:
+        return "no token to read or to write, or impossibly many"
+    return ""

@@ -20,21 +20,36 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from telemetry import radio
-from telemetry.importers.base import S_NS, RanRecording, Sample, Table, Tally, csv_files, ran_recording, read_table
+from telemetry.importers.base import (
+    LATEST_UNIX_S,
+    S_NS,
+    RanRecording,
+    Sample,
+    Tally,
+    csv_files,
+    ran_recording,
+    read_table,
+)
 
 SOURCE: Final = "oai-kpm"
 US_NS: Final = 1_000
 EARLIEST_US: Final = 946_684_800_000_000  # 2000-01-01
-LATEST_US: Final = 4_102_444_800_000_000  # 2100-01-01
+LATEST_US: Final = LATEST_UNIX_S * 1_000_000
+
+
+class _Row(NamedTuple):
+    at_ns: int
+    prbs: float | None
+    rate_kbps: float | None
 
 
 def read(paths: Sequence[Path]) -> RanRecording:
     """Read files, or folders of them; a UE is a UE.Id of a file. Raises BadFile."""
     tally = Tally()
-    files = csv_files(paths)
+    files = csv_files(paths, tally)
     samples = [s for path in files for s in _samples(path, f"@{path.name}" if len(files) > 1 else "", tally)]
     return ran_recording(SOURCE, samples, tally)
 
@@ -43,29 +58,33 @@ def _samples(path: Path, suffix: str, tally: Tally) -> list[Sample]:
     table = read_table(path, tally)
     table.require("Latency", "RRU.PrbTotUl", "DRB.UEThpUl")
     tally.rows += len(table.rows)
-    times: dict[str, list[tuple[int, list[str]]]] = defaultdict(list)
+    time, ue, prbs, rate = (table.column(n) for n in ("Latency", "UE.Id", "RRU.PrbTotUl", "DRB.UEThpUl"))
+    rows_of: dict[str, list[_Row]] = defaultdict(list)
     for cells in table.rows:
-        at_us = table.column("Latency").number(cells)
+        at_us = time.number(cells)
         if at_us is None or not EARLIEST_US <= at_us <= LATEST_US:
             tally.dropped["`Latency` is no Unix time in us"] += 1
             continue
-        times[table.column("UE.Id").text(cells) or "1"].append((int(at_us) * US_NS, cells))
-    return [sample for ue, rows in times.items() for sample in _of_ue(f"ue{ue}{suffix}", rows, table, tally)]
+        row = _Row(int(at_us) * US_NS, prbs.number(cells), rate.number(cells))
+        if min(row.prbs or 0.0, row.rate_kbps or 0.0) < 0:
+            tally.dropped["a count or a rate is negative"] += 1
+            continue
+        rows_of[f"ue{ue.text(cells) or 1}{suffix}"].append(row)
+    return [sample for name, rows in rows_of.items() for sample in _of_ue(name, rows, tally)]
 
 
-def _of_ue(ue: str, rows: list[tuple[int, list[str]]], table: Table, tally: Tally) -> list[Sample]:
-    if backwards := sum(b[0] < a[0] for a, b in pairwise(rows)):
+def _of_ue(ue: str, rows: list[_Row], tally: Tally) -> list[Sample]:
+    if backwards := sum(b.at_ns < a.at_ns for a, b in pairwise(rows)):
         tally.remarks["steps back in time, rows sorted"] += backwards
-    rows = sorted(rows, key=lambda row: row[0])
-    steps = [b[0] - a[0] for a, b in pairwise(rows) if b[0] > a[0]]
+    rows = sorted(rows, key=lambda row: row.at_ns)
+    steps = [b.at_ns - a.at_ns for a, b in pairwise(rows) if b.at_ns > a.at_ns]
     period_s = statistics.median(steps) / S_NS if steps else 1.0
-    return [Sample(at_ns, ue, "cell0", _fields(table, cells, period_s)) for at_ns, cells in rows]
+    return [Sample(row.at_ns, ue, "cell0", _fields(row, period_s)) for row in rows]
 
 
-def _fields(table: Table, cells: list[str], period_s: float) -> dict[str, float]:
+def _fields(row: _Row, period_s: float) -> dict[str, float]:
     """Fields of one report; none where the uplink had no PRB or no throughput."""
-    prbs, rate_kbps = table.column("RRU.PrbTotUl").number(cells), table.column("DRB.UEThpUl").number(cells)
-    if not prbs or not rate_kbps:
+    if not row.prbs or not row.rate_kbps:
         return {}
-    efficiency = rate_kbps * 1e3 * period_s / (prbs * radio.PRB_SLOT_HZ_S)
-    return {"ul_efficiency_bps_hz": max(efficiency, radio.NR_LOWEST_BPS_HZ), "thp_ul_bps": rate_kbps * 1e3}
+    efficiency = row.rate_kbps * 1e3 * period_s / (row.prbs * radio.PRB_SLOT_HZ_S)
+    return {"ul_efficiency_bps_hz": max(efficiency, radio.NR_LOWEST_BPS_HZ), "thp_ul_bps": row.rate_kbps * 1e3}

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 from telemetry import radio
 from telemetry.errors import BadTable
 from telemetry.importers.base import (
+    LATEST_UNIX_S,
     MS_NS,
     S_NS,
     RanRecording,
@@ -65,7 +66,7 @@ def read(paths: Sequence[Path]) -> RanRecording:
     """Read files, or folders of them (`*_metrics.csv[.gz]`). Raises BadFile."""
     tally = Tally()
     channels: dict[str, _Channel] = {}
-    for path in csv_files(paths, "_metrics"):
+    for path in csv_files(paths, tally, "_metrics"):
         for channel in _channels(path, tally):
             channels[_free_name(channel, channels)] = channel
     samples = [sample for ue, channel in channels.items() for sample in _samples(ue, channel, tally)]
@@ -87,8 +88,8 @@ def _channels(path: Path, tally: Tally) -> list[_Channel]:
     time, imsi = table.column("Timestamp"), table.column("IMSI")
     for cells in table.rows:
         at_ms = time.number(cells)
-        if at_ms is None or at_ms < 0:
-            tally.dropped["time is missing" if at_ms is None else "time is negative"] += 1
+        if at_ms is None or not 0 <= at_ms < LATEST_UNIX_S * 1e3:
+            tally.dropped["time is missing" if at_ms is None else "time is negative or after 2100"] += 1
         else:
             rows_of[_ue(imsi.text(cells), path)].append(_Row(_ns(at_ms), cells))
     channels = [_Channel(ue, table, _ordered(rows, tally)) for ue, rows in rows_of.items()]
@@ -156,20 +157,29 @@ class _Reader:
         self._columns = {name: table.column(name) for name in names}
         self._columns["ul_errors"] = table.column("rx_errors uplink (%)", "rx_errors up (%)")
         self._columns["dl_errors"] = table.column("tx_errors downlink (%)", "tx_errors dn (%)")
+        self._errors = [name for name in ("ul_errors", "dl_errors") if self._columns[name].exists]
         self._columns["ul_mbps"] = table.column("rx_brate uplink [Mbps]", "rx_brate up [Mbps]")
         self._columns["dl_mbps"] = table.column("tx_brate downlink [Mbps]", "tx_brate dn [Mbps]")
 
     def fields(self, cells: list[str]) -> dict[str, float] | None:
         """Return one row's fields (none where the UE was idle), None where the row is unusable."""
         row = {name: column.number(cells) for name, column in self._columns.items()}
-        unusable = next((f"{name} is empty or not a number" for name in _NEEDED if row[name] is None), None)
-        if unusable is None:
+        reason = self._unusable(row)
+        if not reason:
             try:
                 return {**_uplink(row), **_downlink(row)}
             except BadTable as error:
-                unusable = f"{error}".split(":", maxsplit=1)[0] + " outside its table"
-        self._tally.dropped[unusable] += 1
+                reason = f"{error}".split(":", maxsplit=1)[0] + " outside its table"
+        self._tally.dropped[reason] += 1
         return None
+
+    def _unusable(self, row: dict[str, float | None]) -> str:
+        for name in (*_NEEDED, *self._errors):
+            if row[name] is None:
+                return f"{name} is empty or not a number"
+        if not all(0 <= (row[name] or 0.0) <= 100 for name in self._errors):
+            return "error rate outside 0..100 %"
+        return ""
 
 
 def _cell(path: Path) -> str:
@@ -181,7 +191,7 @@ def _uplink(row: dict[str, float | None]) -> dict[str, float]:
     n_samples, i_mcs, sinr_db = row["ul_n_samples"] or 0.0, row["ul_mcs"] or 0.0, row["ul_sinr"] or 0.0
     if not (n_samples > MIN_UL_SAMPLES and i_mcs > 0 and sinr_db != 0):
         return {}
-    errors = min(max((row["ul_errors"] or 0.0) / 100, 0.0), 1.0)
+    errors = (row["ul_errors"] or 0.0) / 100
     efficiency = max(radio.lte_ul_efficiency(i_mcs) * (1 - errors), EFFICIENCY_FLOOR_BPS_HZ)
     fields = {"ul_efficiency_bps_hz": efficiency, "ul_mcs": i_mcs, "ul_sinr_db": sinr_db, "ul_error_fraction": errors}
     return fields | ({} if row["ul_mbps"] is None else {"thp_ul_bps": row["ul_mbps"] * 1e6})
@@ -192,7 +202,7 @@ def _downlink(row: dict[str, float | None]) -> dict[str, float]:
     n_samples, i_mcs = row["dl_n_samples"] or 0.0, row["dl_mcs"] or 0.0
     if not (n_samples > MIN_UL_SAMPLES and i_mcs > 0):
         return {}
-    errors = min(max((row["dl_errors"] or 0.0) / 100, 0.0), 1.0)
+    errors = (row["dl_errors"] or 0.0) / 100
     optional = {
         "dl_cqi": row["dl_cqi"],
         "prb_used_dl": None if row["sum_granted_prbs"] is None else row["sum_granted_prbs"] / TTIS,

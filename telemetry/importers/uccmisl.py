@@ -8,7 +8,7 @@ Pitfalls of the format, and what is done about each:
 - Only the downlink is measured. The uplink's efficiency is a stand-in: the truncated Shannon bound of TR 38.803 for
   the uplink, at the downlink's SNR. Every import says so.
 - The log does not say which CQI table the network used. Table 1 (up to 64QAM) is taken: at the median SNR of 3 dB the
-  median CQI of 10 to 11 is above Shannon's bound by table 1 already, by table 2 (256QAM) more so.
+  median CQI of 11 stands for 3.3 bit/s/Hz, twice Shannon's bound, by table 1 already; by table 2 (256QAM) for 5.1.
 - NRxRSRP and NRxRSRQ are a neighbour cell's; bit rates are kbit/s, with idle zeros in them.
 """
 
@@ -23,11 +23,12 @@ from typing import Final
 
 from telemetry import radio
 from telemetry.errors import BadTable
-from telemetry.importers.base import S_NS, RanRecording, Sample, Table, Tally, csv_files, ran_recording, read_table
+from telemetry.importers.base import S_NS, Column, RanRecording, Sample, Tally, csv_files, ran_recording, read_table
 
 SOURCE: Final = "uccmisl"
 CQI_TABLE: Final = 1
 UPLINK_REMARK: Final = f"uplink efficiency stands in for: {radio.NR_UPLINK.name} at the downlink's SNR, samples"
+_NEEDED: Final = ("NetworkMode", "CQI", "SNR")
 _MODES_5G: Final = ("5G", "NR")
 _TIME_FORMAT: Final = "%Y.%m.%d_%H.%M.%S"
 
@@ -35,7 +36,7 @@ _TIME_FORMAT: Final = "%Y.%m.%d_%H.%M.%S"
 def read(paths: Sequence[Path]) -> RanRecording:
     """Read files, or folders of them; each file is a UE named after it. Raises BadFile."""
     tally = Tally()
-    samples = [sample for path in csv_files(paths) for sample in _samples(path, tally)]
+    samples = [sample for path in csv_files(paths, tally) for sample in _samples(path, tally)]
     recording = ran_recording(SOURCE, samples, tally)
     tally.remarks[UPLINK_REMARK] += tally.valid
     return recording
@@ -43,16 +44,17 @@ def read(paths: Sequence[Path]) -> RanRecording:
 
 def _samples(path: Path, tally: Tally) -> list[Sample]:
     table = read_table(path, tally)
-    table.require("Timestamp", "NetworkMode", "CQI", "SNR")
+    table.require("Timestamp", *_NEEDED)
     tally.rows += len(table.rows)
-    timed = [(at, cells) for cells in table.rows if (at := _second(table.column("Timestamp").text(cells), tally))]
+    time, columns = table.column("Timestamp"), {name: table.column(name) for name in (*_NEEDED, "DL_bitrate")}
+    timed = [(at, cells) for cells in table.rows if (at := _second(time.text(cells), tally)) is not None]
     if backwards := sum(b[0] < a[0] for a, b in pairwise(timed)):
         tally.remarks["steps back in time, rows sorted"] += backwards
     timed.sort(key=lambda row: row[0])
     return [
-        Sample(second * S_NS + k * S_NS // len(rows), ue=path.name.split(".csv")[0], cell="cell0", fields=fields)
-        for second, rows in ((at, [cells for _, cells in group]) for at, group in groupby(timed, key=lambda r: r[0]))
-        for k, fields in enumerate(_fields(table, cells, tally) for cells in rows)
+        Sample(at * S_NS + k * S_NS // len(rows), path.name.split(".csv")[0], "cell0", _fields(columns, cells, tally))
+        for at, rows in ((at, list(group)) for at, group in groupby(timed, key=lambda row: row[0]))
+        for k, (_, cells) in enumerate(rows)
     ]
 
 
@@ -65,13 +67,13 @@ def _second(text: str, tally: Tally) -> int | None:
         return None
 
 
-def _fields(table: Table, cells: list[str], tally: Tally) -> dict[str, float]:
+def _fields(columns: dict[str, Column], cells: list[str], tally: Tally) -> dict[str, float]:
     """Fields of one row's report, none where the phone was not on 5G."""
-    if not table.column("NetworkMode").text(cells).startswith(_MODES_5G):
+    if not columns["NetworkMode"].text(cells).startswith(_MODES_5G):
         tally.remarks["rows not on 5G: no sample"] += 1
         return {}
-    cqi, snr_db = table.column("CQI").number(cells), table.column("SNR").number(cells)
-    rate_kbps = table.column("DL_bitrate").number(cells)
+    cqi, snr_db = columns["CQI"].number(cells), columns["SNR"].number(cells)
+    rate_kbps = columns["DL_bitrate"].number(cells)
     fields: dict[str, float] = {}
     if cqi is not None:
         fields["dl_cqi"] = cqi

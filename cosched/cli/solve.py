@@ -1,0 +1,106 @@
+"""`cosched solve`: one problem, one solution with its certificate; the solvers without the daemon."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.markup import escape
+
+from cosched.cli.common import JsonFlag
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from solvers.problem import Problem
+    from solvers.solution import Solution
+
+ROWS: Final = 60  # tasks shown in the table; --json has all
+
+
+def solve(
+    problem: Annotated[Path, typer.Argument(metavar="PROBLEM.json", help="docs/solve-format.md; '-' reads stdin.")],
+    *,
+    solver: Annotated[str, typer.Option(help="Name in the registry; an unknown one lists them all.")] = "joint",
+    json: JsonFlag = False,
+) -> None:
+    """Solve one problem and print the plan with its certificate: value, proven bound, gap, prices, shares.
+
+    A problem in which nobody can be served is a valid one: its plan admits no task, exit 0. Exit 2: malformed input.
+
+    Example: cosched solve problem.json --solver greedy --json
+    """
+    from solvers import codec, registry
+
+    function = registry.get(solver)
+    parsed = codec.problem_from_json(_read(problem), str(problem) if str(problem) != "-" else "stdin")
+    started = time.perf_counter()
+    solution = function(parsed)
+    solve_ms = 1e3 * (time.perf_counter() - started)
+    if json:
+        typer.echo(codec.solution_to_json(parsed, solution, solve_ms))
+    else:
+        _print(parsed, solution, solve_ms)
+
+
+def _read(path: Path) -> bytes:
+    return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+
+
+def _print(problem: Problem, solution: Solution, solve_ms: float) -> None:
+    from rich.console import Console
+
+    console = Console()
+    certificate = solution.certificate
+    admitted = int((solution.chosen >= 0).sum())
+    console.print(
+        f"{solution.solver}: {solution.status}, value {certificate.value:.6g}, bound {certificate.bound:.6g}, "
+        f"gap {certificate.gap:.3g}; {admitted} of {problem.n_tasks} tasks admitted in {solve_ms:.2f} ms "
+        f"({solution.evaluations} evaluations)",
+        highlight=False,
+    )
+    _print_resources(console, problem, solution)
+    _print_tasks(console, problem, solution)
+
+
+def _print_resources(console: Console, problem: Problem, solution: Solution) -> None:
+    from rich.table import Table
+
+    from solvers.check import usage
+
+    tasks = (solution.chosen >= 0).nonzero()[0]
+    used = usage(problem, solution.chosen[tasks], solution.share[tasks])
+    table = Table("resource", "kind", box=None, header_style="bold")
+    for name in ("background", "planned", "price"):
+        table.add_column(name, justify="right")
+    for r, name in enumerate(problem.resource_ids):
+        numbers = (f"{problem.background[r]:.3f}", f"{used[r]:.3f}", f"{solution.prices[r]:.4g}")
+        table.add_row(escape(name), problem.kinds[r], *numbers)
+    console.print(table)
+
+
+def _print_tasks(console: Console, problem: Problem, solution: Solution) -> None:
+    from rich.table import Table
+
+    table = Table("task", "point", "shares", "latency / slack, ms", box=None, header_style="bold")
+    for i, name in enumerate(problem.task_ids[:ROWS]):
+        table.add_row(escape(name), *_row(problem, solution, i))
+    console.print(table)
+    if problem.n_tasks > ROWS:
+        console.print(f"... and {problem.n_tasks - ROWS} more tasks (--json prints all)", highlight=False)
+
+
+def _row(problem: Problem, solution: Solution, i: int) -> tuple[str, str, str]:
+    from solvers.codec import latencies
+
+    j = int(solution.chosen[i])
+    if j < 0:
+        return "-", "", ""
+    slots = [(s, int(r)) for s, r in enumerate(problem.slot[j]) if r < problem.n_resources]
+    shares = "  ".join(f"{problem.resource_ids[r]} {solution.share[i, s]:.4f}" for s, r in slots)
+    times = zip(latencies(problem, j, solution.share[i]), problem.slack[j], strict=True)
+    late = "  ".join(f"{1e3 * a:.2f} / {1e3 * b:.2f}" for a, b in times if b < float("inf"))
+    return escape(problem.point_ids[j]), escape(shares), late

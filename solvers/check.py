@@ -1,0 +1,214 @@
+"""The referee: is this plan what it says it is? Shares no code with the solvers, only the arrays they exchange.
+
+Feasibility is arithmetic on the whole plan at once. The bound is checked by evaluating the dual function at the
+solution's prices with bisection instead of the solvers' closed forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from solvers.problem import Floats, Ints, Problem
+from solvers.solution import Solution
+
+Mask = npt.NDArray[np.bool_]
+
+BOUND_TOLERANCE: Final = 1e-6  # of the dual at the prices over the bound reported, per unit of value
+HALVINGS: Final = 52  # of an interval of multipliers: a double's mantissa
+SHOWN: Final = 3  # findings of one kind that are spelled out
+
+
+def verify(problem: Problem, solution: Solution, *, dual: bool = True, tolerance: float = 1e-9) -> list[str]:
+    """Return findings, one line each; none if the plan holds.
+
+    Shares within caps (floors too, where deadlines are promised), use of each resource with background and couplings
+    at most 1, promised deadlines held, points belonging to their tasks, the value as reported and not above the
+    bound; with `dual` the dual function at the prices not above the bound (unless all prices are 0 or it is inf).
+    """
+    findings = list(_shapes(problem, solution))
+    if findings:
+        return findings
+    tasks = np.flatnonzero(solution.chosen >= 0)
+    points = solution.chosen[tasks]
+    findings += _belonging(problem, tasks, points)
+    if findings:
+        return findings
+    share = solution.share[tasks]
+    promised = solution.promised[tasks]
+    findings += _limits(problem, tasks, points, share, promised, tolerance)
+    findings += _use(problem, points, share, tolerance)
+    findings += _deadlines(problem, tasks, points, share, promised, tolerance)
+    findings += _value(problem, solution, points[promised], tolerance)
+    certificate = solution.certificate
+    if dual and not findings and np.isfinite(certificate.bound) and (solution.prices > 0).any():
+        most = dual_value(problem, solution.prices)
+        if not most <= certificate.bound + BOUND_TOLERANCE * max(1.0, abs(certificate.bound)):
+            findings.append(f"bound {certificate.bound:.9g} is not proven: the dual at the prices is {most:.9g}")
+    return findings
+
+
+def dual_value(problem: Problem, prices: Floats) -> float:
+    """Dual function at prices (R,): sum price x room + sum over tasks of max(0, value - least cost)."""
+    room = np.maximum(0.0, 1.0 - problem.background)  # (R,)
+    net = problem.value - _least_costs(problem, prices, room)  # (J,)
+    total = float((prices * room).sum())
+    for i in range(problem.n_tasks):
+        total += max(0.0, float(net[problem.first[i] : problem.first[i + 1]].max(initial=0.0)))
+    return total
+
+
+def usage(problem: Problem, points: Ints, share: Floats) -> Floats:
+    """(R,) what chosen points (K,) with shares (K, S) take, background left out."""
+    n = problem.n_resources
+    slot = problem.slot[points].ravel()
+    counted = (problem.activity[points] * share).ravel()
+    elastic = np.bincount(slot, weights=counted, minlength=n + 1)
+    total = elastic + np.bincount(slot, weights=problem.rigid[points].ravel(), minlength=n + 1)
+    for a, b, per_share in zip(problem.coupling_from, problem.coupling_to, problem.coupling_per_share, strict=True):
+        total[b] += per_share * elastic[a]
+    return np.asarray(total[:n], dtype=np.float64)
+
+
+def _shapes(p: Problem, s: Solution) -> Iterator[str]:
+    expected = {
+        "chosen": (p.n_tasks,),
+        "promised": (p.n_tasks,),
+        "share": (p.n_tasks, p.slot.shape[1]),
+        "prices": (p.n_resources,),
+    }
+    for name, shape in expected.items():
+        array = getattr(s, name)
+        if array.shape != shape:
+            yield f"{name} has shape {array.shape}, not {shape}"
+        elif array.dtype.kind == "f" and not np.isfinite(array).all():
+            yield f"{name} holds a number that is not finite"
+    if (s.prices < 0).any():
+        yield "a price is negative"
+
+
+def _belonging(p: Problem, tasks: Ints, points: Ints) -> list[str]:
+    wrong = (points < p.first[tasks]) | (points >= p.first[tasks + 1])
+    return _named(p, tasks, wrong, lambda k: f"point {points[k]} belongs to another task")
+
+
+def _limits(p: Problem, tasks: Ints, points: Ints, share: Floats, promised: Mask, tolerance: float) -> list[str]:
+    used = p.slot[points] < p.n_resources  # (K, S)
+    least = np.where(promised[:, None], p.floor[points], 0.0)
+    low = np.any(used & (share < least * (1 - tolerance) - tolerance * 1e-3), axis=1)
+    high = np.any(share > np.where(used, p.cap[points], 0.0) * (1 + tolerance), axis=1)
+    return _named(p, tasks, low, lambda k: f"a share is below its floor: {share[k]}") + _named(
+        p, tasks, high, lambda k: f"a share is above its cap: {share[k]}"
+    )
+
+
+def _use(p: Problem, points: Ints, share: Floats, tolerance: float) -> list[str]:
+    taken = usage(p, points, share)
+    over = (taken > tolerance) & (taken + p.background > 1 + tolerance)
+    return [
+        f"resource {p.resource_ids[r]} is used to {taken[r] + p.background[r]:.12g}"
+        for r in np.flatnonzero(over)[:SHOWN]
+    ]
+
+
+def _deadlines(p: Problem, tasks: Ints, points: Ints, share: Floats, promised: Mask, tolerance: float) -> list[str]:
+    work = p.work[points]  # (K, Q, S)
+    x = np.broadcast_to(share[:, None, :], work.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        latency = np.where(work > 0, work / x, 0.0).sum(axis=2)  # (K, Q)
+    late = (latency > p.slack[points] + tolerance * np.maximum(1e-3, np.abs(p.slack[points]))).any(axis=1) & promised
+    return _named(p, tasks, late, lambda k: f"takes {latency[k]} s of a slack of {p.slack[points[k]]} s")
+
+
+def _value(p: Problem, s: Solution, promised: Ints, tolerance: float) -> list[str]:
+    value, reported = float(p.value[promised].sum()), s.certificate.value
+    loose = tolerance * max(1.0, abs(value))
+    findings = []
+    if abs(value - reported) > loose:
+        findings.append(f"value reported {reported:.12g}, promised points are worth {value:.12g}")
+    if not s.certificate.bound >= reported - loose:
+        findings.append(f"bound {s.certificate.bound:.12g} is below the value {reported:.12g}")
+    return findings
+
+
+def _named(p: Problem, tasks: Ints, wrong: Mask, what: Callable[[int], str]) -> list[str]:
+    return [f"task {p.task_ids[tasks[k]]}: {what(int(k))}" for k in np.flatnonzero(wrong)[:SHOWN]]
+
+
+def _least_costs(p: Problem, prices: Floats, room: Floats) -> Floats:
+    """(J,) cheapest way to hold each point at prices; inf where no shares hold it."""
+    charge = np.append(prices, 0.0)
+    for a, b, per_share in zip(p.coupling_from, p.coupling_to, p.coupling_per_share, strict=True):
+        charge[a] += per_share * prices[b]
+    pay = p.activity * charge[p.slot]  # (J, S) for a whole share
+    cap = _greatest_shares(p, room)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a = np.where(p.work > 0, p.work / np.maximum(p.slack, 0.0)[:, :, None], 0.0)  # (J, Q, S)
+        least = np.where(a > 0, a / cap[:, None, :], 0.0).sum(axis=2)  # (J, Q)
+    hopeless = (p.slack < 0).any(axis=1) | (p.floor > cap * (1 + 1e-12)).any(axis=1)
+    hopeless |= ~(least <= 1 + 1e-12).all(axis=1) | (p.rigid > np.append(room, np.inf)[p.slot] + 1e-12).any(axis=1)
+    cost = (np.append(prices, 0.0)[p.slot] * p.rigid).sum(axis=1)
+    ok = np.flatnonzero(~hopeless)
+    cost[hopeless] = np.inf
+    cost[ok] += _two_phase_cost(a[ok], pay[ok], p.floor[ok], np.maximum(cap[ok], p.floor[ok]))
+    return np.asarray(cost, dtype=np.float64)
+
+
+def _greatest_shares(p: Problem, room: Floats) -> Floats:
+    """(J, S) caps, or what the resource and those coupled to it can give to this point alone."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left = np.maximum(0.0, np.append(room, np.inf)[p.slot] - p.rigid)
+        cap = np.minimum(p.cap, np.where(p.activity > 0, left / p.activity, np.inf))
+        for a, b, per_share in zip(p.coupling_from, p.coupling_to, p.coupling_per_share, strict=True):
+            alone = np.where(p.activity * per_share > 0, room[b] / (p.activity * per_share), np.inf)
+            cap = np.where(p.slot == a, np.minimum(cap, alone), cap)
+    return np.asarray(cap, dtype=np.float64)
+
+
+def _two_phase_cost(a: Floats, pay: Floats, floor: Floats, cap: Floats) -> Floats:
+    """(K,) cost of both deadlines together: the greatest one-phase cost over mixtures of the phases.
+
+    It is concave in the mixture; its slope has the sign of the difference of the latencies, so bisect.
+    """
+    both = np.flatnonzero(np.all(np.any(a > 0, axis=2), axis=1))
+    cost = (pay * _one_phase_shares(a.sum(axis=1), pay, floor, cap)).sum(axis=1)  # right where one phase is empty
+    if not both.size:
+        return np.asarray(cost, dtype=np.float64)
+    a, pay, floor, cap = a[both], pay[both], floor[both], cap[both]
+    low, high, best = np.zeros(len(a)), np.ones(len(a)), np.zeros(len(a))
+    for theta in (low, high):
+        x = _one_phase_shares(_mixture(a, theta), pay, floor, cap)
+        best = np.maximum(best, (pay * x).sum(axis=1))
+    for _ in range(HALVINGS):
+        theta = (low + high) / 2  # (K,)
+        x = _one_phase_shares(_mixture(a, theta), pay, floor, cap)
+        best = np.maximum(best, (pay * x).sum(axis=1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            latency = np.where(a > 0, a / x[:, None, :], 0.0).sum(axis=2)
+        up = latency[:, 0] > latency[:, 1]
+        low, high = np.where(up, theta, low), np.where(up, high, theta)
+    cost[both] = best
+    return np.asarray(cost, dtype=np.float64)
+
+
+def _mixture(a: Floats, theta: Floats) -> Floats:
+    return np.asarray(theta[:, None] * a[:, 0] + (1 - theta)[:, None] * a[:, 1], dtype=np.float64)
+
+
+def _one_phase_shares(a: Floats, pay: Floats, floor: Floats, cap: Floats) -> Floats:
+    """Shares clip(sqrt(multiplier a / pay), floor, cap) at the least multiplier that meets sum a / x <= 1 (K, S)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reach = np.where(a > 0, np.sqrt(a / pay), 0.0)
+        finite = np.where(np.isfinite(reach), reach, 0.0)
+        top = np.where(finite > 0, cap / finite, 0.0).max(axis=1, initial=0.0) * 2 + 1e-300
+        low, high = np.full(len(a), -700.0), np.log(top)
+        for _ in range(HALVINGS + 8):
+            middle = (low + high) / 2
+            x = np.clip(np.where(np.isinf(reach), np.inf, np.exp(middle)[:, None] * finite), floor, cap)
+            late = np.where(a > 0, a / x, 0.0).sum(axis=1) > 1
+            low, high = np.where(late, middle, low), np.where(late, high, middle)
+        x = np.where(np.isinf(reach), np.inf, np.exp(high)[:, None] * finite)
+    return np.asarray(np.clip(x, floor, cap), dtype=np.float64)
