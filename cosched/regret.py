@@ -12,7 +12,7 @@ import numpy as np
 
 from cosched.drivers.replay import Workbook
 from cosched.fluid.world import ChannelTruth
-from cosched.workloads.base import Floats, PointTable
+from cosched.workloads.base import Floats, Ints, PointTable
 from telemetry.messages import LlmSession, TaskOffer
 
 
@@ -72,7 +72,7 @@ def longest_life_s(offer: TaskOffer, units: int) -> float:
     return (work.frames - 1) / work.fps + work.deadline_s
 
 
-def options(table: PointTable, offer: TaskOffer, units: int, best_rate_bps: float) -> tuple[Floats, Floats]:
+def options(table: PointTable, offer: TaskOffer, units: int, best_rate_bps: float) -> tuple[Floats, Ints]:
     """Seconds of (uplink, node) that each point cannot do without (J', 2), and its node (J',).
 
     Points that miss a deadline even with every resource to themselves are left out. Of a clip only the frames that

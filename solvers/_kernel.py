@@ -431,4 +431,4 @@ def least_costs(t: Table, price: Floats, cost: Floats) -> None:
 
 
 if not COMPILED:
-    from solvers._reference import all_costs, evaluate  # noqa: F811
+    pass

@@ -6,7 +6,7 @@ import numpy as np
 
 from solvers._fit import Set, copy_shares, settle
 from solvers._jit import nopython
-from solvers._kernel import A, ACTIVITY, CAP, RIGID, Table, add_use
+from solvers._kernel import ACTIVITY, CAP, RIGID, A, Table, add_use
 from solvers.problem import Floats
 
 

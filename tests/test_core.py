@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosched.core.channel import ChannelEstimates
-from cosched.core.commands import Dispatch, Solve
+from cosched.core.commands import Command, Dispatch, Plan, Solve
 from cosched.core.core import Core, StaleEvent
 from cosched.core.events import Finished, Offered, Progress, Progressed, Solved, Telemetry, Tick
 from cosched.core.planner import pace
@@ -36,7 +38,9 @@ def report(ue: str, at_s: float, efficiency: float | None) -> UeReport:
     )
 
 
-def session(task: str, at_s: float = 0.0, *, private: bool = True, tpot_s: float = 0.2, weight: float = 1.0) -> TaskOffer:
+def session(
+    task: str, at_s: float = 0.0, *, private: bool = True, tpot_s: float = 0.2, weight: float = 1.0
+) -> TaskOffer:
     work = LlmSession(
         model="llama-3-8b", context_tokens=500, new_tokens=64, max_output_tokens=100, ttft_s=2.0, tpot_s=tpot_s,
         private=private,
@@ -53,14 +57,15 @@ def make_core(name: str = "joint") -> Core:
     return core
 
 
-def answer(core: Core, commands: list, at_s: float):
+def answer(core: Core, commands: Sequence[Command], at_s: float) -> list[Plan]:
     """Carry out Solve commands; return the plans."""
     plans = []
     todo = list(commands)
     while todo:
         command = todo.pop(0)
         if isinstance(command, Solve):
-            solution = solvers.get(command.policy.solver)(command.problem, warm=command.warm, options=command.policy.options)
+            solve = solvers.get(command.policy.solver)
+            solution = solve(command.problem, warm=command.warm, options=command.policy.options)
             assert check.verify(command.problem, solution) == []
             todo += core.handle(Solved(at_s, command.request, solution))
         elif isinstance(command, Dispatch):
@@ -105,7 +110,9 @@ def test_generations_only_grow_and_a_step_back_in_time_changes_nothing():
     core = make_core()
     generations = []
     for i in range(5):
-        generations += [p.generation for p in answer(core, core.handle(Offered(1.0 + i, (session(f"t{i}", 1.0 + i),))), 1.0 + i)]
+        at = 1.0 + i
+        plans = answer(core, core.handle(Offered(at, (session(f"t{i}", at),))), at)
+        generations += [p.generation for p in plans]
     assert generations == sorted(set(generations))
     before = dict(core.state.tasks)
     with pytest.raises(StaleEvent):
@@ -158,7 +165,8 @@ def test_background_load_leaves_less_for_ours():
     admitted = []
     for background in (0.0, 0.8):
         core = make_core()
-        core.handle(Telemetry(0.05, CellReport(at_ns=0, source="c", seq=0, cell=SITE.cells[0].id, background_ul_fraction=background)))
+        load = CellReport(at_ns=0, source="c", seq=0, cell=SITE.cells[0].id, background_ul_fraction=background)
+        core.handle(Telemetry(0.05, load))
         plans = answer(core, core.handle(Offered(0.1, tuple(session(f"t{i}") for i in range(30)))), 0.1)
         admitted.append(sum(d.reason == "admitted" for p in plans for d in p.decisions))
     assert admitted[1] < admitted[0]
@@ -207,11 +215,11 @@ def test_a_clip_is_lost_when_its_target_cannot_be_reached_any_more():
 
 @given(st.lists(st.floats(0.05, 8.0), min_size=1, max_size=60), st.floats(0, 30))
 @settings(max_examples=80, deadline=None)
-def test_estimates_stay_between_a_quarter_of_the_mean_and_the_best_sample(samples, idle_s):
+def test_estimates_stay_between_a_quarter_of_the_mean_and_the_best_sample(samples: list[float], idle_s: float):
     estimates = ChannelEstimates(Settings())
     for i, value in enumerate(samples):
         estimates.update("u", 0.25 * i, value)
-    planned = float(estimates.planned(0.25 * len(samples) + idle_s)[0])
+    planned = float(estimates.planned(0.25 * len(samples) + idle_s, 1.0)[0])
     assert 0.25 * min(samples) - 1e-12 <= planned <= max(samples) + 1e-12
 
 
@@ -219,14 +227,14 @@ def test_idle_time_lowers_the_estimate_and_never_raises_it():
     estimates = ChannelEstimates(Settings())
     for i in range(20):
         estimates.update("u", 0.25 * i, 2.0)
-    planned = [float(estimates.planned(5.0 + age)[0]) for age in (0.0, 2.0, 5.0, 20.0, 100.0)]
+    planned = [float(estimates.planned(5.0 + age, 1.0)[0]) for age in (0.0, 2.0, 5.0, 20.0, 100.0)]
     assert planned == sorted(planned, reverse=True)
     assert planned[0] == pytest.approx(2.0)
     assert planned[-1] >= 1.0
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
-def test_every_policy_plans_and_passes_verification(name):
+def test_every_policy_plans_and_passes_verification(name: str):
     core = make_core(name)
     rng = np.random.default_rng(5)
     at = 0.1
@@ -239,6 +247,6 @@ def test_every_policy_plans_and_passes_verification(name):
 
 
 @pytest.mark.parametrize("spec", ["nobody", "pf-util:rho", "pf-util:rho=high"])
-def test_a_bad_policy_is_named_with_those_there_are(spec):
+def test_a_bad_policy_is_named_with_those_there_are(spec: str):
     with pytest.raises(BadInput, match="policy"):
         policy(spec)

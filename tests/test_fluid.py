@@ -8,7 +8,7 @@ import pytest
 from cosched.core.commands import Plan
 from cosched.fluid.world import ChannelTruth, World
 from cosched.site import Cell, DeviceShare, Node, Site, Ues
-from cosched.workloads.base import PointTable
+from cosched.workloads.base import Floats, PointTable
 from telemetry.messages import LlmSession, TaskOffer, VideoClip
 
 SITE = Site(
@@ -22,8 +22,14 @@ SITE = Site(
 HZ = 9e6
 
 
-def table(device, bits, flight, node, deadline=(1.0, 0.1)) -> PointTable:
-    row = lambda values: np.array([values], dtype=float)  # noqa: E731
+Phases = tuple[float, float]
+
+
+def row(values: Phases) -> Floats:
+    return np.array([values], dtype=np.float64)
+
+
+def table(device: Phases, bits: Phases, flight: Phases, node: Phases, deadline: Phases = (1.0, 0.1)) -> PointTable:
     return PointTable(
         point_ids=("p",),
         split=np.array([1]),
@@ -60,7 +66,7 @@ def weights(names: list[str], prbs: list[float], node: list[float]) -> Plan:
     return Plan(
         generation=1, at_s=0.0, valid_until_s=1.0, tasks=tuple(names), point=np.zeros(len(names), dtype=np.int64),
         share=share, prbs=np.array(prbs), promised=np.ones(len(names), dtype=bool), planned_use=np.zeros(3),
-        prices=np.zeros(3), value=0.0, bound=0.0, decisions=(),
+        variance=np.zeros(3), prices=np.zeros(3), value=0.0, bound=0.0, decisions=(),
     )  # fmt: skip
 
 
@@ -112,7 +118,7 @@ def test_the_channel_changes_when_the_truth_says_so():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_against_an_independent_simulation_in_small_steps(seed):
+def test_against_an_independent_simulation_in_small_steps(seed: int):
     rng = np.random.default_rng(seed)
     efficiency = rng.uniform(0.5, 3, size=4)
     world = World(SITE, constant(*efficiency))
@@ -132,8 +138,10 @@ def test_against_an_independent_simulation_in_small_steps(seed):
         assert ends[name] == pytest.approx(expected[i], rel=2e-3, abs=2e-3)
 
 
-def _slow(tables, units, prbs, node, efficiency, dt):
-    """Fixed steps, plain Python: who is in which stage gets its weighted share."""
+def _slow(
+    tables: list[PointTable], units: list[int], prbs: list[float], node: list[float], efficiency: Floats, dt: float
+) -> list[float]:
+    """Take fixed steps in plain Python: who is in which stage gets its weighted share."""
     stages = []  # per task: list of [kind, work left]
     for t, n in zip(tables, units, strict=True):
         todo = []

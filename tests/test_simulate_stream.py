@@ -77,7 +77,10 @@ def test_whoever_is_indoors_keeps_the_channel(urban: Loaded):
 
 def test_the_sample_is_what_its_scenario_gives(urban: Loaded, tmp_path: Path):
     """The command in docs/scenarios.md still makes the file that ships, message by message."""
-    write_trace(tmp_path / "again.mcap", simulation.draw_trace(urban, seed=1, duration_s=45.0))
+    write_trace(
+        tmp_path / "again.mcap",
+        simulation.draw_trace(urban, seed=urban.scenario.seed, duration_s=urban.scenario.duration_s),
+    )
     shipped, again = read_trace(SAMPLE), read_trace(tmp_path / "again.mcap")
     assert not shipped.warnings
     assert shipped.messages == again.messages

@@ -7,28 +7,36 @@ their one or two numbers allow. The joint policy and greedy have nothing tuned.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 
+from cosched.bench.model import BenchRow, Claim, Result, spread
 from cosched.book import make_book
+from cosched.core.policy import DECOUPLED, GREEDY
 from cosched.core.policy import policy as parse_policy
 from cosched.core.settings import Settings
 from cosched.drivers.replay import Replayer, Workbook
+from cosched.errors import BadInput
 from cosched.fate import policy_result
 from cosched.loads import SAMPLE_TASKS, capacity_per_s
 from cosched.offers import Request, channel_reports, draw_offers
-from cosched.report.model import SweepRow
-from cosched.site import Site
+from cosched.report.model import Sweep, SweepRow
+from cosched.resources import config_file
+from cosched.site import Site, load_site
 from telemetry.messages import UeReport
 
+SUITE: Final = "closed-loop"
+SITES: Final = ("node-bound", "cell-bound")  # the claim, and the null case
 LOADS: Final = (0.3, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 DURATION_S: Final = 120.0
-TUNING_SEED: Final = 9_000  # tuning and the load's scale use seeds from here on, the figures use 0, 1, 2, ...
+FIRST_SEED: Final = 100  # the planner's own settings were chosen on seeds below
+TUNING_SEED: Final = 9_000  # tuning and the load's scale use seeds from here on
 SCALE_RATE_PER_S: Final = 10.0  # of the sample that load 1 is computed from
 
 # What a policy's numbers may be; the best for each load is taken.
@@ -38,7 +46,7 @@ TUNING: Final[dict[str, tuple[str, ...]]] = {
     "equal-rate-admit": tuple(f"equal-rate-admit:overbook={o}" for o in (1, 1.5, 2, 3, 4, 6)),
     "compute-only": tuple(f"compute-only:overbook={o}" for o in (1, 2, 4)),
 }
-PLAIN: Final = ("joint", "greedy", "greedy-residual", "pf", "edge")
+PLAIN: Final = ("joint", "greedy", "greedy-residual", "pf", "edge", "local")
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def _start(recordings: Recordings) -> None:
 
 
 def run_jobs(
-    recordings: Recordings, jobs: Sequence[Job], tell: Callable[[int, int], None] | None = None
+    recordings: Recordings, jobs: Sequence[Job], tell: Callable[[float], None] | None = None
 ) -> list[SweepRow]:
     """Run jobs over the machine's cores; rows come in the order of the jobs, whatever the number of cores."""
     rows: list[SweepRow] = []
@@ -117,7 +125,7 @@ def run_jobs(
         for done, some in enumerate(pool.map(run_job, jobs), start=1):
             rows += some
             if tell is not None:
-                tell(done, len(jobs))
+                tell(done / len(jobs))
     return rows
 
 
@@ -136,10 +144,10 @@ def sweep(
     site: Site,
     *,
     loads: Sequence[float] = LOADS,
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    seeds: Sequence[int] = range(FIRST_SEED, FIRST_SEED + 5),
     tuning_seeds: Sequence[int] = (0, 1),
     duration_s: float = DURATION_S,
-    tell: Callable[[int, int], None] | None = None,
+    tell: Callable[[float], None] | None = None,
 ) -> list[SweepRow]:
     """Tune the decoupled policies at every load, then run all. A row's policy keeps the spec that tuning chose."""
     rate = rate_at_load_1(recordings, site)
@@ -149,32 +157,111 @@ def sweep(
         for load in loads
         for seed in tuning_seeds
     ]
-    chosen = tuned(run_jobs(recordings, tuning, tell))
+    half = (lambda part: None) if tell is None else tell
+    chosen = tuned(run_jobs(recordings, tuning, lambda part: half(part / 2)))
     jobs = [
         Job(site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in TUNING)))
         for load in loads
         for seed in seeds
     ]
-    return run_jobs(recordings, jobs, tell)
+    return run_jobs(recordings, jobs, lambda part: half((1 + part) / 2))
 
 
-def by_name(rows: Sequence[SweepRow]) -> Iterator[SweepRow]:
+def by_name(rows: Sequence[SweepRow]) -> list[SweepRow]:
     """Rows with the policies' plain names, for curves."""
-    for row in rows:
-        yield SweepRow(**{f: getattr(row, f) for f in row.__struct_fields__} | {"policy": row.policy.partition(":")[0]})
+    return [msgspec.structs.replace(row, policy=row.policy.partition(":")[0]) for row in rows]
 
 
-def read_recordings(
-    ran: Sequence[Path], requests: Path, ran_source: str = "tractor", source: str = "azure-llm"
-) -> Recordings:
-    """Read a RAN and a request recording. Raises BadInput or TelemetryError for files that are not what they should be."""
+def read_recordings(folder: Path) -> Recordings:
+    """Read the TRACTOR channels and the Azure conversation requests below `folder`.
+
+    Raises BadInput that says what belongs where, TelemetryError for files that are not what they should be.
+    """
     from telemetry.importers.registry import ran_importer, request_importer
 
+    ran = folder / "ran-tractor" / "multi10ue_trial1"
+    requests = sorted((folder / "llm-azure2023").glob("AzureLLMInferenceTrace_conv*"))
+    if not ran.is_dir() or not requests:
+        raise BadInput(
+            f"{folder}: this suite replays recordings: TRACTOR's multi10ue_trial1 as ran-tractor/multi10ue_trial1/ and "
+            "the Azure 2023 conversation trace in llm-azure2023/; COSCHED_RECORDINGS names another folder"
+        )
     channels: dict[str, list[UeReport]] = {}
-    for report in ran_importer(ran_source)(list(ran)).reports:
+    for report in ran_importer("tractor")([ran]).reports:
         channels.setdefault(report.ue, []).append(report)
-    rows = request_importer(source)([requests]).requests
+    rows = request_importer("azure-llm")(requests[:1]).requests
     return Recordings({ue: tuple(reports) for ue, reports in sorted(channels.items())}, tuple(rows))
 
 
-__all__ = ["LOADS", "Job", "Recordings", "by_name", "read_recordings", "replace", "run_jobs", "sweep", "tuned"]
+def recordings_folder() -> Path:
+    """COSCHED_RECORDINGS, or ../shared/data beside the working directory."""
+    return Path(os.environ.get("COSCHED_RECORDINGS", "../shared/data"))
+
+
+def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
+    """Both sites over all loads. Claims: the gain over the best decoupled policy, and no loss to greedy."""
+    recordings = read_recordings(recordings_folder())
+    rows: list[SweepRow] = []
+    for i, name in enumerate(SITES):
+        site = load_site(config_file("sites", f"{name}.toml"))
+        rows += sweep(
+            recordings, site, seeds=range(FIRST_SEED, FIRST_SEED + seeds),
+            tell=lambda fraction, i=i: progress((i + fraction) / len(SITES)),  # type: ignore[misc]  # default argument
+        )  # fmt: skip
+    command = f"cosched bench {SUITE} --seeds {seeds}"
+    return Result(
+        rows=[row for name in SITES for row in _bench_rows(name, rows)],
+        claims=claims([r for r in by_name(rows) if r.site == SITES[0]]),
+        sweeps=[Sweep(v=1, name=SUITE, command=command, rows=by_name(rows))],
+    )
+
+
+def claims(rows: Sequence[SweepRow]) -> list[Claim]:
+    """What the README states of one site's rows (plain policy names)."""
+    over = [met(rows, load, "joint") / max(met(rows, load, p) for p in DECOUPLED) for load in LOADS if load >= 1]
+    behind = [
+        met(rows, load, "joint") - max(met(rows, load, p) for p in GREEDY) + noise(rows, load, "joint", GREEDY)
+        for load in LOADS
+    ]
+    return [
+        Claim(
+            text="joint over the best decoupled policy, mean over loads 1 to 2", reached=float(np.mean(over)), asked=1.2
+        ),
+        Claim(
+            text="joint less the better greedy plus the noise, least over loads", reached=float(min(behind)), asked=0.0
+        ),
+    ]
+
+
+def met(rows: Sequence[SweepRow], load: float, policy: str) -> float:
+    """Mean over seeds of the fraction of tasks met."""
+    return float(np.mean([r.met / r.offered for r in rows if r.load == load and r.policy == policy]))
+
+
+def noise(rows: Sequence[SweepRow], load: float, policy: str, others: Sequence[str]) -> float:
+    """Two standard errors of the mean over seeds of the difference to the better of `others`, seed by seed paired."""
+    best = max(others, key=lambda p: met(rows, load, p))
+    of = {
+        name: {r.seed: r.met / r.offered for r in rows if r.load == load and r.policy == name}
+        for name in (policy, best)
+    }
+    difference = np.array([of[policy][seed] - of[best][seed] for seed in sorted(of[policy])])
+    return float(2 * difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
+
+
+def _bench_rows(site: str, rows: Sequence[SweepRow]) -> list[BenchRow]:
+    """Fraction met per load and policy, with the spec that tuning chose, and joint's share of the hindsight bound."""
+    out = []
+    for load in LOADS:
+        some = [r for r in rows if r.site == site and r.load == load]
+        for policy in dict.fromkeys(r.policy for r in some):
+            reached = [r.met / r.offered for r in some if r.policy == policy]
+            bound = float(np.mean([r.hindsight_bound / r.offered for r in some if r.policy == policy]))
+            p50, p99, mean = spread(reached)
+            out.append(
+                BenchRow(
+                    suite=SUITE, case=f"{site} load={load:g}", subject=policy, figure="met_ratio", p50=p50, p99=p99,
+                    n=len(reached), value=mean, bound=bound,
+                )
+            )  # fmt: skip
+    return out

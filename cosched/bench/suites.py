@@ -12,6 +12,8 @@ SUITES: Final[dict[str, str]] = {
     "codesign": "cosched.bench.codesign:run",
     "codesign-sensitivity": "cosched.bench.sensitivity:run",
     "mixed": "cosched.bench.mixed:run",
+    "closed-loop": "cosched.bench.closed_loop:run",
+    "replay-speed": "cosched.bench.replay_speed:run",
 }
 
 

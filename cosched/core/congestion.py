@@ -34,4 +34,3 @@ def weighed(problem: Problem, planned: Planned, use: Floats, settings: Settings)
     cost, _ = point_costs(problem, prices)
     cost = np.where(np.isfinite(cost), cost, 0.0)
     return replace(problem, value=np.where(new, problem.value / (1.0 + cost), problem.value))
-

@@ -126,7 +126,7 @@ class Core:
         if self.policy.weighs_load:
             problem = weighed(problem, planned, self._use, self.settings)
         self._request += 1
-        self._open = (self._request, Asked(planned, problem, self.policy))
+        self._open = (self._request, Asked(planned, problem))
         return [Solve(self._request, problem, self.policy, self.state.prices)]
 
     def _layout_for(self, newcomers: Sequence[Task]) -> Layout:
@@ -167,8 +167,7 @@ class Core:
             if decision.task in newcomers:
                 self.state.tasks[decision.task] = newcomers[decision.task]
             if decision.task in self.state.tasks:  # it may have finished while the solver worked
-                task = self.state.tasks[decision.task]
-                task.point, task.promised = decision.point, decision.promised
+                self.state.tasks[decision.task].point = decision.point
             self.state.version += 1
 
 

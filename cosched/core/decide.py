@@ -1,4 +1,4 @@
-"""Solution -> Plan: leases, whole PRBs, best effort, reason codes."""
+"""Solution -> Plan: leases, whole PRBs, reason codes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from cosched.core.commands import Decision, Plan
 from cosched.core.planner import Planned
-from cosched.core.policy import Policy
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.core.state import State
@@ -28,7 +27,6 @@ class Asked:
 
     planned: Planned
     problem: Problem  # the one that was solved: planned.problem, restricted and weighed as the policy wants it
-    policy: Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ def make_plan(
 ) -> Plan:
     """Turn a solution into leases."""
     layout = asked.planned.layout
-    draft = _draft(asked, solution, settings)
+    draft = _draft(asked, solution)
     has = np.flatnonzero(draft.chosen >= 0)
     rows, share, promised = draft.chosen[has], draft.share[has], draft.promised[has]
     used = usage(asked.problem, solution.chosen, solution.share)
@@ -67,57 +65,26 @@ def make_plan(
     )
 
 
-def _draft(asked: Asked, solution: Solution, settings: Settings) -> Draft:
-    """Complete the solution with those that it has no room for but that are served all the same.
+def _draft(asked: Asked, solution: Solution) -> Draft:
+    """Complete the solution with running sessions that it has no room for.
 
-    A running session keeps its point: sharing is work-conserving, so it may still make it, and its lease ends only
-    when its promise is lost for certain. One with a promise keeps the weight that it needs; one without gets what is
-    left, and so do newcomers where the policy takes best effort in.
+    Such a session keeps its point and the weight that it needs: sharing is work-conserving, so it may still make it,
+    and its lease ends only when its promise is lost for certain.
     """
     held, problem = asked.planned.layout.held, asked.problem
-    chosen, share, promised = solution.chosen.copy(), solution.share.copy(), solution.promised.copy()
-    kept = np.flatnonzero((chosen < 0) & (held >= 0))
+    kept = np.flatnonzero((solution.chosen < 0) & (held >= 0))
+    if not len(kept):
+        return Draft(solution.chosen, solution.share, solution.promised)
+    chosen, share = solution.chosen.copy(), solution.share.copy()
     chosen[kept] = held[kept]
-    promised[kept] = [asked.planned.layout.tasks[i].promised for i in kept]
-    guests = _guests(asked, chosen, settings) if asked.policy.best_effort else {}
-    for i, j in guests.items():
-        chosen[i], promised[i] = j, False
-    extra = np.array([*kept.tolist(), *guests], dtype=np.int64)
-    if len(extra):
-        needed = _needed_shares(problem, solution.prices, chosen[extra], asked.planned.mean_use)
-        share[extra] = needed * np.where(promised[extra], 1.0, settings.best_effort_weight)[:, None]
-    return Draft(chosen, share, promised)
+    share[kept] = _needed_shares(problem, solution.prices, held[kept], asked.planned.mean_use)
+    return Draft(chosen, share, solution.promised)
 
 
 def _needed_shares(problem: Problem, prices: Floats, points: Ints, mean_use: Floats) -> Floats:
     """(n, S) cheapest shares with which points (n,) hold their deadlines, their mean use where none do."""
     cost, share = point_costs(problem, np.maximum(prices, LEAST_PRICE))
     return np.where(np.isfinite(cost[points])[:, None], share[points], mean_use[points])
-
-
-def _guests(asked: Asked, chosen: Ints, settings: Settings) -> dict[int, int]:
-    """Refused newcomer -> the point that it is served with as far as there is room: best effort.
-
-    Room: the mean use of all, at their deadlines' pace, stays within best_effort_use. Of the points that would be in
-    time with the site to themselves it gets the one that is lightest on the fullest resource.
-    """
-    p, mean_use = asked.planned.problem, asked.planned.mean_use
-    refused = np.flatnonzero(chosen < 0)
-    if not len(refused):
-        return {}
-    load = mean_use + p.rigid  # (J, S)
-    used = np.append(p.background, 0.0)
-    np.add.at(used, p.slot[chosen[chosen >= 0]].ravel(), load[chosen[chosen >= 0]].ravel())
-    guests: dict[int, int] = {}
-    for i in refused.tolist():
-        points = np.arange(p.first[i], p.first[i + 1])
-        points = points[(p.work[points].sum(axis=2) <= p.slack[points]).all(axis=1)]
-        after = (used[p.slot[points]] + load[points]).max(axis=1, initial=0.0)  # (points,) fullest resource then
-        if len(points) and after.min() <= settings.best_effort_use:
-            guests[i] = int(points[np.argmin(after)])
-            np.add.at(used, p.slot[guests[i]], load[guests[i]])
-            used[-1] = 0.0  # padding
-    return guests
 
 
 def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
@@ -147,17 +114,18 @@ def _prbs(state: State, cell: Ints, share: Floats, promised: Bools) -> Floats:
 
 
 def _decisions(state: State, asked: Asked, draft: Draft, used: Floats, at_s: float) -> tuple[Decision, ...]:
-    """Build one for every task that is new, moved, or has got a promise that it did not have."""
+    """Build one for every task that is new or moved."""
     layout = asked.planned.layout
     out = []
     for i, task in enumerate(layout.tasks):
         j, held = int(draft.chosen[i]), int(layout.held[i])
-        promoted = asked.policy.best_effort and bool(draft.promised[i]) and not task.promised
-        if j == held and held >= 0 and not promoted:
+        if j == held and held >= 0:
             continue
-        reason, binding = _reason(draft, i, held), ""
+        reason, binding = (Reason.MOVED if held >= 0 else Reason.ADMITTED), ""
         if j < 0:
             reason, binding = _refusal(asked.planned.problem, i, used)
+        elif held < 0 and not draft.promised[i]:
+            reason = Reason.UNPROMISED
         out.append(
             Decision(
                 task=task.offer.task,
@@ -174,13 +142,7 @@ def _decisions(state: State, asked: Asked, draft: Draft, used: Floats, at_s: flo
     return tuple(out)
 
 
-def _reason(draft: Draft, i: int, held: int) -> str:
-    if held < 0:
-        return Reason.ADMITTED if draft.promised[i] else Reason.BEST_EFFORT
-    return Reason.MOVED if draft.chosen[i] != held else Reason.PROMOTED
-
-
-def _refusal(problem: Problem, i: int, used: Floats) -> tuple[str, str]:
+def _refusal(problem: Problem, i: int, used: Floats) -> tuple[Reason, str]:
     """Why newcomer i was refused, and the fullest resource that its points need."""
     points = np.arange(problem.first[i], problem.first[i + 1])
     points = points[(problem.work[points].sum(axis=2) <= problem.slack[points]).all(axis=1)]

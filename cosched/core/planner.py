@@ -63,7 +63,7 @@ def make_layout(state: State, newcomers: Sequence[Task], settings: Settings, nod
     rows = [t.candidates() for t in tasks]
     count = np.array([len(r) for r in rows], dtype=np.int64)
     owner = np.repeat(np.arange(len(tasks)), count)
-    node = _gather([t.table.node for t in tasks], rows, (0,)).astype(np.int64)
+    node = _gather([t.table.node.astype(np.float64) for t in tasks], rows, (0,)).astype(np.int64)
     cell = np.array([t.cell for t in tasks], dtype=np.int64)
     n_cells, n_nodes = len(state.site.cells), len(state.site.nodes)
     away = node != LOCAL
@@ -132,7 +132,7 @@ def _values(tasks: Sequence[Task], rows: list[Ints], settings: Settings) -> Floa
     for task, some in zip(tasks, rows, strict=True):
         value = task.offer.weight * task.table.quality[some]
         if task.point >= 0:
-            value = value + task.offer.weight * settings.stickiness * task.promised
+            value = value + task.offer.weight * settings.stickiness
             value = value - np.where(some == task.point, 0.0, settings.switch_cost * task.offer.weight)
         values.append(value)
     return np.concatenate(values) if values else np.zeros(0)
@@ -170,7 +170,7 @@ def _time_left(layout: Layout, now_s: float, settings: Settings) -> Floats:
             left[i, 0] = np.inf
         else:
             left[i, 0] = layout.deadline_s[i, 0] * settings.deadline_margin
-            left[i, 0] -= max(now_s - task.offer.at_ns * 1e-9, 0.0)
+            left[i, 0] -= now_s - task.offer.at_ns * 1e-9
     return left
 
 
@@ -195,7 +195,7 @@ def _channel(
     return efficiency, 1.0 / (efficiency * hz)
 
 
-def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings, *, fresh: bool = False) -> Planned:
+def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings) -> Planned:
     """Columns of the present instant: efficiency estimates, deadlines as they are now, prefill as far as it is."""
     site = state.site
     bits, node_s, fixed_s = layout.bits, layout.node_s, layout.fixed_s
@@ -207,7 +207,7 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings,
                 bits[j, 0], node_s[j, 0] = progress.ul_bits_left, progress.node_s_left
                 fixed_s[j, 0] = progress.fixed_s_left
     n_points = len(layout.owner)
-    slack = _time_left(layout, -1.0 if fresh else now_s, settings)[layout.owner] - fixed_s
+    slack = _time_left(layout, now_s, settings)[layout.owner] - fixed_s
     efficiency, seconds_per_bit = _channel(state, layout, bits, slack - node_s, now_s, settings)
     work = np.zeros((n_points, 2, SLOTS))
     work[:, :, 0] = bits * seconds_per_bit[layout.owner][:, None]
@@ -218,7 +218,7 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings,
     problem = Problem(
         resource_ids=resource_ids(site),
         kinds=("comm",) * len(site.cells) + ("compute",) * len(site.nodes) + ("memory",) * len(site.nodes),
-        background=_background(state, layout),
+        background=state.background,
         coupling_from=np.zeros(0, dtype=np.int64),
         coupling_to=np.zeros(0, dtype=np.int64),
         coupling_per_share=np.zeros(0),
@@ -238,13 +238,3 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings,
         channel=efficiency,
     )
     return Planned(problem=problem, mean_use=mean_use, layout=layout, efficiency=efficiency)
-
-
-def _background(state: State, layout: Layout) -> Floats:
-    """(R,) what is taken already: other people's load, and the memory of sessions that are served without a promise."""
-    unpromised = [j for t, j in zip(layout.tasks, layout.held, strict=True) if j >= 0 and not t.promised]
-    if not unpromised:
-        return state.background
-    background = state.background.copy()
-    np.add.at(background, layout.slot[unpromised, 2], layout.memory[unpromised])
-    return np.minimum(background, 1.0)

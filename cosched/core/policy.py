@@ -20,8 +20,6 @@ class Policy:
 
     statistical: the planner hands it the effective-bandwidth problem (model.md 2a) instead of hard reservations.
     weighs_load: newcomers' points are weighed at congestion prices (cosched/core/congestion.py).
-    best_effort: who cannot be promised anything may use what the promised ones leave, at a weight that they do not
-    notice; it takes a policy that hands out unequal shares.
     drops_lost: a session whose promise can no longer be kept loses its lease (else it is served to its end).
     solver options are those the solver documents (docs/policies.md).
     """
@@ -31,7 +29,6 @@ class Policy:
     statistical: bool = False
     drops_lost: bool = True
     weighs_load: bool = False
-    best_effort: bool = False
     options: Mapping[str, float] = field(default_factory=_frozen)
 
 

@@ -10,8 +10,7 @@ class Reason(enum.StrEnum):
     """Why a task is served as it is, or is not; the value is what travels in decisions, JSON and traces."""
 
     ADMITTED = "admitted"
-    BEST_EFFORT = "best_effort"
-    PROMOTED = "promoted"
+    UNPROMISED = "unpromised"
     KEPT = "kept"
     MOVED = "moved"
     LOCAL = "local"
@@ -30,8 +29,7 @@ class Reason(enum.StrEnum):
 
 _SENTENCES: Final[dict[str, str]] = {
     Reason.ADMITTED: "Admitted: the plan holds every deadline of the task.",
-    Reason.BEST_EFFORT: "Served from what others leave, without a promise: there was no room for one.",
-    Reason.PROMOTED: "There is room now: the plan holds every deadline of a task that was served without a promise.",
+    Reason.UNPROMISED: "Served without a promise: this policy shares with everybody who asks.",
     Reason.KEPT: "Kept as it is: no other way to serve it is better by more than a switch costs.",
     Reason.MOVED: "Moved to another operating point that is better by more than the switch costs.",
     Reason.LOCAL: "Served by the device alone, without the network.",

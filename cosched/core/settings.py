@@ -34,8 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idle_sd_max: float = 0.4
     """... up to this."""
 
-    z: float = 1.25
-    """Safety of statistical admission: standard deviations of the use of a resource kept free (model.md 2a)."""
+    z: float = 0.4
+    """Safety of statistical admission: standard deviations of the use of a resource kept free (docs/model.md, 6).
+    Smaller than for hard deadlines, as TPOT is a mean over a session (docs/performance.md has the curve)."""
 
     stickiness: float = 1.0
     """Value added, in multiples of its weight, for going on serving an admitted session."""
@@ -52,12 +53,5 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pace_most: float = 1.0
     """A decoder that is ahead is planned at no more than this multiple of its TPOT."""
 
-    congestion_price: float = 2.0
+    congestion_price: float = 4.0
     """Price of a full resource at which newcomers' points are weighed, in value (cosched/core/congestion.py)."""
-
-    best_effort_weight: float = 0.02
-    """Weight of a session without a promise, in parts of the share that it would need: promised ones hardly notice."""
-
-    best_effort_use: float = 0.9
-    """Sessions without a promise are taken in while the mean use of all, planned at their deadlines' pace, stays
-    within this."""

@@ -23,7 +23,6 @@ class Task:
     ue: int  # row of the channel estimates
     cell: int
     point: int = -1
-    promised: bool = True  # False: best effort, served from what the promised ones leave
     progress: Progress | None = None
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from cosched.fluid.world import ChannelTruth, Served, World, units_of
 from cosched.site import Site
 from cosched.workloads.base import Floats, PointTable
 from solvers import check, registry
+from solvers.solution import Solution
 from telemetry.messages import CellReport, Message, NodeReport, TaskOffer, TaskTruth, UeReport, UeReportBatch
 
 Report = UeReport | CellReport | NodeReport
@@ -106,7 +107,7 @@ class Replayer:
         self._watch = watch
         self._core = Core(book.site, policy, settings, lambda offer, _cell: book.tables[offer.task], book.node_bytes)
         self._world = World(book.site, book.truth)
-        self._offers = dict((o.task, o) for _, o in book.offers)
+        self._offers = {o.task: o for _, o in book.offers}
         self._solver = registry.get(policy.solver)
         self._run = Run(policy)
         self._digest = hashlib.sha256()
@@ -193,21 +194,30 @@ class Replayer:
     def _solve(self, command: Solve) -> None:
         solution = self._solver(command.problem, warm=command.warm, options=command.policy.options)
         if self._verify:
-            faults = check.verify(command.problem, solution, dual=False)
-            if faults:
-                at = self._world.now_s
-                raise BrokenPlan(f"policy {self._policy.name} at {at:.3f} s: {len(faults)} faults, first: {faults[0]}")
+            self._refuse_broken(command, solution)
         self._run.gaps.append(solution.certificate.gap)
         self._do(self._core.handle(Solved(self._world.now_s, command.request, solution)))
+
+    def _refuse_broken(self, command: Solve, solution: Solution) -> None:
+        """Have the plan checked by code that shares nothing with the solvers. Raises BrokenPlan.
+
+        Where a policy overbooks on purpose, its shares are weights: they add up to at most `overbook`, and its promises
+        must hold at them as they are.
+        """
+        problem, overbook = command.problem, command.policy.options.get("overbook", 1.0)
+        if overbook > 1:
+            problem = replace(problem, activity=problem.activity / overbook, background=problem.background / overbook)
+        faults = check.verify(problem, solution, dual=False)
+        if faults:
+            at = f"policy {self._policy.name} at {self._world.now_s:.3f} s"
+            raise BrokenPlan(f"{at}: {len(faults)} faults, the first: {faults[0]}")
 
     def _dispatch(self, plan: Plan) -> None:
         run, world = self._run, self._world
         for decision in plan.decisions:
-            if decision.reason in (Reason.ADMITTED, Reason.BEST_EFFORT):
+            if decision.reason in (Reason.ADMITTED, Reason.UNPROMISED):
                 run.admitted[decision.task] = run.held[decision.task] = decision
                 self._start(decision)
-            elif decision.reason == Reason.PROMOTED:
-                run.held[decision.task] = decision
             elif decision.reason == Reason.MOVED:
                 run.held[decision.task] = decision
                 run.switches += 1
@@ -267,7 +277,7 @@ class Replayer:
 
 
 def explode(messages: Sequence[Message]) -> list[tuple[float, Report]]:
-    """Reports with their instants in seconds; batches become single reports."""
+    """Return reports with their instants in seconds; batches become single reports."""
     out: list[tuple[float, Report]] = []
     for m in messages:
         if isinstance(m, UeReport | CellReport | NodeReport):
@@ -286,9 +296,9 @@ def explode(messages: Sequence[Message]) -> list[tuple[float, Report]]:
 def channel_truth(
     reports: Sequence[tuple[float, Report]],
 ) -> tuple[ChannelTruth, dict[str, int]]:
-    """What the channel really did: between two reports of a UE it is what the later one measured.
+    """Return what the channel really did, and the row of each UE.
 
-    An idle UE keeps its last valid value. UEs without any valid sample are left out.
+    Between two reports of a UE it is what the later one measured. An idle UE keeps its last valid value. UEs without any valid sample are left out.
     """
     rows: dict[str, int] = {}
     initial: list[float] = []

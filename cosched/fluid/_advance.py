@@ -75,7 +75,7 @@ _EPS: Final = 1e-12
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]  # numba is untyped
+    return numba.njit(cache=True, error_model="numpy")(function)
 
 
 @_jit

@@ -1,0 +1,31 @@
+"""Compile the inner loops once, so that the first replay does not wait for it: `python -m cosched.warmup`.
+
+Machine code is kept beside the sources (or in NUMBA_CACHE_DIR); run again, this takes a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from cosched.core.policy import POLICIES
+from cosched.core.settings import Settings
+from cosched.drivers.replay import Replayer
+
+
+def main() -> None:
+    """Replay a few seconds of the shipped sample with every policy."""
+    from cosched.book import make_book
+    from cosched.cli.replay import sample_trace
+    from telemetry.trace import read_trace
+
+    started = time.monotonic()
+    messages = [m for m in read_trace(sample_trace()).messages if m.at_ns < 3_000_000_000]
+    book = make_book(messages, "warm-up")
+    for policy in POLICIES.values():
+        Replayer(book, policy, Settings(), verify=False).run()
+    sys.stderr.write(f"compiled kernels are ready ({time.monotonic() - started:.0f} s)\n")
+
+
+if __name__ == "__main__":
+    main()
