@@ -1,4 +1,4 @@
-"""From a trace's messages to the Workbook that a replay reads: tables of operating points, channel, what to leave out."""
+"""From a trace's messages to the Workbook that a replay reads: operating points, channel, what to leave out."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ def compare(
     speed: float | None = None,
     tell: Tell | None = None,
 ) -> ReplayResult:
-    """Replay `book` with each policy in turn. tell(policy, fraction) is called now and then.
-    speed: multiple of real time to play at, None = as fast as it goes.
+    """Replay `book` with each policy in turn.
 
+    speed: multiple of real time to play at, None = as fast as it goes; tell(policy, fraction) is called now and then.
     Raises BrokenPlan when a decision does not pass independent verification.
     """
     bound = regret.bound(book)

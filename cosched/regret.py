@@ -6,14 +6,18 @@ each deadline at full shares, and capacity without any safety margin.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 
 from cosched.drivers.replay import Workbook
 from cosched.fluid.world import ChannelTruth
 from cosched.workloads.base import Floats, Ints, PointTable
-from telemetry.messages import LlmSession, TaskOffer
+from telemetry.messages import CellReport, LlmSession, NodeReport, TaskOffer, UeReport
+
+EARLY_S: Final = 1.0  # a replay may hand a UE over up to one period before its report
 
 
 def bound(book: Workbook) -> float:
@@ -23,8 +27,6 @@ def bound(book: Workbook) -> float:
     if not book.offers:
         return 0.0
     work, value, count, start, end = unavoidable(book)
-    free = np.concatenate([_background([c.background_fraction for c in book.site.cells]),
-                           _background([n.background_fraction for n in book.site.nodes])])  # fmt: skip
     return hindsight_bound(
         value=value,
         first=np.concatenate([[0], np.cumsum(count)]),
@@ -32,29 +34,44 @@ def bound(book: Workbook) -> float:
         start_s=start,
         end_s=end,
         windows=default_windows(start, end),
-        background=free,
+        background=_least_background(book),
     ).bound
 
 
-def _background(fractions: list[float]) -> Floats:
-    return np.array(fractions, dtype=np.float64)
+def _least_background(book: Workbook) -> Floats:
+    """(R,) least part of each uplink and node that other people's load takes in the whole trace."""
+    least = {("cell", c.id): c.background_fraction for c in book.site.cells}
+    least |= {("node", n.id): n.background_fraction for n in book.site.nodes}
+    for _, report in book.reports:
+        if isinstance(report, CellReport):
+            key, fraction = ("cell", report.cell), report.background_ul_fraction
+        elif isinstance(report, NodeReport):
+            key, fraction = ("node", report.node), report.background_fraction
+        else:
+            continue
+        if key in least:
+            least[key] = min(least[key], fraction)
+    return np.array(list(least.values()), dtype=np.float64)
 
 
 def unavoidable(book: Workbook) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-    """Options (J, R) seconds of each uplink and node; value (J,); options per task (N,); life (N,), (N,)."""
-    best = BestChannel(book.truth)
-    cell_index = {c.id: i for i, c in enumerate(book.site.cells)}
+    """Options (J, R) seconds of each uplink and node; value (J,); options per task (N,); life (N,), (N,).
+
+    Whose UE changes its cell during its life may send in either: no uplink is charged for it.
+    """
+    best, cells_of = BestChannel(book.truth), Cells(book)
     n_cells, n_resources = len(book.site.cells), len(book.site.cells) + len(book.site.nodes)
     works, values, counts, starts, ends = [], [], [], [], []
     for at_s, offer in book.offers:
         units = book.units[offer.task]
         end_s = at_s + longest_life_s(offer, units)
-        cell = cell_index[book.cell_of_ue[offer.ue]]
-        hz = book.site.cells[cell].ul_bandwidth_hz
+        cells = cells_of.between(offer.ue, at_s, end_s)
+        hz = max(book.site.cells[cell].ul_bandwidth_hz for cell in cells)
         rate = best.between(book.ue_rows[offer.ue], at_s, end_s) * hz
         seconds, node = options(book.tables[offer.task], offer, units, rate)
         work = np.zeros((len(node), n_resources))
-        work[:, cell] = seconds[:, 0]
+        if len(cells) == 1:
+            work[:, cells[0]] = seconds[:, 0]
         work[np.arange(len(node)), n_cells + node] = seconds[:, 1]
         works.append(work)
         values.append(np.full(len(node), offer.weight))
@@ -87,6 +104,28 @@ def options(table: PointTable, offer: TaskOffer, units: int, best_rate_bps: floa
         times = np.array([np.ceil(offer.work.target_ratio * offer.work.frames - 1e-9), 0.0])
     seconds = np.stack([(air * times).sum(axis=1), (table.node_s * times).sum(axis=1)], axis=1)
     return seconds[good], table.node[good]
+
+
+class Cells:
+    """Serving cells of each UE over time, from the trace's reports."""
+
+    def __init__(self, book: Workbook) -> None:
+        index = {c.id: i for i, c in enumerate(book.site.cells)}
+        self._steps: dict[str, list[tuple[float, int]]] = {
+            ue: [(-np.inf, index[cell])] for ue, cell in book.cell_of_ue.items()
+        }
+        for at_s, report in book.reports:
+            if isinstance(report, UeReport) and report.cell in index:
+                steps = self._steps[report.ue]
+                if steps[-1][1] != index[report.cell]:
+                    steps.append((at_s, index[report.cell]))
+
+    def between(self, ue: str, start_s: float, end_s: float) -> tuple[int, ...]:
+        """Return the cells in force at any instant of [start_s, end_s]; a handover may be taken a little early."""
+        steps = self._steps[ue]
+        first = bisect.bisect_right(steps, start_s, key=lambda step: step[0]) - 1
+        last = bisect.bisect_right(steps, end_s + EARLY_S, key=lambda step: step[0])
+        return tuple(sorted({cell for _, cell in steps[first:last]}))
 
 
 class BestChannel:

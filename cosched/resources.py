@@ -25,6 +25,11 @@ def systemd_dir() -> Path:
     return _shipped("_systemd", "systemd")
 
 
+def sample_trace() -> Path:
+    """Path of the trace that `replay` and `demo` take by default."""
+    return config_file("traces", "sample.mcap")
+
+
 def config_file(group: str, name: str) -> Path:
     """Path of `config/<group>/<name>`. Raises BadInput that lists what there is."""
     path = config_dir() / group / name

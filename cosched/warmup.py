@@ -11,12 +11,12 @@ import time
 from cosched.core.policy import POLICIES
 from cosched.core.settings import Settings
 from cosched.drivers.replay import Replayer
+from cosched.resources import sample_trace
 
 
 def main() -> None:
     """Replay a few seconds of the shipped sample with every policy."""
     from cosched.book import make_book
-    from cosched.cli.replay import sample_trace
     from telemetry.trace import read_trace
 
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Can these points be served together, and how is what is left over shared out? (docs/model.md, sections 4 and 5)
+"""Can these points be served together, and how is what is left over shared out: docs/model.md, 4 and 5.
 
 For a fixed set of points: minimise the sum over tasks of `max over phases of latency / slack`, subject to deadlines,
 floors, caps and room. Its dual in the prices is concave, and at prices the tasks separate: a task whose deadline does

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -28,7 +28,8 @@ def nopython(function: Function) -> Function:
     import numba
 
     # error_model="numpy": 1 / 0 is inf, as in the arrays of the fallback
-    return cast("Function", numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
+    njit = cast("Any", numba.njit)  # its annotations do not know all of its options
+    return cast("Function", njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
 
 
 def cached(function: Function) -> Function:

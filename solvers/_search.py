@@ -291,7 +291,9 @@ def _jump(tree: Tree, spent: Floats, at: Ints, c: int) -> int:
 
 
 @nopython
-def improve(t: Table, k: Set, d: Dual, lost: Losses, start: Floats, price: Floats, nodes: int) -> bool:
+def improve(  # noqa: C901 - one loop of a compiled search; its state does not split
+    t: Table, k: Set, d: Dual, lost: Losses, start: Floats, price: Floats, nodes: int
+) -> bool:
     """Depth-first search for a plan better than k; True: it went to the end, so none is left.
 
     Prunes by loss against the gap, by value, by cuts; the first cuts are at the prices of the bound and of k.
@@ -340,7 +342,7 @@ def improve(t: Table, k: Set, d: Dual, lost: Losses, start: Floats, price: Float
         verdict = fit(t, trial, new)
         if verdict == FIT:
             copy_set(trial, k)
-            best = value[n]
+            best = float(value[n])
             gap = d.bound - best - SAME
         elif verdict == NO_FIT:
             _cut(t, tree, 1 + cuts % (CUTS - 1), new)

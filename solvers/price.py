@@ -6,7 +6,7 @@ run one compiled entry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -121,7 +121,7 @@ def _point_costs(t: Table, price: Floats, cost: Floats, share: Floats) -> None:
             cost[j] = cheapest(t, j, p, share[j], fixed)[0]
 
 
-def _make_entry(digest: int):  # noqa: ANN202 (the type of a compiled function is its own)
+def _make_entry(digest: int) -> Callable[..., _Answer]:
     """Return the one function that is compiled and kept; `digest` is part of its key in the cache."""
 
     @cached

@@ -41,10 +41,10 @@ SCALE_RATE_PER_S: Final = 10.0  # of the sample that load 1 is computed from
 
 # What a policy's numbers may be; the best for each load is taken.
 TUNING: Final[dict[str, tuple[str, ...]]] = {
-    "pf-admit": tuple(f"pf-admit:overbook={o}" for o in (1, 1.5, 2, 3, 4, 6)),
-    "pf-util": tuple(f"pf-util:rho={r},overbook={o}" for r in (0.6, 0.75, 0.9, 1.05) for o in (1, 2, 4)),
-    "equal-rate-admit": tuple(f"equal-rate-admit:overbook={o}" for o in (1, 1.5, 2, 3, 4, 6)),
-    "compute-only": tuple(f"compute-only:overbook={o}" for o in (1, 2, 4)),
+    "pf-admit": tuple(f"pf-admit:overbook={o}" for o in (1.5, 3, 4.5)),
+    "pf-util": tuple(f"pf-util:rho={r},overbook={o}" for r in (0.75, 0.9, 1.05) for o in (3, 5)),
+    "equal-rate-admit": tuple(f"equal-rate-admit:overbook={o}" for o in (1.5, 3, 4.5)),
+    "compute-only": tuple(f"compute-only:overbook={o}" for o in (1, 3)),
 }
 PLAIN: Final = ("joint", "greedy", "greedy-residual", "pf", "edge", "local")
 
@@ -157,7 +157,7 @@ def sweep(
         for load in loads
         for seed in tuning_seeds
     ]
-    half = (lambda part: None) if tell is None else tell
+    half = tell or (lambda _part: None)
     chosen = tuned(run_jobs(recordings, tuning, lambda part: half(part / 2)))
     jobs = [
         Job(site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in TUNING)))

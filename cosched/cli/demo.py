@@ -17,8 +17,9 @@ def demo(
 
     Example: cosched demo --report /tmp/report.html
     """
-    from cosched.cli.replay import read_book, run, sample_trace, show, write_report_file
+    from cosched.cli.replay import read_book, run, show, write_report_file
     from cosched.core.policy import POLICIES
+    from cosched.resources import sample_trace
 
     path = sample_trace()
     book, sha256 = read_book(path)

@@ -44,29 +44,26 @@ def replay(
     """
     from cosched.core.policy import POLICIES
     from cosched.core.policy import policy as parse
+    from cosched.errors import BadInput
+    from cosched.resources import sample_trace
 
     policies = [parse(p) for p in policy or list(POLICIES)]
-    pace = parse_speed(speed)
+    pace, sweeps, aloud = parse_speed(speed), _read_sweeps(sweep or []), str(json) != "-"
+    if record is not None and len(traces or []) > 1:
+        raise BadInput(f"--record {record}: give one trace, not {len(traces or [])}: there is one file to write")
     results = []
     for path in traces or [sample_trace()]:
         book, sha256 = read_book(path)
         results.append(run(book, policies, path=path, sha256=sha256, speed=pace))
         if record is not None:
-            _record(path, record, book, policies[0])
-    if json is None or str(json) != "-":
+            _record(path, record, book, policies[0], aloud=aloud)
+    if aloud:
         for result in results:
             show(result)
     if json is not None:
         _write_json(results, json)
     if report is not None:
-        write_report_file(results[0], _read_sweeps(sweep or []), report)
-
-
-def sample_trace() -> Path:
-    """Return the trace that ships with the package."""
-    from cosched.resources import config_file
-
-    return config_file("traces", "sample.mcap")
+        write_report_file(results[0], sweeps, report, aloud=aloud)
 
 
 def parse_speed(text: str) -> float | None:
@@ -150,12 +147,13 @@ def _write_json(results: Sequence[ReplayResult], path: Path) -> None:
         path.write_bytes(text)
 
 
-def write_report_file(result: ReplayResult, sweeps: Sequence[Sweep], path: Path) -> None:
-    """Write the HTML report and say where it is."""
+def write_report_file(result: ReplayResult, sweeps: Sequence[Sweep], path: Path, *, aloud: bool = True) -> None:
+    """Write the HTML report; say where it is unless stdout is for JSON."""
     from cosched.report.html import write_report
 
     write_report(result, sweeps, path)
-    typer.echo(f"report: {path.resolve()}")
+    if aloud:
+        typer.echo(f"report: {path.resolve()}")
 
 
 def _read_sweeps(paths: Sequence[Path]) -> list[Sweep]:
@@ -173,11 +171,12 @@ def _read_sweeps(paths: Sequence[Path]) -> list[Sweep]:
     return sweeps
 
 
-def _record(trace_path: Path, path: Path, book: Workbook, policy: Policy) -> None:
+def _record(trace_path: Path, path: Path, book: Workbook, policy: Policy, *, aloud: bool) -> None:
     """Write the trace again, with the decisions of one policy in it."""
     from cosched.core.settings import Settings
     from cosched.drivers.record import recorded
     from telemetry.trace import read_trace, write_trace
 
     write_trace(path, recorded(read_trace(trace_path).messages, book, policy, Settings()))
-    typer.echo(f"recorded: {path.resolve()}")
+    if aloud:
+        typer.echo(f"recorded: {path.resolve()}")

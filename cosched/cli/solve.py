@@ -27,9 +27,10 @@ def solve(
     solver: Annotated[str, typer.Option(help="Name in the registry; an unknown one lists them all.")] = "joint",
     json: JsonFlag = False,
 ) -> None:
-    """Solve one problem and print the plan with its certificate: value, proven bound, gap, prices, shares.
+    """Solve one problem and print the plan with its certificate.
 
-    A problem in which nobody can be served is a valid one: its plan admits no task, exit 0. Exit 2: malformed input.
+    The certificate: value, proven bound, gap, prices. A problem in which nobody can be served is a valid one: its plan
+    admits no task, exit 0. Exit 2: malformed input.
 
     Example: cosched solve problem.json --solver greedy --json
     """

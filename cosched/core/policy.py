@@ -35,7 +35,7 @@ class Policy:
 POLICIES: Final[dict[str, Policy]] = {
     p.name: p
     for p in (
-        Policy("joint", "joint", statistical=True, weighs_load=True, options=_frozen(second_stage=0)),
+        Policy("joint", "joint", statistical=True, weighs_load=True, options=_frozen(second_stage=0, nodes=0)),
         Policy("greedy", "greedy", statistical=True, options=_frozen(second_stage=0)),
         Policy("greedy-residual", "greedy-residual", statistical=True, options=_frozen(second_stage=0)),
         Policy("pf", "pf", drops_lost=False),

@@ -298,7 +298,8 @@ def channel_truth(
 ) -> tuple[ChannelTruth, dict[str, int]]:
     """Return what the channel really did, and the row of each UE.
 
-    Between two reports of a UE it is what the later one measured. An idle UE keeps its last valid value. UEs without any valid sample are left out.
+    Between two reports of a UE it is what the later one measured. An idle UE keeps its last valid value. UEs without
+    any valid sample are left out.
     """
     rows: dict[str, int] = {}
     initial: list[float] = []

@@ -204,7 +204,7 @@ def _next_event(f: Floats, n: Ints, rate: Floats, now: float, until: float) -> f
         stage = n[i, STAGE]
         if stage == OUT:
             continue
-        if stage == ON_AIR or stage == ON_NODE:
+        if stage in (ON_AIR, ON_NODE):
             end = now + f[i, REMAINING] / rate[i] if rate[i] > 0 else np.inf
         else:
             end = f[i, TIMER]
