@@ -41,6 +41,8 @@ def make_book(messages: Sequence[Message], where: str, *, site: Site | None = No
         raise BadInput(f"{where}: no task is offered in this trace; import it with --requests, or simulate one")
     _refuse_twins(offers, where)
     heard = [o for o in offers if o.ue in rows]
+    if not heard:
+        raise BadInput(f"{where}: none of {len(offers)} tasks is of a UE with a valid radio sample; check the UE ids")
     profiles = load_profiles(site)
     cells = _first_cells(reports, site, where)
     shares = assign_devices(site, sorted({r.ue for _, r in reports if isinstance(r, UeReport)}))

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers._jit import nopython
-from solvers._kernel import DEAD, RIGID, ROOT, Table, evaluate, least_costs, rounded
+from solvers._kernel import DEAD, RIGID, ROOT, Table, evaluate, least_costs, new_screen, rounded
 from solvers.problem import Floats, Ints
 
 SCALE_STEPS: Final = 24  # tangents tried for the common scale of the prices; 6 to 10 are used
@@ -55,7 +55,7 @@ def flat_prices(t: Table) -> Floats:
 
 @nopython
 def worth(t: Table, price: Floats) -> float:
-    """What all room costs."""
+    """Price all room."""
     total = 0.0
     for r in range(price.shape[0]):
         total += price[r] * t.room[r]
@@ -190,7 +190,7 @@ def _slopes(t: Table, price: Floats, use: Floats, slope: Floats) -> None:
 
 @nopython
 def _moved(price: Floats, step: Floats, faded: float, t: Table, new: Floats) -> None:
-    """New = price * exp(step), rounded; prices that no longer matter stay where they are."""
+    """Write price * exp(step), rounded, into `new`; prices do not fall below what matters."""
     for r in range(price.shape[0]):
         new[r] = 0.0
         if price[r] > 0.0:
@@ -238,8 +238,8 @@ def minimise(t: Table, start: Floats, evaluations: int, tolerance: float) -> Dua
     pick_new, net_new = np.empty(n_tasks, dtype=np.int64), np.empty(n_tasks)
     use, step, whole = np.empty(n + 1), np.empty(n), np.empty(n)
     slope, slope_new = np.empty(n), np.empty(n)
-    hessian = np.empty((n, n))
-    bound = evaluate(t, price, pick, net, use)
+    hessian, screen = np.empty((n, n)), new_screen(t)
+    bound = evaluate(t, price, screen, pick, net, use)
     _slopes(t, price, use, slope)
     _slopes(t, price, use, whole)
     _reset(t, price, hessian)
@@ -249,7 +249,7 @@ def minimise(t: Table, start: Floats, evaluations: int, tolerance: float) -> Dua
         if -descent < tolerance * bound * 0.1 and longest > 0.01:
             break
         _moved(price, step, FADED * bound, t, new)
-        trial = evaluate(t, new, pick_new, net_new, use)
+        trial = evaluate(t, new, screen, pick_new, net_new, use)
         used += 1
         _slopes(t, new, use, slope_new)
         small = small + 1 if bound - trial < tolerance * bound else 0

@@ -1,4 +1,6 @@
-"""Can these points be served together, and how is what is left over shared out: docs/model.md, 4 and 5.
+"""Feasibility of a set of points, and the second stage (docs/model.md, sections 4 and 5).
+
+Can these points be served together, and how is what is left over shared out?
 
 For a fixed set of points: minimise the sum over tasks of `max over phases of latency / slack`, subject to deadlines,
 floors, caps and room. Its dual in the prices is concave, and at prices the tasks separate: a task whose deadline does
@@ -36,10 +38,11 @@ STEPS: Final = 20  # of one search; 1 to 6 are used
 JUMP: Final = 3.0  # no log price moves by more in one step
 GOAL: Final = 1.0 - 1e-6  # part of the room that is aimed at, so that it is reached from within
 CLOSE: Final = 1e-7  # part of the room by which the goal may be missed when shares are settled
-CALM: Final = 1e-6  # part of the dual's value: when a step of a set that fits gains less, it is settled
+CALM: Final = 1e-5  # part of the dual's value: when a step of a set that fits gains less, it is settled
+HELD: Final = 1e-10  # of deadlines and room: rounding that shares found earlier may show
 SLIP: Final = 1e-9  # part of the dual's value that a step may lose to rounding
-STIFF: Final = 0.01  # of price x room added to the second derivative: use that does not respond moves no price far
-LEVEL: Final = 0.02  # a proof of no fit is sharpened until it gains less than this part of the excess
+STIFF: Final = 1e-4  # of price x room added to the second derivative: use that does not respond moves no price far
+LEVEL: Final = 0.1  # a proof of no fit is sharpened until it gains less than this part of the excess
 FIT: Final = 1
 NO_FIT: Final = 0  # proven, by the prices returned
 UNKNOWN: Final = -1  # on the edge: treated as no fit
@@ -123,38 +126,41 @@ def _widen(t: Table, j: int, theta: float, y: float, p: Prices, x: Floats, wide:
 
 
 @nopython
-def _respond(t: Table, j: int, theta: float, eased: bool, p: Prices, wide: Floats, k: Set, part: Floats) -> None:
+def _leg(legs: Floats, many: int, r: int, paid: float) -> int:
+    legs[0, many], legs[1, many] = float(r), paid
+    return many + 1
+
+
+@nopython
+def _respond(t: Table, j: int, theta: float, eased: bool, p: Prices, wide: Floats, k: Set, legs: Floats) -> None:
     """Add to k.pull how the bill of point j moves with log prices.
 
-    With part[r] its bill at r for shares at neither limit: diag(part), less part part' / sum(part) where the
-    deadline binds, for then what leaves one resource comes back at the others. `part` (R + 1,) is scratch.
+    With v[r] what its shares at neither limit pay to resource r: diag(v), less v v' / sum(v) where the deadline
+    binds, for then what leaves one resource comes back at the others. `legs` (2, slots x (1 + couplings)) is scratch.
     """
-    n = k.pull.shape[0]
-    for r in range(n + 1):
-        part[r] = 0.0
-    free = 0.0
+    many, free = 0, 0.0
     for s in range(wide.shape[0]):
         if mixed(t, j, s, theta) > 0.0 and t.cell[j, FLOOR, s] < wide[s] < t.cell[j, CAP, s]:
             r = t.slot[j, s]
             counted = t.cell[j, ACTIVITY, s] * wide[s]
             free += p.share[r] * counted
-            part[r] += p.rigid[r] * counted
+            many = _leg(legs, many, r, p.rigid[r] * counted)
             for c in range(t.link.shape[0]):
                 if t.link[c, 0] == r:
-                    part[t.link[c, 1]] += p.rigid[t.link[c, 1]] * t.kappa[c] * counted
-    for r in range(n):
-        if part[r] > 0.0:
-            k.pull[r, r] += part[r]
-            if not eased:
-                for q in range(n):
-                    k.pull[r, q] -= part[r] * part[q] / free
+                    many = _leg(legs, many, t.link[c, 1], p.rigid[t.link[c, 1]] * t.kappa[c] * counted)
+    for m in range(many):
+        r = int(legs[0, m])
+        k.pull[r, r] += legs[1, m]
+        if not eased and free > 0.0:
+            for z in range(many):
+                k.pull[r, int(legs[0, z])] -= legs[1, m] * legs[1, z] / free
 
 
 @nopython
 def _serve(t: Table, k: Set, p: Prices) -> Climb:
     """Everyone's tight and wide shares at these prices into k."""
     n = t.room.shape[0] - 1
-    fixed, part = np.zeros(t.slot.shape[1], dtype=np.int64), np.empty(n + 1)
+    work, legs = np.zeros((2, t.slot.shape[1])), np.empty((2, t.slot.shape[1] * (1 + t.link.shape[0])))
     for r in range(n + 1):
         k.use[0, r] = k.use[1, r] = 0.0
     for r in range(n):
@@ -165,11 +171,11 @@ def _serve(t: Table, k: Set, p: Prices) -> Climb:
         j = k.chosen[i]
         if j >= 0:
             x, wide = k.share[i], k.wide[i]
-            _, theta, y = cheapest(t, j, p, x, fixed)
+            _, theta, y = cheapest(t, j, p, x, work)
             eased = _widen(t, j, theta, y, p, x, wide)
             add_use(t, j, x, k.use[0])
             add_use(t, j, wide, k.use[1])
-            _respond(t, j, theta, eased, p, wide, k, part)
+            _respond(t, j, theta, eased, p, wide, k, legs)
             bill = _bill(t, j, p, x)
             spent += bill
             roots += math.sqrt(bill)
@@ -180,7 +186,7 @@ def _serve(t: Table, k: Set, p: Prices) -> Climb:
 
 @nopython
 def _bill(t: Table, j: int, p: Prices, x: Floats) -> float:
-    """What shares cost, without rigid demand."""
+    """Price the shares x (S,), without rigid demand."""
     total = 0.0
     for s in range(x.shape[0]):
         total += p.share[t.slot[j, s]] * t.cell[j, ACTIVITY, s] * x[s]
@@ -245,7 +251,7 @@ def _settled(k: Set, price: Floats) -> bool:
 
 @nopython
 def _no_room(k: Set) -> int:
-    """A resource with elastic demand but no room, or -1."""
+    """Find a resource with elastic demand but no room; -1 if there is none."""
     for r in range(k.room.shape[0] - 1):
         if k.room[r] <= EDGE and k.use[0, r] > EDGE:
             return r
@@ -330,30 +336,58 @@ def fit(t: Table, k: Set, price: Floats) -> int:
 
 
 @nopython
+def serves(t: Table, k: Set) -> bool:
+    """Whether k.share hold all limits, deadlines and k.room."""
+    n = t.room.shape[0] - 1
+    for r in range(n + 1):
+        k.use[0, r] = 0.0
+    for i in t.order:
+        j = k.chosen[i]
+        if j >= 0:
+            x = k.share[i]
+            for s in range(x.shape[0]):
+                cap = t.cell[j, CAP, s] if t.slot[j, s] < n else 0.0
+                if not t.cell[j, FLOOR, s] * (1.0 - EDGE) <= x[s] <= cap * (1.0 + EDGE):
+                    return False
+            if max(latency(t, j, 0, x), latency(t, j, 1, x)) > 1.0 + HELD:
+                return False
+            add_use(t, j, x, k.use[0])
+    return _worst(k) <= 1.0 + HELD
+
+
+@nopython
 def settle(t: Table, k: Set, price: Floats) -> int:
-    """Like `fit`, to the end: with FIT k.wide has used up the room, with NO_FIT the proof is sharp."""
+    """Like `fit`, to the end: with FIT k.wide has used up the room, with NO_FIT the proof is sharp.
+
+    Where k.share serve the set already, the answer is FIT, and they do afterwards.
+    """
+    good = k.share.copy()
+    held = elastic_room(t, k) < 0 and serves(t, k)
     verdict = _look(t, k, price)
     if verdict == NO_FIT and _worth(k, price) <= 0.0:
         return verdict
-    old, step, good = price.copy(), np.zeros(price.shape[0]), k.share.copy()
+    if verdict == FIT and not held:
+        copy_shares(k.share, good)
+    held = held or verdict == FIT
+    old, step = price.copy(), np.zeros(price.shape[0])
     top, before = -math.inf, 0.0
     for _ in range(STEPS):
         c = _serve(t, k, prices_of(t, price))
-        if verdict != FIT and _worst(k) <= 1.0 + EDGE:
-            verdict = FIT
+        if not held and _worst(k) <= 1.0 + EDGE:
+            held = True
             copy_shares(k.share, good)
         height, ratio = c.height - GOAL * _worth(k, price), _ratio(k, price, c.spent)
         gain, risen = height - top, height >= top - SLIP * abs(top)
         if risen:
             sharper, before = ratio - before, ratio
-            if _done(k, price, verdict == FIT, gain, ratio, sharper):
+            if _done(k, price, held, gain, ratio, sharper):
                 break
         top = max(top, height)
         _next(old, step, risen, k, price)
     else:
         for r in range(price.shape[0]):
             price[r] = old[r]
-    if verdict == FIT:
+    if held:
         copy_shares(good, k.share)
         return FIT
     return NO_FIT if before > 1.0 + EDGE else UNKNOWN

@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 # The one place where the environment is read. A machine that forbids writable and executable memory
 # (systemd's MemoryDenyWriteExecute) cannot run compiled code.
 COMPILED: Final = os.environ.get("COSCHED_KERNEL", "numba") != "numpy"
-_SOURCES: Final = ("_jit", "_kernel", "_dual", "_fit", "_spread", "_search", "price")
+_SOURCES: Final = ("_jit", "_kernel", "_dual", "_fit", "_spread", "_search", "price", "problem")
 
 
 def nopython(function: Function) -> Function:
@@ -27,9 +27,9 @@ def nopython(function: Function) -> Function:
         return function
     import numba
 
-    # error_model="numpy": 1 / 0 is inf, as in the arrays of the fallback
-    njit = cast("Any", numba.njit)  # its annotations do not know all of its options
-    return cast("Function", njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
+    # error_model="numpy": 1 / 0 is inf, as in the arrays of the fallback. No wrappers: only compiled code calls it.
+    options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast("Function", numba.njit(**options)(function))
 
 
 def cached(function: Function) -> Function:
@@ -38,7 +38,10 @@ def cached(function: Function) -> Function:
         return function
     import numba
 
-    return cast("Function", numba.njit(error_model="numpy", cache=True)(function))
+    try:
+        return cast("Function", numba.njit(error_model="numpy", cache=True)(function))
+    except RuntimeError:  # no folder to write to: neither beside the source nor in the user's cache
+        return cast("Function", numba.njit(error_model="numpy")(function))
 
 
 def source_digest() -> int:

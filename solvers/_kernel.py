@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from solvers import _reference
 from solvers._jit import COMPILED, nopython
 from solvers.problem import Floats, Ints
 
@@ -20,6 +21,8 @@ SINGLE: Final = 1  # one phase binds, whatever the prices
 DOUBLE: Final = 2  # either phase may bind, or both
 EDGE: Final = 1e-12  # rounding that a comparison with a limit forgives
 ROOT_STEPS: Final = 60  # of the search between two phases; about 8 are used
+NEAR: Final = 0.1  # how far around the last theta the search between two phases looks first
+RENEW: Final = 0.6  # part of the screen's costs below which they are taken anew
 BITS: Final = 2.0**40  # prices keep this many bits: last-bit differences of exp() between machines vanish
 
 
@@ -66,6 +69,7 @@ class Table(NamedTuple):
     mode: Ints  # (J,) DEAD, SINGLE, DOUBLE
     slot: Ints  # (J, S)
     cell: Floats  # (J, FIELDS, S)
+    theta: Floats  # (J,) weight of the first phase found last: where the next search starts
 
 
 class Prices(NamedTuple):
@@ -87,7 +91,7 @@ def prepare(raw: Raw) -> Table:
     for c in range(n_links):
         link[c, 0], link[c, 1] = raw.source[c], raw.target[c]
     mode, cell = np.zeros(n_points, dtype=np.int64), np.zeros((n_points, FIELDS, n_slots))
-    t = Table(room, link, raw.kappa, raw.first, raw.order, raw.value, mode, raw.slot, cell)
+    t = Table(room, link, raw.kappa, raw.first, raw.order, raw.value, mode, raw.slot, cell, np.ones(n_points))
     for j in range(n_points):
         if _limits(t, raw, j) and _deadlines(t, raw, j):
             mode[j] = _phases(t, j)
@@ -181,7 +185,7 @@ def prices_of(t: Table, price: Floats) -> Prices:
 @nopython
 def mixed(t: Table, j: int, s: int, theta: float) -> float:
     """Work over slack of slot s, the two phases weighted theta and 1 - theta."""
-    return theta * t.cell[j, A, s] + (1.0 - theta) * t.cell[j, A + 1, s]
+    return float(theta * t.cell[j, A, s] + (1.0 - theta) * t.cell[j, A + 1, s])
 
 
 @nopython
@@ -218,17 +222,17 @@ def at_least(t: Table, j: int, p: Prices) -> float:
 
 
 @nopython
-def cheapest(t: Table, j: int, p: Prices, x: Floats, fixed: Ints) -> tuple[float, float, float]:
-    """Cheapest shares of point j into x (S,); `fixed` (S,) is scratch.
+def cheapest(t: Table, j: int, p: Prices, x: Floats, work: Floats) -> tuple[float, float, float]:
+    """Cheapest shares of point j into x (S,); `work` (2, S) is scratch.
 
     Returns (a proven lower bound on the cost, equal to it but for rounding; theta; y = 1 / sqrt(multiplier of the
     deadline), inf where floors alone meet it).
     """
     if t.mode[j] == DOUBLE:
-        return _two_phases(t, j, p, x, fixed)
+        return _two_phases(t, j, p, x, work)
     y = _closed_form(t, j, p, x)
     if y <= 0.0:
-        y = one_phase(t, j, 1.0, p, x, fixed)
+        y = _clipped(t, j, 1.0, p, x, work)
     return bill(t, j, p, x), 1.0, y
 
 
@@ -250,55 +254,66 @@ def _closed_form(t: Table, j: int, p: Prices, x: Floats) -> float:
 
 
 @nopython
-def one_phase(t: Table, j: int, theta: float, p: Prices, x: Floats, fixed: Ints) -> float:
-    """Cheapest shares under ONE deadline, the phases mixed by theta; returns y.
+def one_phase(t: Table, j: int, theta: float, p: Prices, x: Floats, work: Floats) -> float:
+    """Cheapest shares under ONE deadline, the phases mixed by theta; returns y. `work[0]` holds sqrt(a price)."""
+    total = 0.0
+    for s in range(x.shape[0]):
+        paid = t.cell[j, ACTIVITY, s] * p.share[t.slot[j, s]]
+        work[0, s] = math.sqrt(mixed(t, j, s, theta) * paid)
+        total += work[0, s]
+    inside = total > 0.0
+    for s in range(x.shape[0]):
+        a = mixed(t, j, s, theta)
+        x[s] = t.cell[j, FLOOR, s]
+        if a > 0.0:
+            x[s] = a * total / work[0, s]
+            inside = inside and t.cell[j, FLOOR, s] <= x[s] <= t.cell[j, CAP, s]
+    return 1.0 / total if inside else _clipped(t, j, theta, p, x, work)
+
+
+@nopython
+def _clipped(t: Table, j: int, theta: float, p: Prices, x: Floats, work: Floats) -> float:
+    """one_phase where floors or caps are in the way.
 
     The latency of slot s at multiplier 1 / y^2 is clip(b_s y, a_s / cap, a_s / floor) with b = sqrt(a price): fix
     whichever side of the clips errs more and solve for the rest (Bitran & Hax 1981); exact in at most S rounds.
     """
-    if _floors_do(t, j, theta, x, fixed):
+    if _floors_do(t, j, theta, p, x, work):
         return math.inf
     left, y = 1.0, 0.0
     for _ in range(x.shape[0] + 1):
         total = 0.0
         for s in range(x.shape[0]):
-            if fixed[s] == 0:
-                total += _weight(t, j, s, theta, p)
+            if work[1, s] == 0.0:
+                total += work[0, s]
         y = max(left, 0.0) / total if total > 0.0 else 0.0
-        left, done = _clip(t, j, theta, p, y, left, x, fixed)
+        left, done = _clip(t, j, theta, y, left, x, work)
         if done:
             break
     return y
 
 
 @nopython
-def _weight(t: Table, j: int, s: int, theta: float, p: Prices) -> float:
-    return math.sqrt(mixed(t, j, s, theta) * t.cell[j, ACTIVITY, s] * p.share[t.slot[j, s]])
-
-
-@nopython
-def _floors_do(t: Table, j: int, theta: float, x: Floats, fixed: Ints) -> bool:
+def _floors_do(t: Table, j: int, theta: float, p: Prices, x: Floats, work: Floats) -> bool:
     """Start: all shares at their floors, slots without work fixed there. True: the deadline holds already."""
     total = 0.0
     for s in range(x.shape[0]):
         a = mixed(t, j, s, theta)
         x[s] = t.cell[j, FLOOR, s]
-        fixed[s] = 1 if a <= 0.0 else 0
+        work[0, s] = math.sqrt(a * t.cell[j, ACTIVITY, s] * p.share[t.slot[j, s]])
+        work[1, s] = 1.0 if a <= 0.0 else 0.0
         if a > 0.0:
             total += a / x[s] if x[s] > 0.0 else math.inf
     return total <= 1.0
 
 
 @nopython
-def _clip(
-    t: Table, j: int, theta: float, p: Prices, y: float, left: float, x: Floats, fixed: Ints
-) -> tuple[float, bool]:
-    """One round of one_phase: set free shares for y, then fix the side that errs more. Returns (latency left, done)."""
+def _clip(t: Table, j: int, theta: float, y: float, left: float, x: Floats, work: Floats) -> tuple[float, bool]:
+    """One round of _clipped: set free shares for y, then fix the side that errs more. Returns (latency left, done)."""
     over = under = 0.0
     for s in range(x.shape[0]):
-        if fixed[s] == 0:
-            a = mixed(t, j, s, theta)
-            b = _weight(t, j, s, theta, p) * y
+        if work[1, s] == 0.0:
+            a, b = mixed(t, j, s, theta), work[0, s] * y
             x[s] = a / b if b > 0.0 else math.inf
             if x[s] > t.cell[j, CAP, s]:
                 under += a / t.cell[j, CAP, s] - b
@@ -308,11 +323,11 @@ def _clip(
         return left, True
     free = 0
     for s in range(x.shape[0]):
-        if fixed[s] == 0:
+        if work[1, s] == 0.0:
             low, high = x[s] < t.cell[j, FLOOR, s], x[s] > t.cell[j, CAP, s]
             if (over > under and low) or (over <= under and high):
                 x[s] = t.cell[j, FLOOR, s] if low else t.cell[j, CAP, s]
-                fixed[s] = 1
+                work[1, s] = 1.0
                 left -= mixed(t, j, s, theta) / x[s]
             else:
                 free += 1
@@ -320,21 +335,32 @@ def _clip(
 
 
 @nopython
-def _two_phases(t: Table, j: int, p: Prices, x: Floats, fixed: Ints) -> tuple[float, float, float]:
+def _two_phases(t: Table, j: int, p: Prices, x: Floats, work: Floats) -> tuple[float, float, float]:
     """Both deadlines: the cost is the greatest over theta of the one-phase cost, concave in theta.
 
     Its slope has the sign of L0 - L1. Each theta gives a lower bound; the shares are stretched at the end so that
-    both deadlines hold to the last bit.
+    both deadlines hold to the last bit. The search starts from the theta of last time.
     """
-    y = one_phase(t, j, 1.0, p, x, fixed)
-    high = latency(t, j, 1, x)
-    if high <= 1.0:
-        return bill(t, j, p, x), 1.0, y
-    y = one_phase(t, j, 0.0, p, x, fixed)
-    low = latency(t, j, 0, x)
-    if low <= 1.0:
-        return bill(t, j, p, x), 0.0, y
-    theta, y = _between(t, j, p, x, fixed, 1.0 - 1.0 / low, 1.0 / high - 1.0)
+    hint = t.theta[j]
+    left, low, right, high = 0.0, 0.0, 1.0, 0.0  # slope 0: not looked at yet
+    if 0.0 < hint < 1.0:
+        left, low, right, high = _around(t, j, p, x, work, hint)
+    if high == 0.0:
+        y = one_phase(t, j, 1.0, p, x, work)
+        late = latency(t, j, 1, x)
+        if late <= 1.0:
+            t.theta[j] = 1.0
+            return bill(t, j, p, x), 1.0, y
+        high = 1.0 / late - 1.0
+    if low == 0.0:
+        y = one_phase(t, j, 0.0, p, x, work)
+        late = latency(t, j, 0, x)
+        if late <= 1.0:
+            t.theta[j] = 0.0
+            return bill(t, j, p, x), 0.0, y
+        low = 1.0 - 1.0 / late
+    theta, y = _between(t, j, p, x, work, left, low, right, high)
+    t.theta[j] = theta
     cost = bill(t, j, p, x)
     late = max(latency(t, j, 0, x), latency(t, j, 1, x))
     if late > 1.0:
@@ -345,15 +371,38 @@ def _two_phases(t: Table, j: int, p: Prices, x: Floats, fixed: Ints) -> tuple[fl
 
 
 @nopython
-def _between(t: Table, j: int, p: Prices, x: Floats, fixed: Ints, low: float, high: float) -> tuple[float, float]:
-    """Root of 1/L1 - 1/L0 over theta in (0, 1) by the Illinois rule; `low` > 0 at 0, `high` < 0 at 1."""
-    left, right, side = 0.0, 1.0, 0
-    theta, y = 0.5, 0.0
+def _slope(t: Table, j: int, theta: float, p: Prices, x: Floats, work: Floats) -> float:
+    """1 / L1 - 1 / L0 at the cheapest shares for theta: falls from > 0 at 0 to < 0 at 1 where both phases bind."""
+    one_phase(t, j, theta, p, x, work)
+    return 1.0 / latency(t, j, 1, x) - 1.0 / latency(t, j, 0, x)
+
+
+@nopython
+def _around(t: Table, j: int, p: Prices, x: Floats, work: Floats, hint: float) -> tuple[float, float, float, float]:
+    """Look for a narrow interval around the hint with slopes of different signs; an end not looked at has slope 0."""
+    slope = _slope(t, j, hint, p, x, work)
+    if slope == 0.0:
+        return hint, 1e-300, hint, -1e-300
+    reach = NEAR * min(hint, 1.0 - hint)
+    other = hint + reach if slope > 0.0 else hint - reach
+    second = _slope(t, j, other, p, x, work)
+    if slope > 0.0:
+        return (hint, slope, other, second) if second < 0.0 else (other, second, 1.0, 0.0)
+    return (other, second, hint, slope) if second > 0.0 else (0.0, 0.0, other, second)
+
+
+@nopython
+def _between(
+    t: Table, j: int, p: Prices, x: Floats, work: Floats, left: float, low: float, right: float, high: float
+) -> tuple[float, float]:
+    """Root of the slope between left (slope low > 0) and right (high < 0) by the Illinois rule."""
+    side = 0
+    theta, y = 0.5 * (left + right), 0.0
     for _ in range(ROOT_STEPS):
         theta = (left * high - right * low) / (high - low)
         if not left < theta < right:
             theta = 0.5 * (left + right)
-        y = one_phase(t, j, theta, p, x, fixed)
+        y = one_phase(t, j, theta, p, x, work)
         slope = 1.0 / latency(t, j, 1, x) - 1.0 / latency(t, j, 0, x)
         if abs(slope) < 1e-13 or right - left < 1e-15:
             break
@@ -380,46 +429,87 @@ def add_use(t: Table, j: int, x: Floats, use: Floats) -> None:
                 use[t.link[c, 1]] += t.kappa[c] * counted
 
 
+class Screen(NamedTuple):
+    """Lower bounds on the costs at other prices. Costs are monotone and homogeneous in prices: they rise with them."""
+
+    cost: Floats  # (J,) at `price`
+    price: Floats  # (R,) zeros: nothing known yet
+
+
 @nopython
-def evaluate(t: Table, price: Floats, pick: Ints, net: Floats, use: Floats) -> float:
+def new_screen(t: Table) -> Screen:
+    """Nothing known."""
+    return Screen(np.zeros(t.value.shape[0]), np.zeros(t.room.shape[0] - 1))
+
+
+@nopython
+def _still_worth(screen: Screen, price: Floats) -> float:
+    """Part of the screen's costs that is certain at `price`; 0 where it is time to take them anew."""
+    part, known = math.inf, False
+    for r in range(price.shape[0]):
+        if screen.price[r] > 0.0:
+            known = True
+            part = min(part, price[r] / screen.price[r])
+    if known and part > RENEW:
+        return part
+    for r in range(price.shape[0]):
+        screen.price[r] = price[r]
+    return 0.0
+
+
+@nopython
+def _best_point(t: Table, i: int, p: Prices, screen: Screen, sure: float, x: Floats, work: Floats) -> tuple[int, float]:
+    """Task i's best point and net value, (-1, 0) if none is worth its cost; of equal ones the first."""
+    pick, net = -1, 0.0
+    for j in range(t.first[i], t.first[i + 1]):
+        if t.mode[j] == DEAD:
+            continue
+        if sure == 0.0:
+            screen.cost[j] = at_least(t, j, p)
+        elif t.value[j] - sure * screen.cost[j] <= net:
+            continue
+        if t.value[j] - (screen.cost[j] if sure == 0.0 else at_least(t, j, p)) > net:
+            gain = t.value[j] - cheapest(t, j, p, x, work)[0]
+            if gain > net:
+                pick, net = j, gain
+    return pick, net
+
+
+@nopython
+def _evaluate(t: Table, price: Floats, screen: Screen, pick: Ints, net: Floats, use: Floats) -> float:
     """Dual function at prices (R,): a bound on the value of any plan.
 
     Writes each task's best point (-1: none is worth its cost) and its net value (N,), and their use (R + 1,).
+    `screen` saves work from one call to the next.
     """
     p = prices_of(t, price)
-    x, best_x = np.empty(t.slot.shape[1]), np.empty(t.slot.shape[1])
-    fixed = np.zeros(t.slot.shape[1], dtype=np.int64)
-    for r in range(use.shape[0]):
-        use[r] = 0.0
+    x, work = np.empty(t.slot.shape[1]), np.zeros((2, t.slot.shape[1]))
+    sure = _still_worth(screen, price)
     bound = 0.0
     for r in range(price.shape[0]):
         bound += price[r] * t.room[r]
+    for r in range(use.shape[0]):
+        use[r] = 0.0
     for i in t.order:
-        pick[i], net[i] = -1, 0.0
-        for j in range(t.first[i], t.first[i + 1]):
-            if t.mode[j] == DEAD or t.value[j] - at_least(t, j, p) <= net[i]:
-                continue
-            gain = t.value[j] - cheapest(t, j, p, x, fixed)[0]
-            if gain > net[i]:
-                pick[i], net[i] = j, gain
-                for s in range(x.shape[0]):
-                    best_x[s] = x[s]
-        if pick[i] >= 0:
-            bound += net[i]
-            add_use(t, pick[i], best_x, use)
+        j, gain = _best_point(t, i, p, screen, sure, x, work)
+        pick[i], net[i] = j, gain
+        if j >= 0:
+            bound += gain
+            cheapest(t, j, p, x, work)
+            add_use(t, j, x, use)
             for s in range(x.shape[0]):
-                use[t.slot[pick[i], s]] += t.cell[pick[i], RIGID, s]
+                use[t.slot[j, s]] += t.cell[j, RIGID, s]
     return bound
 
 
 @nopython
-def all_costs(t: Table, price: Floats, cost: Floats) -> None:
+def _all_costs(t: Table, price: Floats, cost: Floats) -> None:
     """Cost of every point (J,), inf for those that cannot be served."""
     p = prices_of(t, price)
     x = np.empty(t.slot.shape[1])
-    fixed = np.zeros(t.slot.shape[1], dtype=np.int64)
+    work = np.zeros((2, t.slot.shape[1]))
     for j in range(cost.shape[0]):
-        cost[j] = math.inf if t.mode[j] == DEAD else cheapest(t, j, p, x, fixed)[0]
+        cost[j] = math.inf if t.mode[j] == DEAD else cheapest(t, j, p, x, work)[0]
 
 
 @nopython
@@ -430,5 +520,6 @@ def least_costs(t: Table, price: Floats, cost: Floats) -> None:
         cost[j] = math.inf if t.mode[j] == DEAD else at_least(t, j, p)
 
 
-if not COMPILED:
-    pass
+# Without the compiler the loops over all points would be slow: NumPy takes their place (solvers/_reference.py).
+evaluate = _evaluate if COMPILED else _reference.evaluate
+all_costs = _all_costs if COMPILED else _reference.all_costs

@@ -13,14 +13,14 @@ import numpy as np
 from solvers.problem import Floats, Ints
 
 if TYPE_CHECKING:
-    from solvers._kernel import Table
+    from solvers._kernel import Screen, Table
 
 ROOT, RIGID, A, REACH, FLOOR, CAP, ACTIVITY = 0, 2, 3, 5, 6, 7, 8  # fields of Table.cell
 DOUBLE: Final = 2
 ROUNDS: Final = 80  # of the search between two phases
 
 
-def evaluate(t: Table, price: Floats, pick: Ints, net: Floats, use: Floats) -> float:
+def evaluate(t: Table, price: Floats, _screen: Screen, pick: Ints, net: Floats, use: Floats) -> float:
     """Dual function at prices (R,); see solvers._kernel.evaluate."""
     cost, share = costs_and_shares(t, price)
     gain = t.value - cost  # (J,)

@@ -50,12 +50,12 @@ class Tree(NamedTuple):
 def losses(t: Table, d: Dual, limit: float) -> Losses:
     """Reduced losses at the prices of the bound; points that lose more than `limit` are taken out of the table."""
     p = prices_of(t, d.price)
-    x, fixed = np.empty(t.slot.shape[1]), np.zeros(t.slot.shape[1], dtype=np.int64)
+    x, work = np.empty(t.slot.shape[1]), np.zeros((2, t.slot.shape[1]))
     lost = np.full(t.value.shape[0], math.inf)
     for i in t.order:
         for j in range(t.first[i], t.first[i + 1]):
             if t.mode[j] != DEAD and d.net[i] - t.value[j] + at_least(t, j, p) <= limit:
-                lost[j] = max(0.0, d.net[i] - (t.value[j] - cheapest(t, j, p, x, fixed)[0]))
+                lost[j] = max(0.0, d.net[i] - (t.value[j] - cheapest(t, j, p, x, work)[0]))
             else:
                 t.mode[j] = DEAD
     return Losses(lost, d.net)
@@ -151,17 +151,26 @@ def _candidate(t: Table, k: Set, cost: Floats, spare: float, tried: Ints) -> tup
 
 
 @nopython
-def fill(t: Table, k: Set, start: Floats, price: Floats) -> None:
-    """Admit the rejected and better the admitted while it fits; k fits before and after, balanced at `price`."""
+def fill(t: Table, k: Set, start: Floats, price: Floats) -> bool:
+    """Admit the rejected and better the admitted while it fits; k is settled at `price` (R,) before.
+
+    k fits after; True: it is settled, too.
+    """
     cost = np.empty(t.value.shape[0])
     tried = np.zeros(t.value.shape[0], dtype=np.int64)
     trial, new = new_set(t), price.copy()
     all_costs(t, price, cost)
-    failed = 0
-    while failed < FAILURES:
+    failures = max(4, min(FAILURES, FAILURES * 100 // max(1, t.order.shape[0])))
+    failed, stale = 0, False
+    while failed < failures:
         i, j = _candidate(t, k, cost, _spare(t, k, price, cost), tried)
+        if i < 0 and not stale:
+            return True
         if i < 0:
-            return
+            settle(t, k, price)
+            all_costs(t, price, cost)
+            stale = False
+            continue
         tried[j] = 1
         copy_set(k, trial)
         trial.chosen[i] = j
@@ -169,12 +178,10 @@ def fill(t: Table, k: Set, start: Floats, price: Floats) -> None:
             new[r] = start[r]
         if fit(t, trial, new) == FIT:
             copy_set(trial, k)
-            settle(t, trial, new)
-            for r in range(price.shape[0]):
-                price[r] = new[r]
-            all_costs(t, price, cost)
+            stale = True
         else:
             failed += 1
+    return not stale
 
 
 @nopython
@@ -211,16 +218,16 @@ def _grow(t: Table, lost: Losses, limit: float) -> Tree:
         np.full(CUTS, math.inf),
         np.zeros(n_tasks + 1),
     )
-    many = 0
     for level in range(n_tasks):
         i = _least(t, doubt)
         doubt[i] = math.inf
         tree.task[level] = i
-        if lost.none[i] < limit:
-            many = _insert(tree, level, many, -1, lost.none[i], 0.0)
-        for j in range(t.first[i], t.first[i + 1]):
-            if lost.point[j] < limit:
-                many = _insert(tree, level, many, j, lost.point[j], t.value[j])
+        many = tree.start[level]
+        for j in range(t.first[i] - 1, t.first[i + 1]):
+            none = j < t.first[i]  # before the first point: not admitted
+            loss = lost.none[i] if none else lost.point[j]
+            if loss < limit:
+                many = _insert(tree, level, many, -1 if none else j, loss, 0.0 if none else t.value[j])
         tree.start[level + 1] = many
     for level in range(n_tasks - 1, -1, -1):
         best = 0.0
@@ -260,19 +267,19 @@ def _cut(t: Table, tree: Tree, c: int, price: Floats) -> None:
     """Cut c: at these prices the chosen points may not cost more than the room is worth."""
     p = prices_of(t, price)
     x = np.empty(t.slot.shape[1])
-    fixed = np.zeros(t.slot.shape[1], dtype=np.int64)
+    work = np.zeros((2, t.slot.shape[1]))
     tree.room[c] = 0.0
     for r in range(price.shape[0]):
         tree.room[c] += price[r] * t.room[r]
     for o in range(tree.start[tree.task.shape[0]]):
         j = tree.point[o]
-        tree.cost[c, o] = cheapest(t, j, p, x, fixed)[0] if j >= 0 else 0.0
+        tree.cost[c, o] = cheapest(t, j, p, x, work)[0] if j >= 0 else 0.0
 
 
 @nopython
-def _passes(tree: Tree, spent: Floats, level: int, o: int) -> bool:
-    """Option o keeps every cut; writes the sums of the next level."""
-    for c in range(CUTS):
+def _passes(tree: Tree, spent: Floats, level: int, o: int, cuts: int) -> bool:
+    """Option o keeps the first `cuts` cuts; writes the sums of the next level."""
+    for c in range(min(cuts, CUTS)):
         spent[c, level + 1] = spent[c, level] + tree.cost[c, o]
         if spent[c, level + 1] > tree.room[c] * (1.0 + EDGE):
             return False
@@ -280,9 +287,11 @@ def _passes(tree: Tree, spent: Floats, level: int, o: int) -> bool:
 
 
 @nopython
-def _jump(tree: Tree, spent: Floats, at: Ints, c: int) -> int:
-    """Sums of a new cut along the present path; returns the level at which the path breaks it."""
-    back = tree.task.shape[0]
+def _add_cut(t: Table, tree: Tree, spent: Floats, at: Ints, cuts: int, price: Floats) -> int:
+    """Add a cut (the first stays, others make place); returns the level at which the present path breaks it."""
+    c = cuts if cuts < CUTS else 1 + cuts % (CUTS - 1)
+    _cut(t, tree, c, price)
+    back: int = tree.task.shape[0]
     for level in range(tree.task.shape[0]):
         spent[c, level + 1] = spent[c, level] + tree.cost[c, at[level] - 1]
         if spent[c, level + 1] > tree.room[c] * (1.0 + EDGE):
@@ -291,61 +300,65 @@ def _jump(tree: Tree, spent: Floats, at: Ints, c: int) -> int:
 
 
 @nopython
-def improve(  # noqa: C901 - one loop of a compiled search; its state does not split
-    t: Table, k: Set, d: Dual, lost: Losses, start: Floats, price: Floats, nodes: int
-) -> bool:
-    """Depth-first search for a plan better than k; True: it went to the end, so none is left.
+def _exhausted(tree: Tree, at: Ints, loss: Floats, value: Floats, level: int, gap: float, best: float) -> bool:
+    """Nothing better is left at this level on the present path."""
+    o = at[level]
+    if o >= tree.start[level + 1] or loss[level] + tree.loss[o] >= gap:
+        return True
+    return bool(value[level] + tree.best_rest[level] <= best + SAME)
 
-    Prunes by loss against the gap, by value, by cuts; the first cuts are at the prices of the bound and of k.
+
+@nopython
+def _try_leaf(t: Table, tree: Tree, at: Ints, trial: Set, start: Floats, price: Floats) -> int:
+    """Test whether the path's choice of points fits; `price` (R,) gets the proof."""
+    for level in range(tree.task.shape[0]):
+        trial.chosen[tree.task[level]] = tree.point[at[level] - 1]
+    for r in range(price.shape[0]):
+        price[r] = start[r]
+    return fit(t, trial, price)
+
+
+@nopython
+def improve(t: Table, k: Set, d: Dual, lost: Losses, start: Floats, price: Floats, nodes: int) -> bool:
+    """Depth-first search for better plans than k, the best goes into k; True: k has changed.
+
+    Prunes by loss against the gap, by value and by cuts; the first cuts are at the prices of the bound and of k.
     """
     best = value_of(t, k.chosen)
     gap = d.bound - best - SAME
-    limit = _limit(t, lost, gap)
-    tree = _grow(t, lost, limit)
+    tree = _grow(t, lost, _limit(t, lost, gap))
     n = tree.task.shape[0]
     trial, new = new_set(t), price.copy()
     at, loss, value = np.zeros(n + 1, dtype=np.int64), np.zeros(n + 1), np.zeros(n + 1)
     spent = np.zeros((CUTS, n + 1))
-    _cut(t, tree, 0, d.price)
-    _cut(t, tree, 1, price)
-    level, cuts, fits = 0, 2, 0
-    at[0] = tree.start[0]
+    cuts, level, fits, changed = 0, 0, 0, False
+    for c in range(2):
+        _cut(t, tree, c, d.price if c == 0 else price)
+        cuts = c + 1
     for _ in range(nodes):
-        o = at[level]
-        if (
-            o >= tree.start[level + 1]
-            or loss[level] + tree.loss[o] >= gap
-            or value[level] + tree.best_rest[level] <= best + SAME
-        ):
+        if level < 0 or fits >= FITS:
+            break
+        if _exhausted(tree, at, loss, value, level, gap, best):
             level -= 1
-            if level < 0:
-                return limit == d.bound - best - SAME or limit >= gap
             continue
+        o = at[level]
         at[level] = o + 1
-        if not _passes(tree, spent, level, o):
+        if not _passes(tree, spent, level, o, cuts):
             continue
         loss[level + 1], value[level + 1] = loss[level] + tree.loss[o], value[level] + tree.value[o]
-        level += 1
-        if level < n:
+        if level + 1 < n:
+            level += 1
             at[level] = tree.start[level]
             continue
-        level -= 1
         if value[n] <= best + SAME:
             continue
-        if fits >= FITS:
-            return False
+        verdict = _try_leaf(t, tree, at, trial, start, new)
         fits += 1
-        for m in range(n):
-            trial.chosen[tree.task[m]] = tree.point[at[m] - 1]
-        for r in range(price.shape[0]):
-            new[r] = start[r]
-        verdict = fit(t, trial, new)
         if verdict == FIT:
             copy_set(trial, k)
-            best = float(value[n])
+            best, changed = float(value[n]), True
             gap = d.bound - best - SAME
         elif verdict == NO_FIT:
-            _cut(t, tree, 1 + cuts % (CUTS - 1), new)
-            level = min(level, _jump(tree, spent, at, 1 + cuts % (CUTS - 1)))
+            level = min(level, _add_cut(t, tree, spent, at, cuts, new))
             cuts += 1
-    return False
+    return changed

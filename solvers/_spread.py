@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from solvers._fit import Set, copy_shares, settle
+from solvers._fit import Set
 from solvers._jit import nopython
 from solvers._kernel import ACTIVITY, CAP, RIGID, A, Table, add_use
 from solvers.problem import Floats
@@ -45,7 +45,7 @@ def _blend(t: Table, k: Set, use: Floats) -> None:
 @nopython
 def _room_for(t: Table, use: Floats, r: int) -> float:
     """Room for more shares of r, its couplings counted."""
-    left = t.room[r] - use[r]
+    left: float = t.room[r] - use[r]
     for c in range(t.link.shape[0]):
         if t.link[c, 0] == r and t.kappa[c] > 0.0:
             left = min(left, (t.room[t.link[c, 1]] - use[t.link[c, 1]]) / t.kappa[c])
@@ -56,12 +56,9 @@ def _room_for(t: Table, use: Floats, r: int) -> float:
 def _may_grow(t: Table, k: Set, i: int, s: int, r: int) -> bool:
     """Slot s of task i is on r, has work and is below its cap."""
     j = k.chosen[i]
-    return (
-        j >= 0
-        and t.slot[j, s] == r
-        and max(t.cell[j, A, s], t.cell[j, A + 1, s]) > 0.0
-        and k.share[i, s] < t.cell[j, CAP, s]
-    )
+    if j < 0 or t.slot[j, s] != r:
+        return False
+    return bool(max(t.cell[j, A, s], t.cell[j, A + 1, s]) > 0.0 and k.share[i, s] < t.cell[j, CAP, s])
 
 
 @nopython
@@ -82,15 +79,9 @@ def _top_up(t: Table, k: Set, use: Floats, r: int) -> None:
 
 
 @nopython
-def spread(t: Table, k: Set, price: Floats) -> None:
-    """Hand out what is left: k.share fits before and after. `price` (R,): where to start, moved to the clearing ones.
-
-    Without a task that can take more, or where the search ends on the edge, the shares stay as they are.
-    """
-    safe = k.share.copy()
+def spread(t: Table, k: Set) -> None:
+    """Hand out what is left: k.share fits before and after; k.wide is settled, or the shares stay what they are."""
     use = np.empty(t.room.shape[0])
-    settle(t, k, price)
-    copy_shares(safe, k.share)
     _blend(t, k, use)
-    for r in range(price.shape[0]):
+    for r in range(t.room.shape[0] - 1):
         _top_up(t, k, use, r)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers._dual import Dual, best_scale, flat_prices, minimise, starting_prices, worth
-from solvers._fit import FIT, Set, fit, new_set
+from solvers._fit import FIT, Set, fit, new_set, settle
 from solvers._jit import cached, nopython, source_digest
 from solvers._kernel import DEAD, Raw, Table, at_least, cheapest, prepare, prices_of
 from solvers._search import SAME, fill, improve, losses, repair, value_of
@@ -21,8 +21,8 @@ from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, Status
 
 EVALUATIONS: Final = 40  # of the dual: 13 to 30 reach 0.1% (docs/model.md, section 3)
-NODES: Final = 4000  # of the search that closes the gap on small problems
-TOLERANCE: Final = 1e-5  # of the bound: less is not worth another evaluation
+NODES: Final = 1000  # of the search that closes the gap on small problems
+TOLERANCE: Final = 1e-4  # of the bound: less is not worth another evaluation
 SMALL: Final = 2000  # points: above, those that lose much at the prices of the bound are put aside after the dual
 LOSS_LIMIT: Final = 0.3  # ... more than this part of the mean value of a task
 FAINT: Final = 1e-9  # worth of all room at prices that stand for 0
@@ -31,7 +31,6 @@ _SOLVE: Final = 0
 _BOUND: Final = 1
 _SERVE: Final = 2
 _COSTS: Final = 3
-_TIGHT: Final = 4
 
 
 class _Answer(NamedTuple):
@@ -48,7 +47,7 @@ class _Answer(NamedTuple):
 def _most_valuable(t: Table, price: Floats, chosen: Ints) -> float:
     """Every task's most valuable point, the cheapest of equals; returns their value, the bound at prices 0."""
     p = prices_of(t, price)
-    x, fixed = np.empty(t.slot.shape[1]), np.zeros(t.slot.shape[1], dtype=np.int64)
+    x, work = np.empty(t.slot.shape[1]), np.zeros((2, t.slot.shape[1]))
     for i in t.order:
         most, cost = SAME, np.inf
         chosen[i] = -1
@@ -56,7 +55,7 @@ def _most_valuable(t: Table, price: Floats, chosen: Ints) -> float:
             if t.mode[j] == DEAD or t.value[j] < most - SAME:
                 continue
             if t.value[j] > most + SAME or at_least(t, j, p) < cost:
-                paid = cheapest(t, j, p, x, fixed)[0]
+                paid = cheapest(t, j, p, x, work)[0]
                 if t.value[j] > most + SAME or paid < cost:
                     chosen[i], most, cost = j, max(most, t.value[j]), paid
     return value_of(t, chosen)
@@ -97,6 +96,7 @@ def _admit(t: Table, k: Set, flat: Floats, warm: Floats, evaluations: int, nodes
     price = start.copy()
     ceiling = _most_valuable(t, price, k.chosen)
     if fit(t, k, price) == FIT:
+        settle(t, k, price)
         return Dual(ceiling, _faint(t, price), k.chosen, np.zeros(n_tasks), 1, True)
     d = _bound(t, start, ceiling, evaluations, tolerance)
     limit = np.inf if t.value.shape[0] <= SMALL else LOSS_LIMIT * ceiling / n_tasks
@@ -105,23 +105,25 @@ def _admit(t: Table, k: Set, flat: Floats, warm: Floats, evaluations: int, nodes
         k.chosen[i] = d.pick[i]
     start = starting_prices(t, flat, d.price)
     repair(t, k, lost, start, price)
-    fill(t, k, start, price)
-    if d.bound - value_of(t, k.chosen) > SAME:
-        improve(t, k, d, lost, start, price, nodes)
+    settled = fill(t, k, start, price)
+    if d.bound - value_of(t, k.chosen) > SAME and improve(t, k, d, lost, start, price, nodes):
+        settled = False
+    if not settled:
+        settle(t, k, price)
     return d
 
 
 @nopython
 def _point_costs(t: Table, price: Floats, cost: Floats, share: Floats) -> None:
     p = prices_of(t, price)
-    fixed = np.zeros(t.slot.shape[1], dtype=np.int64)
+    work = np.zeros((2, t.slot.shape[1]))
     for j in range(cost.shape[0]):
         cost[j] = np.inf
         if t.mode[j] != DEAD:
-            cost[j] = cheapest(t, j, p, share[j], fixed)[0]
+            cost[j] = cheapest(t, j, p, share[j], work)[0]
 
 
-def _make_entry(digest: int) -> Callable[..., _Answer]:
+def _make_entry(digest: int) -> Callable[[Raw, int, Floats, Ints, int, int, float], _Answer]:
     """Return the one function that is compiled and kept; `digest` is part of its key in the cache."""
 
     @cached
@@ -147,11 +149,11 @@ def _make_entry(digest: int) -> Callable[..., _Answer]:
             balanced = starting_prices(t, flat, price)
             good = fit(t, k, balanced) == FIT
             if good:
-                spread(t, k, balanced.copy())
+                settle(t, k, balanced)
+                spread(t, k)
             return _Answer(k.chosen, k.share, balanced, cost, 0.0, 0, good)
         d = _admit(t, k, flat, price, evaluations, nodes, tolerance)
-        if mode == _SOLVE:
-            spread(t, k, starting_prices(t, flat, d.price))
+        spread(t, k)
         return _Answer(k.chosen, k.share, d.price, cost, d.bound, d.evaluations, d.converged)
 
     return entry
@@ -212,14 +214,11 @@ def _run(p: Problem, mode: int, price: Floats | None, chosen: Ints | None, optio
 def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
     """Admit, choose points and share out. `warm`: (R,) prices of an earlier, similar problem.
 
-    Options: `evaluations` of the dual (40), `nodes` of the search that closes the gap (4000), `tolerance` relative
-    to the bound (1e-5), `second_stage` (1): with 0 the shares stay as small as the deadlines allow, in proportion to
-    need, as weights of a work-conserving sharing should be. The certificate's bound is the dual function at the prices
-    returned. Status.LIMIT: the evaluations were used up before the prices settled; the plan and its certificate hold
-    all the same.
+    Options: `evaluations` of the dual (40), `nodes` of the search that closes the gap (1000), `tolerance` relative
+    to the bound (1e-4). The certificate's bound is the dual function at the prices returned. Status.LIMIT: the
+    evaluations were used up before the prices settled; the plan and its certificate hold all the same.
     """
-    options = options or {}
-    answer = _run(problem, _SOLVE if options.get("second_stage", 1.0) else _TIGHT, warm, None, options)
+    answer = _run(problem, _SOLVE, warm, None, options or {})
     admitted = answer.chosen >= 0
     value = float(np.sum(problem.value[answer.chosen[admitted]]))
     return Solution(

@@ -62,10 +62,8 @@ def round_prbs(problem: Problem, solution: Solution, resource: int, n_prb: int) 
     prbs = column.least.copy()
     _borrow(problem, solution, resource, n_prb, column, prbs, room, share)
     for k in np.lexsort((column.task, problem.value[column.point])):
-        if _taken(column, prbs) <= room + EPS:
-            break
-        fallback = int(np.floor(column.exact[k] + EPS))
-        if fallback < prbs[k]:
+        fallback = min(int(np.floor(column.exact[k] + EPS)), int(column.most[k]))
+        if fallback < prbs[k] and (prbs[k] > column.most[k] or _taken(column, prbs) > room + EPS):
             prbs[k], promised[column.task[k]] = fallback, False
     prbs += _extra(column, prbs, room)
     share[column.task, column.slot] = prbs / n_prb
@@ -85,7 +83,7 @@ def _column(problem: Problem, solution: Solution, resource: int, n_prb: int) -> 
     held = solution.share[task, slot]
     need = np.where(solution.promised[task], _needed(problem, point, slot, solution.share[task]), 0.0)
     most = np.floor(problem.cap[point, slot] * n_prb + EPS).astype(np.int64)
-    least = np.minimum(np.ceil(np.minimum(need, 1.0) * n_prb - EPS).astype(np.int64), most)
+    least = np.ceil(np.minimum(need, 2.0) * n_prb - EPS).astype(np.int64)  # more than `most`: needs help or is lost
     return _Column(task, point, slot, problem.activity[point, slot], held * n_prb, least, most)
 
 
@@ -131,18 +129,16 @@ def _borrow(
     room: float,
     share: Floats,
 ) -> None:
-    """While there are too few PRBs, take one from whom it hurts least and pay it with its other resources."""
+    """Take a PRB from tasks above their cap, and from others while there are too few; pay with other resources."""
     from solvers.check import usage
 
-    if _taken(column, prbs) <= room + EPS:
+    if _taken(column, prbs) <= room + EPS and not (prbs > column.most).any():
         return
     tasks = np.flatnonzero(solution.chosen >= 0)
     spare = 1 - problem.background - usage(problem, solution.chosen[tasks], solution.share[tasks])
     short = np.maximum(0.0, column.least - column.exact)  # rounded up by this much: the most first
-    for k in np.argsort(-short, kind="stable"):
-        if _taken(column, prbs) <= room + EPS:
-            return
-        if prbs[k] < 2 or not column.weight[k]:
+    for k in np.lexsort((column.task, -short, column.least <= column.most)):
+        if prbs[k] < 2 or (prbs[k] <= column.most[k] and _taken(column, prbs) <= room + EPS):
             continue
         trial = share[column.task[k]].copy()
         trial[column.slot[k]] = (prbs[k] - 1) / n_prb

@@ -1,4 +1,4 @@
-"""Short traces and runs that the replay tests share: the first seconds of the shipped sample, and what a run decided."""
+"""Short traces and runs that the replay tests share: the first seconds of the shipped sample, what a run decided."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -98,7 +99,7 @@ def test_every_offer_is_answered_once_and_stands_by_its_answer(runs: Mapping[str
 def test_a_plan_has_generation_lease_and_tasks_in_order(runs: Mapping[str, Watched], name: str) -> None:
     plans = runs[name].plans
     assert [p.generation for p in plans] == list(range(1, len(plans) + 1))
-    for before, after in zip(plans, plans[1:], strict=False):
+    for before, after in itertools.pairwise(plans):
         assert before.at_s <= after.at_s
     for plan in plans:
         assert plan.valid_until_s > plan.at_s
@@ -113,7 +114,9 @@ def other_future(kind: str) -> Workbook:
         if late and kind == "worse" and isinstance(m, UeReportBatch):
             worse = tuple(None if v is None else 0.2 * v for v in m.ul_efficiency_bps_hz)
             changed.append(msgspec.structs.replace(m, ul_efficiency_bps_hz=worse))
-        elif (late and kind == "nobody comes" and isinstance(m, TaskOffer)) or (late and kind == "it ends" and not isinstance(m, TaskOffer)):
+        elif (late and kind == "nobody comes" and isinstance(m, TaskOffer)) or (
+            late and kind == "it ends" and not isinstance(m, TaskOffer)
+        ):
             continue
         elif late and kind == "others come" and isinstance(m, TaskOffer):
             changed.append(msgspec.structs.replace(m, weight=5.0, task=f"x{m.task}"))

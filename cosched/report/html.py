@@ -173,7 +173,14 @@ def _misses(result: ReplayResult) -> str:
 
 def _miss_cells(texts: Sequence[str]) -> str:
     pairs = zip(misses.COLUMNS, texts, strict=True)
-    return "".join(f'<td data-label="{name}"><span>{_text(text)}</span></td>' for name, text in pairs)
+    return "".join(f'<td data-label="{name}">{_miss_cell(name, text)}</td>' for name, text in pairs)
+
+
+def _miss_cell(name: str, text: str) -> str:
+    """A long list of guesses would make its row the longest of the page: it unfolds."""
+    if name == misses.GUESSED and text != misses.NO_GUESS:
+        return f"<details><summary>{text.count('; ') + 1}, show</summary>{_text(text)}</details>"
+    return f"<span>{_text(text)}</span>"
 
 
 def _no_misses(result: ReplayResult, lead: str | None) -> str:

@@ -8,8 +8,10 @@ from typing import Final
 from cosched.core.reasons import describe
 from cosched.report.model import TaskFate
 
-COLUMNS: Final = ("Task", "User", "Asked for", "When", "Channel", "Served by", "Deadline and result", "Why", "Guessed")
-WIDTHS: Final = (9, 6, 14, 6, 10, 18, 18, 12, 7)  # percent of the table
+GUESSED: Final = "Guessed"
+NO_GUESS: Final = "nothing"
+COLUMNS: Final = ("Task", "User", "Asked for", "When", "Channel", "Served by", "Deadline and result", "Why", GUESSED)
+WIDTHS: Final = (8, 6, 13, 6, 10, 18, 18, 12, 9)  # percent of the table
 _PHASES: Final = {"llm": ("first token", "each further token"), "video": ("each frame",)}
 _KINDS: Final = {"llm": "LLM session", "video": "Video clip"}
 
@@ -25,7 +27,7 @@ def cells(fate: TaskFate) -> tuple[str, ...]:
         _served_by(fate),
         "; ".join(_results(fate)) or "no deadline recorded",
         describe(fate.reason),
-        ", ".join(fate.guess) or "nothing",
+        "; ".join(fate.guess) or NO_GUESS,
     )
 
 
