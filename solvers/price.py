@@ -31,6 +31,7 @@ _SOLVE: Final = 0
 _BOUND: Final = 1
 _SERVE: Final = 2
 _COSTS: Final = 3
+_TIGHT: Final = 4
 
 
 class _Answer(NamedTuple):
@@ -38,6 +39,7 @@ class _Answer(NamedTuple):
     share: Floats  # (N, S); (J, S) from _COSTS
     price: Floats  # (R,)
     cost: Floats  # (J,) from _COSTS
+    value: float  # summed in the order of ids
     bound: float
     evaluations: int
     good: bool  # converged (_SOLVE, _BOUND); fits (_SERVE)
@@ -137,11 +139,11 @@ def _make_entry(digest: int) -> Callable[[Raw, int, Floats, Ints, int, int, floa
         if mode == _COSTS:
             share, cost = np.zeros((n_points, n_slots)), np.zeros(n_points)
             _point_costs(t, price, cost, share)
-            return _Answer(chosen, share, price, cost, 0.0, digest * 0, True)
+            return _Answer(chosen, share, price, cost, 0.0, 0.0, digest * 0, True)
         if mode == _BOUND:
             start = starting_prices(t, flat, price)
             d = _bound(t, start, _most_valuable(t, start, np.empty(t.order.shape[0], np.int64)), evaluations, tolerance)
-            return _Answer(d.pick, none, d.price, cost, d.bound, d.evaluations, d.converged)
+            return _Answer(d.pick, none, d.price, cost, 0.0, d.bound, d.evaluations, d.converged)
         k = new_set(t)
         if mode == _SERVE:
             for i in range(chosen.shape[0]):
@@ -151,10 +153,10 @@ def _make_entry(digest: int) -> Callable[[Raw, int, Floats, Ints, int, int, floa
             if good:
                 settle(t, k, balanced)
                 spread(t, k)
-            return _Answer(k.chosen, k.share, balanced, cost, 0.0, 0, good)
+            return _Answer(k.chosen, k.share, balanced, cost, value_of(t, k.chosen), 0.0, 0, good)
         d = _admit(t, k, flat, price, evaluations, nodes, tolerance)
         spread(t, k)
-        return _Answer(k.chosen, k.share, d.price, cost, d.bound, d.evaluations, d.converged)
+        return _Answer(k.chosen, k.share, d.price, cost, value_of(t, k.chosen), d.bound, d.evaluations, d.converged)
 
     return entry
 
@@ -164,11 +166,11 @@ _entry = _make_entry(source_digest())
 
 def _floats(a: Floats) -> Floats:
     """As the compiled entry takes it: one specialisation needs one layout."""
-    return a if a.flags.c_contiguous and a.flags.writeable else np.array(a, dtype=np.float64)
+    return a if a.flags.c_contiguous and a.flags.writeable else np.array(a, dtype=np.float64, order="C")
 
 
 def _ints(a: Ints) -> Ints:
-    return a if a.flags.c_contiguous and a.flags.writeable else np.array(a, dtype=np.int64)
+    return a if a.flags.c_contiguous and a.flags.writeable else np.array(a, dtype=np.int64, order="C")
 
 
 def _by_id(ids: tuple[str, ...]) -> Ints:
@@ -218,9 +220,9 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
     to the bound (1e-4). The certificate's bound is the dual function at the prices returned. Status.LIMIT: the
     evaluations were used up before the prices settled; the plan and its certificate hold all the same.
     """
-    answer = _run(problem, _SOLVE, warm, None, options or {})
+    options = options or {}
+    answer = _run(problem, _SOLVE if options.get("second_stage", 1.0) else _TIGHT, warm, None, options)
     admitted = answer.chosen >= 0
-    value = float(np.sum(problem.value[answer.chosen[admitted]]))
     return Solution(
         status=Status.OK if answer.good else Status.LIMIT,
         solver="joint",
@@ -228,7 +230,7 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
         share=answer.share,
         promised=admitted,
         prices=answer.price,
-        certificate=Certificate(value, answer.bound),
+        certificate=Certificate(answer.value, answer.bound),
         evaluations=answer.evaluations,
     )
 

@@ -250,3 +250,13 @@ def test_every_policy_plans_and_passes_verification(name: str):
 def test_a_bad_policy_is_named_with_those_there_are(spec: str):
     with pytest.raises(BadInput, match="policy"):
         policy(spec)
+
+
+def test_joint_keeps_shares_tight_where_they_are_weights():
+    core = make_core()
+    (solve,) = core.handle(Offered(0.1, (session("a"), session("b"))))
+    tight = solvers.get("joint")(solve.problem, warm=solve.warm, options=solve.policy.options)
+    generous = solvers.get("joint")(solve.problem, warm=solve.warm, options={"second_stage": 1.0})
+    assert (tight.chosen >= 0).all()
+    assert (tight.share <= generous.share + 1e-9).all()
+    assert tight.share.sum() < 0.8 * generous.share.sum()
