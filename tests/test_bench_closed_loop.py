@@ -1,4 +1,4 @@
-"""Suite closed-loop: tuning, claims and noise by hand, workers that change nothing, and a small version of the claim."""
+"""Suite closed-loop: tuning, claims and noise by hand, workers that change nothing, a small version of the claim."""
 
 from __future__ import annotations
 
