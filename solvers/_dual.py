@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers._jit import nopython
-from solvers._kernel import DEAD, RIGID, ROOT, Table, evaluate, least_costs, new_screen, rounded
+from solvers._kernel import DEAD, RIGID, ROOT, Table, rounded
+from solvers._oracle import evaluate, least_costs, new_screen
 from solvers.problem import Floats, Ints
 
 SCALE_STEPS: Final = 24  # tangents tried for the common scale of the prices; 6 to 10 are used

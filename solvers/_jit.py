@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 # The one place where the environment is read. A machine that forbids writable and executable memory
 # (systemd's MemoryDenyWriteExecute) cannot run compiled code.
 COMPILED: Final = os.environ.get("COSCHED_KERNEL", "numba") != "numpy"
-_SOURCES: Final = ("_jit", "_kernel", "_dual", "_fit", "_spread", "_search", "price", "problem")
+_SOURCES: Final = ("_jit", "_kernel", "_oracle", "_dual", "_fit", "_spread", "_search", "price", "problem")
 
 
 def nopython(function: Function) -> Function:

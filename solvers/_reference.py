@@ -13,7 +13,8 @@ import numpy as np
 from solvers.problem import Floats, Ints
 
 if TYPE_CHECKING:
-    from solvers._kernel import Screen, Table
+    from solvers._kernel import Table
+    from solvers._oracle import Screen
 
 ROOT, RIGID, A, REACH, FLOOR, CAP, ACTIVITY = 0, 2, 3, 5, 6, 7, 8  # fields of Table.cell
 DOUBLE: Final = 2

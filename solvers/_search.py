@@ -15,7 +15,8 @@ import numpy as np
 from solvers._dual import Dual
 from solvers._fit import FIT, NO_FIT, Set, copy_set, fit, new_set, settle
 from solvers._jit import nopython
-from solvers._kernel import DEAD, EDGE, Table, all_costs, at_least, cheapest, prices_of
+from solvers._kernel import DEAD, EDGE, Table, at_least, cheapest, prices_of
+from solvers._oracle import all_costs
 from solvers.problem import Floats, Ints
 
 SWITCH_ROUNDS: Final = 6  # rounds of repair that may change points; after them tasks are only dropped

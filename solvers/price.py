@@ -218,9 +218,9 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
     """Admit, choose points and share out. `warm`: (R,) prices of an earlier, similar problem.
 
     Options: `evaluations` of the dual (40), `nodes` of the search that closes the gap (1000), `tolerance` relative
-    to the bound (1e-4), `second_stage` (1): with 0 shares stay as small as the deadlines allow, in proportion to need, as
-    weights of a work-conserving sharing should be. The certificate's bound is the dual function at the prices returned.
-    Status.LIMIT: the evaluations were used up before the prices settled; the plan and its certificate hold all the same.
+    to the bound (1e-4), `second_stage` (1): with 0 shares stay as small as the deadlines allow, in proportion to need,
+    as weights of a work-conserving sharing should be. The certificate's bound is the dual function at the prices
+    returned. Status.LIMIT: the evaluations were used up before the prices settled; plan and certificate hold.
     """
     options = options or {}
     answer = _run(problem, _SOLVE if options.get("second_stage", 1.0) else _TIGHT, warm, None, options)
