@@ -154,7 +154,7 @@ def test_a_circle_of_three_is_named():
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"resources": [], "tasks": [{}]}', b'{"resources": NaN}', b"[" * 9999],
 )
 def test_broken_json_is_one_clear_error(text: bytes):
-    with pytest.raises(BadProblem, match="^file"):
+    with pytest.raises(BadProblem, match=r"^file"):
         problem_from_json(text, "file")
 
 
