@@ -200,7 +200,7 @@ def _mixture(a: Floats, theta: Floats) -> Floats:
 
 def _one_phase_shares(a: Floats, pay: Floats, floor: Floats, cap: Floats) -> Floats:
     """Shares clip(sqrt(multiplier a / pay), floor, cap) at the least multiplier that meets sum a / x <= 1 (K, S)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         reach = np.where(a > 0, np.sqrt(a / pay), 0.0)
         finite = np.where(np.isfinite(reach), reach, 0.0)
         top = np.where(finite > 0, cap / finite, 0.0).max(axis=1, initial=0.0) * 2 + 1e-300

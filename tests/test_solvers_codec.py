@@ -144,7 +144,7 @@ def test_a_circle_of_three_is_named():
         "resources": [{"id": n} for n in names],
         "couplings": [{"from": a, "to": b, "per_share": 0.1} for a, b in links],
     }
-    with pytest.raises(BadProblem, match="circle: a -> b -> c -> a"):
+    with pytest.raises(BadProblem, match=r"circle: a -> b -> c -> a"):
         problem_from_data(data)
     problem_from_data({**data, "couplings": data["couplings"][:2]})
 
