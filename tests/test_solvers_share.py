@@ -121,15 +121,15 @@ def test_rounded_shares_are_whole_prbs_and_hold_what_they_promise(seed: int, n_p
         assert rounded.share[i, on].sum() * n_prb == pytest.approx(prbs[i])
 
 
-def test_loose_deadlines_lose_few_promises_to_rounding():
-    lost = promised = 0
+@pytest.mark.xfail(strict=True, reason="4 promises are lost: the second stage leaves them no room to give elsewhere")
+def test_loose_deadlines_lose_nothing_to_rounding():
+    lost = 0
     for seed in range(20):
         problem = random_problem(seed, 6, 3, 2, load=0.7)
         solution = price.solve(problem)
         rounded, _ = round_prbs(problem, solution, 0, 273)
         lost += int(solution.promised.sum() - rounded.promised.sum())
-        promised += int(solution.promised.sum())
-    assert lost <= 0.05 * promised  # the second stage may leave a task no room to give on its other resources
+    assert lost <= 1
 
 
 def two_on_a_cell(ul_s: float, node_s: float) -> tuple[Problem, Solution]:

@@ -25,7 +25,6 @@ from telemetry.messages import CellReport, Message, NodeReport, TaskOffer, TaskT
 
 Report = UeReport | CellReport | NodeReport
 NS = 1e-9
-TIME_EPS = 1e-9
 GRACE_S = 180.0  # after the last arrival; what then still runs is counted as not finished
 
 
