@@ -1,7 +1,11 @@
 # Every target does its own set-up: it needs make and Python 3.11 or newer, nothing else.
 # PYTHON=/path/to/python chooses the interpreter; ARGS="..." is handed on to the program that a target runs.
+# install: PREFIX, ETC and UNITS say where the program, its configuration and the systemd units go.
 
 VENV := .venv
+PREFIX := /opt/cosched
+ETC := /etc/cosched
+UNITS := /etc/systemd/system
 BIN := $(VENV)/bin
 PACKAGES := cosched solvers telemetry
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
@@ -11,7 +15,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq -c const
 KERNELS := $(shell find solvers cosched/fluid cosched/warmup.py -name '*.py' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench install clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -38,6 +42,21 @@ format: setup ## put the code into its form
 
 bench: setup ## measure what the README states
 	@$(BIN)/cosched bench $(ARGS)
+
+install: ## as root: put program, configuration, keys and systemd units in their places (systemd/README.md)
+	@$(MAKE) --no-print-directory VENV=$(PREFIX) $(PREFIX)/.created
+	@$(PREFIX)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
+	@$(PREFIX)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation .
+	@echo 'compiling the kernels (a minute, once)'
+	@NUMBA_CACHE_DIR=$(PREFIX)/cache $(PREFIX)/bin/python -m cosched.warmup
+	@install -d -m 755 $(ETC) $(ETC)/keys $(UNITS)
+	@test -e $(ETC)/cosched.toml || echo '# What differs from the defaults: cosched config show' > $(ETC)/cosched.toml
+	@test -e $(ETC)/keys/daemon.key || $(PREFIX)/bin/cosched keys new daemon --keys $(ETC)/keys
+	@for unit in systemd/*.service; do \
+	  sed 's,/opt/cosched,$(PREFIX),; s,/etc/cosched,$(ETC),g' $$unit > $(UNITS)/$${unit#systemd/} || exit 1; \
+	done
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo 'installed; next: systemctl enable --now cosched'
 
 clean: ## remove .venv and everything else that is made here
 	@rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from cosched.drivers.replay import Workbook
-from cosched.regret import options
+from cosched.regret import least_work
 from cosched.workloads.base import Floats, Ints
 
 SAMPLE_TASKS: Final = 1500
@@ -24,7 +24,6 @@ def capacity_per_s(book: Workbook) -> float:
     count as arrivals without work: no policy spends anything on them.
     """
     mean_rate = _harmonic_mean_efficiency(book)
-    n_cells = len(book.site.cells)
     free = 1.0 - np.array(
         [c.background_fraction for c in book.site.cells] + [n.background_fraction for n in book.site.nodes]
     )
@@ -33,10 +32,7 @@ def capacity_per_s(book: Workbook) -> float:
     for _, offer in book.offers:
         cell = cells[book.cell_of_ue[offer.ue]]
         rate = mean_rate[book.ue_rows[offer.ue]] * book.site.cells[cell].ul_bandwidth_hz
-        seconds, node = options(book.tables[offer.task], offer, book.units[offer.task], rate)
-        work = np.zeros((len(node), len(free)))
-        work[:, cell] = seconds[:, 0]
-        work[np.arange(len(node)), n_cells + node] = seconds[:, 1]
+        work = least_work(book, offer, rate, cell)
         if len(work):
             works.append(work / free)
     arrivals = len(book.offers) + len(book.local)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cosched.errors import BadInput, CoschedError
-from cosched.offers import Request, draw_offers
+from cosched.offers import Request, assign_devices, draw_offers
 from cosched.simulate.arrivals import requests_of
 from cosched.simulate.channel import losses_db, observe
 from cosched.simulate.reports import ue_ids
@@ -90,13 +90,20 @@ def attach(loaded: Loaded, count: int, rng: np.random.Generator) -> Attached:
     return Attached(cell, efficiency, cap)
 
 
+def devices_of(site: Site, count: int, rng: np.random.Generator) -> Ints:
+    """(count,) index into site.ues.devices: of every BATCH UEs as many as the shares say, in random order."""
+    batch = np.array(list(assign_devices(site, ue_ids(BATCH)).values()), dtype=np.int64)
+    return np.concatenate([rng.permutation(batch) for _ in range(-(-count // BATCH))])[:count]
+
+
 def draw(loaded: Loaded, count: int, seed: int) -> Drop:
     """Draw `count` tasks that need the network, on as many attached UEs. Raises BadInput if the scenario has none.
 
     Of one seed the first n tasks are the same for every count: curves over the offered load are of one drop growing.
     """
-    ue_rng, offer_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    ue_rng, offer_rng, device_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     ues = attach(loaded, count, ue_rng)
+    devices = devices_of(loaded.site, count, device_rng)
     profiles = load_profiles(loaded.site)
     requests = requests_of(loaded.scenario.arrivals, loaded.folder, offer_rng)
     tables: list[PointTable] = []
@@ -105,7 +112,7 @@ def draw(loaded: Loaded, count: int, seed: int) -> Drop:
     for _ in range(ATTEMPTS):
         for offer in _offers(loaded, requests, offer_rng):
             rank = len(tables)
-            table = workloads.points(offer, profiles.context(rank, int(ues.cell[rank])))
+            table = workloads.points(offer, profiles.context_of(int(devices[rank]), int(ues.cell[rank])))
             if local_feasible(table):
                 local += 1
                 continue

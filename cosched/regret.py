@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
-from typing import Final
 
 import numpy as np
 
@@ -16,8 +15,6 @@ from cosched.drivers.replay import Workbook
 from cosched.fluid.world import ChannelTruth
 from cosched.workloads.base import Floats, Ints, PointTable
 from telemetry.messages import CellReport, LlmSession, NodeReport, TaskOffer, UeReport
-
-EARLY_S: Final = 1.0  # a replay may hand a UE over up to one period before its report
 
 
 def bound(book: Workbook) -> float:
@@ -60,25 +57,30 @@ def unavoidable(book: Workbook) -> tuple[Floats, Floats, Floats, Floats, Floats]
     Whose UE changes its cell during its life may send in either: no uplink is charged for it.
     """
     best, cells_of = BestChannel(book.truth), Cells(book)
-    n_cells, n_resources = len(book.site.cells), len(book.site.cells) + len(book.site.nodes)
     works, values, counts, starts, ends = [], [], [], [], []
     for at_s, offer in book.offers:
-        units = book.units[offer.task]
-        end_s = at_s + longest_life_s(offer, units)
+        end_s = at_s + longest_life_s(offer, book.units[offer.task])
         cells = cells_of.between(offer.ue, at_s, end_s)
         hz = max(book.site.cells[cell].ul_bandwidth_hz for cell in cells)
         rate = best.between(book.ue_rows[offer.ue], at_s, end_s) * hz
-        seconds, node = options(book.tables[offer.task], offer, units, rate)
-        work = np.zeros((len(node), n_resources))
-        if len(cells) == 1:
-            work[:, cells[0]] = seconds[:, 0]
-        work[np.arange(len(node)), n_cells + node] = seconds[:, 1]
+        work = least_work(book, offer, rate, cells[0] if len(cells) == 1 else None)
         works.append(work)
-        values.append(np.full(len(node), offer.weight))
-        counts.append(len(node))
+        values.append(np.full(len(work), offer.weight))
+        counts.append(len(work))
         starts.append(at_s)
         ends.append(end_s)
     return np.concatenate(works), np.concatenate(values), np.array(counts), np.array(starts), np.array(ends)
+
+
+def least_work(book: Workbook, offer: TaskOffer, best_rate_bps: float, cell: int | None) -> Floats:
+    """(J', R) seconds of each uplink and node that the options of a task cannot do without; cell None: no uplink's."""
+    seconds, node = options(book.tables[offer.task], offer, book.units[offer.task], best_rate_bps)
+    n_cells = len(book.site.cells)
+    work = np.zeros((len(node), n_cells + len(book.site.nodes)))
+    if cell is not None:
+        work[:, cell] = seconds[:, 0]
+    work[np.arange(len(node)), n_cells + node] = seconds[:, 1]
+    return work
 
 
 def longest_life_s(offer: TaskOffer, units: int) -> float:
@@ -121,10 +123,10 @@ class Cells:
                     steps.append((at_s, index[report.cell]))
 
     def between(self, ue: str, start_s: float, end_s: float) -> tuple[int, ...]:
-        """Return the cells in force at any instant of [start_s, end_s]; a handover may be taken a little early."""
+        """Return the cells in force at any instant of [start_s, end_s]."""
         steps = self._steps[ue]
         first = bisect.bisect_right(steps, start_s, key=lambda step: step[0]) - 1
-        last = bisect.bisect_right(steps, end_s + EARLY_S, key=lambda step: step[0])
+        last = bisect.bisect_right(steps, end_s, key=lambda step: step[0])
         return tuple(sorted({cell for _, cell in steps[first:last]}))
 
 

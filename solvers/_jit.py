@@ -32,6 +32,16 @@ def nopython(function: Function) -> Function:
     return cast("Function", numba.njit(**options)(function))
 
 
+def inlined(function: Function) -> Function:
+    """Like `nopython`, and part of whoever calls it: for small functions, whose arguments take longer to pass on."""
+    if not COMPILED:
+        return function
+    import numba
+
+    options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast("Function", numba.njit(forceinline=True, **options)(function))
+
+
 def cached(function: Function) -> Function:
     """Like `nopython`, and keep the machine code beside the source for the next process."""
     if not COMPILED:

@@ -204,11 +204,15 @@ def _limit(t: Table, lost: Losses, gap: float) -> float:
 @nopython
 def _grow(t: Table, lost: Losses, limit: float) -> Tree:
     """Options whose loss is below the limit; levels with the clearest choice first."""
-    n_tasks, n_points = t.order.shape[0], t.value.shape[0]
+    n_tasks = t.order.shape[0]
     doubt = np.zeros(n_tasks)
     for i in range(n_tasks):
         doubt[i] = -_second(t, i, lost)
-    most = n_tasks + OPTIONS + n_tasks + 1 if OPTIONS + n_tasks < n_points else n_tasks + n_points + 1
+    most = 0  # counted, not assumed: any number of options may lose nothing
+    for i in range(n_tasks):
+        most += 1 if lost.none[i] < limit else 0
+        for j in range(t.first[i], t.first[i + 1]):
+            most += 1 if lost.point[j] < limit else 0
     tree = Tree(
         np.empty(n_tasks, dtype=np.int64),
         np.zeros(n_tasks + 1, dtype=np.int64),

@@ -23,6 +23,7 @@ class Solver(Protocol):
 
 SOLVERS: Final[dict[str, str]] = {
     "joint": "solvers.price:solve",
+    "exact": "solvers.exact:solve",
     "greedy": "solvers.baselines:greedy",
     "greedy-residual": "solvers.baselines:greedy_residual",
     "pf": "solvers.baselines:pf",

@@ -23,3 +23,7 @@ class BadTrace(TelemetryError):
 
 class UnknownSource(TelemetryError):
     """No importer of that name."""
+
+
+class BadEndpoint(TelemetryError):
+    """A socket that cannot be opened: malformed, taken, or plain tcp beyond this machine."""

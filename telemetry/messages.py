@@ -1,7 +1,8 @@
 """Typed telemetry messages; units are part of every name.
 
 Topics of the bus and of a trace (interfaces.md): `site`, `ran.ue`, `ran.cell`, `compute.node`, `link`, `task`,
-`task.truth`, `decision`. `at_ns` is the instant of measurement on the trace's own clock (0 = start of the trace).
+`task.progress`, `task.truth`, `decision`. `at_ns` is the instant of measurement on the trace's own clock (0 = start of
+the trace).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class CellReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One compute node's load from work that is not ours."""
+    """One compute node's load from work that is not ours; the last five are for people, no decision uses them."""
 
     at_ns: int
     source: str
@@ -67,6 +68,11 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: str
     background_fraction: float = 0.0
     up: bool = True
+    cpu_fraction: float | None = None  # of all cores, everybody's
+    memory_fraction: float | None = None
+    gpu_fraction: float | None = None
+    gpu_memory_fraction: float | None = None
+    rtt_s: float | None = None  # to the daemon
 
 
 class LinkReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -115,6 +121,21 @@ class TaskOffer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     work: LlmSession | VideoClip
     weight: float = 1.0
     fallback: str = "local"  # what the consumer does past its lease: local, drop, keep
+
+
+class TaskProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a running task is, as its runtime reports it; `finished` ends it."""
+
+    at_ns: int
+    source: str
+    seq: int
+    task: str
+    done: int = 0  # tokens out, or frames in time
+    late: int = 0  # frames that missed their deadline
+    decoding_s: float = 0.0  # from the first token to the latest
+    ul_bits_left: float | None = None  # of a prefill under way; None: all of it
+    node_s_left: float | None = None  # of it, at the node's full speed
+    finished: bool = False
 
 
 class TaskTruth(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +187,7 @@ Message = (
     | NodeReport
     | LinkReport
     | TaskOffer
+    | TaskProgress
     | TaskTruth
     | DecisionMessage
 )
@@ -178,6 +200,7 @@ TOPICS: Final[dict[str, type]] = {
     "compute.node": NodeReport,
     "link": LinkReport,
     "task": TaskOffer,
+    "task.progress": TaskProgress,
     "task.truth": TaskTruth,
     "decision": DecisionMessage,
 }

@@ -23,6 +23,7 @@ from telemetry.messages import (
     NodeReport,
     SiteMessage,
     TaskOffer,
+    TaskProgress,
     TaskTruth,
     UeReport,
     UeReportBatch,
@@ -71,9 +72,14 @@ REQUIRED_LIMITS: Final[dict[type, dict[str, Range]]] = {
     UeReport: _STAMP,
     UeReportBatch: _STAMP,
     CellReport: _STAMP | {"background_ul_fraction": _FRACTION},
-    NodeReport: _STAMP | {"background_fraction": _FRACTION},
+    NodeReport: _STAMP
+    | {"background_fraction": _FRACTION, "cpu_fraction": _FRACTION, "memory_fraction": _FRACTION}
+    | {"gpu_fraction": _FRACTION, "gpu_memory_fraction": _FRACTION, "rtt_s": _SECONDS},
     LinkReport: _STAMP | {"one_way_s": _SECONDS, "background_fraction": _FRACTION},
     TaskOffer: _STAMP | {"weight": _POSITIVE},
+    TaskProgress: _STAMP
+    | {"done": _COUNT, "late": _COUNT, "decoding_s": _SECONDS, "ul_bits_left": Range(0.0, 1e15)}
+    | {"node_s_left": _SECONDS},
     TaskTruth: {"at_ns": _STAMP["at_ns"], "output_tokens": _COUNT},
     DecisionMessage: _STAMP,
     LlmSession: {"context_tokens": _COUNT, "new_tokens": _COUNT, "max_output_tokens": _COUNT}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -34,10 +35,13 @@ CHUNK_BYTES: Final = 256 * 1024  # what a crash can lose; smaller chunks compres
 LIBRARY: Final = "cosched"  # without a version: the same messages give the same bytes
 MAX_CHUNK_BYTES: Final = 1 << 30  # a damaged size must not eat the memory
 S_NS: Final = 1_000_000_000
+CUT_OFF: Final = "the file is cut off: read up to its last whole chunk"
 
 _RANK: Final = {kind: rank for rank, kind in enumerate(TOPICS.values())}
 _TOPIC: Final = {kind: topic for topic, kind in TOPICS.items()}
 _RECORD: Final = struct.Struct("<BQ")  # opcode, length of what follows
+_DATA_END: Final = struct.Struct("<BQI")  # opcode, length, checksum of the data section
+_FOOTER: Final = struct.Struct("<BQQQI")  # opcode, length, start of the summary, of its offsets, checksum
 _MESSAGE: Final = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time; then the payload
 
 # What reading a damaged record raises: CRC and text errors are ValueErrors, lz4 raises RuntimeError.
@@ -61,14 +65,43 @@ def sort_key(message: Message) -> tuple[int, int, int]:
     return message.at_ns, _RANK[type(message)], getattr(message, "seq", 0)
 
 
+class Recorder:
+    """Appends records of any struct type to an MCAP stream, one channel per topic with the type's JSON schema.
+
+    checksums: the whole file is covered, not its chunks alone, so that any flipped bit is found.
+    """
+
+    def __init__(self, stream: IO[bytes], *, chunk_bytes: int = CHUNK_BYTES, checksums: bool = False) -> None:
+        self._writer = Writer(stream, chunk_size=chunk_bytes, enable_data_crcs=checksums)
+        self._writer.start(library=LIBRARY)
+        self._channels: dict[str, int] = {}
+        self._encoder = msgspec.json.Encoder()
+
+    def record(self, topic: str, record: msgspec.Struct, *, at_ns: int, source_ns: int, seq: int = 0) -> None:
+        """Append one record. at_ns: on the writer's clock; source_ns: as the source says."""
+        channel = self._channels.get(topic)
+        if channel is None:
+            text = msgspec.json.encode(json_schema(type(record)))
+            schema = self._writer.register_schema(topic, "jsonschema", text)
+            channel = self._channels[topic] = self._writer.register_channel(topic, "json", schema)
+        self._writer.add_message(
+            channel_id=channel,
+            log_time=at_ns,
+            publish_time=source_ns,
+            sequence=seq & 0xFFFFFFFF,
+            data=self._encoder.encode(record),
+        )
+
+    def finish(self) -> None:
+        """Write the rest of the last chunk and the summary."""
+        self._writer.finish()  # type: ignore[no-untyped-call]  # mcap annotates only some of its methods
+
+
 class TraceWriter:
     """Appends messages to an MCAP stream; a context manager. Every full chunk reaches the stream at once."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._writer = Writer(stream, chunk_size=CHUNK_BYTES)
-        self._writer.start(library=LIBRARY)
-        self._channels: dict[type, int] = {}
-        self._encoder = msgspec.json.Encoder()
+        self._recorder = Recorder(stream)
 
     def __enter__(self) -> Self:
         return self
@@ -77,26 +110,14 @@ class TraceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._writer.finish()  # type: ignore[no-untyped-call]  # mcap annotates only some of its methods
+            self._recorder.finish()
 
     def add(self, message: Message) -> None:
         """Write one message. Raises BadTrace for an instant before 0, which MCAP cannot hold."""
         if message.at_ns < 0:
             raise BadTrace(f"{_TOPIC[type(message)]} message at {message.at_ns} ns: a trace starts at 0")
-        self._writer.add_message(
-            channel_id=self._channel(type(message)),
-            log_time=message.at_ns,
-            publish_time=message.at_ns,
-            sequence=getattr(message, "seq", 0) & 0xFFFFFFFF,
-            data=self._encoder.encode(message),
-        )
-
-    def _channel(self, kind: type) -> int:
-        if kind not in self._channels:
-            topic = _TOPIC[kind]
-            schema = self._writer.register_schema(topic, "jsonschema", msgspec.json.encode(json_schema(kind)))
-            self._channels[kind] = self._writer.register_channel(topic, "json", schema)
-        return self._channels[kind]
+        topic, seq = _TOPIC[type(message)], getattr(message, "seq", 0)
+        self._recorder.record(topic, message, at_ns=message.at_ns, source_ns=message.at_ns, seq=seq)
 
 
 def json_schema(kind: type) -> dict[str, object]:
@@ -129,7 +150,7 @@ def read_trace(path: Path) -> Trace:
     """
     data = _read_bytes(path)
     reading = _Reading()
-    for topic, payload in _payloads(data, reading):
+    for topic, _, payload in _payloads(data, reading):
         reading.take(topic, payload)
     if not reading.messages:
         detail = f" ({'; '.join(reading.warnings())})" if reading.warnings() else ""
@@ -144,6 +165,43 @@ def read_trace(path: Path) -> Trace:
         warnings=reading.warnings() + _orphans(messages),
         other_topics=reading.other_topics,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A recording's raw records in the order of writing; `damage` names what is not as it was written."""
+
+    records: list[tuple[str, int, bytes]]  # topic, log time in ns, JSON
+    damage: list[str]
+    is_whole: bool  # closed by its writer
+
+
+def read_records(path: Path) -> Records:
+    """Read a recording without sorting or judging its messages. Raises BadTrace when it is missing or not MCAP."""
+    data = _read_bytes(path)
+    reading = _Reading()
+    records = [(topic, at_ns, bytes(payload)) for topic, at_ns, payload in _payloads(data, reading)]
+    is_cut = any(what == CUT_OFF for what in reading.damage) and not data.endswith(MAGIC)
+    damage = [what for what in sorted(reading.damage) if not (is_cut and what == CUT_OFF)]
+    if not is_cut:
+        damage = damage or _checksums(data)
+    return Records(records, damage, is_whole=not is_cut)
+
+
+def _checksums(data: bytes) -> list[str]:
+    """Compare the checksums of a whole file's data and summary sections (MCAP specification, Data End and Footer)."""
+    end = len(data) - len(MAGIC)
+    footer = end - _FOOTER.size
+    opcode, _, summary, _, summary_crc = _FOOTER.unpack_from(data, max(footer, 0))
+    if data[end:] != MAGIC or opcode != Opcode.FOOTER or not _DATA_END.size < summary <= footer:
+        return ["the end of the file is damaged"]
+    opcode, length, data_crc = _DATA_END.unpack_from(data, summary - _DATA_END.size)
+    found = [] if (opcode, length) == (Opcode.DATA_END, 4) else ["the end of the data section is damaged"]
+    if data_crc and zlib.crc32(data[: summary - _DATA_END.size]) != data_crc:
+        found.append("the data section's checksum does not hold")
+    if zlib.crc32(data[summary : end - 4]) != summary_crc:
+        found.append("the summary's checksum does not hold")
+    return found
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -193,8 +251,8 @@ class _Reading:
         return lines + [f"{source or 'a source without name'}: {why} ({n})" for (source, why), n in counts]
 
 
-def _payloads(data: bytes, reading: _Reading) -> Iterator[tuple[str, memoryview]]:
-    """Yield (topic, payload) of every message in whole records; note damage, of which a file may hold any."""
+def _payloads(data: bytes, reading: _Reading) -> Iterator[tuple[str, int, memoryview]]:
+    """Yield (topic, log time, payload) of every message in whole records; note damage, of which a file may hold any."""
     topics: dict[int, str] = {}
     for opcode, content in _records(memoryview(data)[len(MAGIC) :], reading):
         try:
@@ -217,16 +275,16 @@ def _records(view: memoryview, reading: _Reading) -> Iterator[tuple[int, memoryv
             break
         yield opcode, view[at + _RECORD.size : end]
         at = end
-    reading.damage["the file is cut off: read up to its last whole chunk"] += 1
+    reading.damage[CUT_OFF] += 1
 
 
-def _in_chunk(content: memoryview, topics: dict[int, str]) -> list[tuple[str, memoryview]]:
+def _in_chunk(content: memoryview, topics: dict[int, str]) -> list[tuple[str, int, memoryview]]:
     chunk = Chunk.read(ReadDataStream(BytesIO(content)))
     if chunk.uncompressed_size > MAX_CHUNK_BYTES:
         raise ValueError(f"a chunk of {chunk.uncompressed_size} bytes")
     stream, size = get_chunk_data_stream(chunk, validate_crc=True)
     view, at = memoryview(stream.read(size)), 0
-    found: list[tuple[str, memoryview]] = []
+    found: list[tuple[str, int, memoryview]] = []
     while at < len(view):
         opcode, length = _RECORD.unpack_from(view, at)
         at += _RECORD.size
@@ -235,10 +293,10 @@ def _in_chunk(content: memoryview, topics: dict[int, str]) -> list[tuple[str, me
     return found
 
 
-def _direct(opcode: int, content: memoryview, topics: dict[int, str]) -> list[tuple[str, memoryview]]:
+def _direct(opcode: int, content: memoryview, topics: dict[int, str]) -> list[tuple[str, int, memoryview]]:
     if opcode == Opcode.MESSAGE:
-        channel = _MESSAGE.unpack_from(content)[0]
-        return [(topics.get(channel, f"channel {channel}"), content[_MESSAGE.size :])]
+        channel, _, at_ns, _ = _MESSAGE.unpack_from(content)
+        return [(topics.get(channel, f"channel {channel}"), at_ns, content[_MESSAGE.size :])]
     if opcode == Opcode.CHANNEL:
         known = Channel.read(ReadDataStream(BytesIO(content)))
         topics[known.id] = known.topic

@@ -114,10 +114,10 @@ def reason_of(outcome: str, kind: str, lateness: float, luck: np.random.Generato
     if outcome == "met":
         return "admitted"
     if outcome == "missed":
-        late = ["ttft_missed", "tpot_missed", "deadline_lost"] if kind == "llm" else ["frames_missed", "deadline_lost"]
+        late = ["ttft_missed", "tpot_missed"] if kind == "llm" else ["frames_missed"]
         return "not_finished" if math.isinf(lateness) else str(luck.choice(late))
-    codes = ["rejected_no_capacity", "rejected_no_point", "rejected_bid_price", "rejected_policy"]
-    return str(luck.choice(codes, p=[0.6, 0.2, 0.1, 0.1]))
+    codes = ["rejected_no_capacity", "rejected_no_point", "rejected_bid_price"]
+    return str(luck.choice(codes, p=[0.6, 0.25, 0.15]))
 
 
 def summarise(policy: str, fates: list[TaskFate], luck: np.random.Generator) -> Summary:

@@ -14,7 +14,6 @@ from cosched.core.channel import ChannelEstimates
 from cosched.core.commands import Command, Dispatch, Plan, Solve
 from cosched.core.core import Core, StaleEvent
 from cosched.core.events import Finished, Offered, Progress, Progressed, Solved, Telemetry, Tick
-from cosched.core.planner import pace
 from cosched.core.policy import POLICIES, policy
 from cosched.core.settings import Settings
 from cosched.core.state import Task
@@ -189,18 +188,6 @@ def test_a_running_session_keeps_split_and_node_and_may_change_precision():
     rows = task.candidates()
     assert task.point in rows
     assert {(table.split[r], table.node[r]) for r in rows} == {(table.split[task.point], table.node[task.point])}
-
-
-def test_pace_makes_up_for_late_tokens_within_limits():
-    offer = session("a")
-    task = Task(offer, registry.points(offer, CONTEXT), ue=0, cell=0, point=0)
-    aim = 0.2 * Settings().deadline_margin
-    task.progress = Progress("a", 1, 11, 0, 1.0, 1.0 + 10 * aim, 0.0, 0.0, 0.0)
-    assert pace(task, Settings()) == pytest.approx(aim)
-    task.progress = Progress("a", 1, 11, 0, 1.0, 1.0 + 10 * aim + 0.4, 0.0, 0.0, 0.0)
-    assert pace(task, Settings()) == pytest.approx(aim - 0.4 / Settings().pace_horizon)
-    task.progress = Progress("a", 1, 11, 0, 1.0, 1.0 + 10 * aim + 40, 0.0, 0.0, 0.0)
-    assert pace(task, Settings()) == pytest.approx(aim * Settings().pace_least)
 
 
 def test_a_clip_is_lost_when_its_target_cannot_be_reached_any_more():

@@ -19,6 +19,7 @@ from cosched.bench.model import BenchRow, Claim
 from cosched.bench.sweep import Contestant, curves, loads_of, sweep
 from cosched.bench.tables import claims_table, tables
 from cosched.cli import bench as command
+from cosched.core.policy import GREEDY
 from cosched.errors import BadInput
 from cosched.resources import config_file
 from cosched.simulate.scenario import Loaded, OneShot, load_scenario
@@ -87,6 +88,16 @@ def test_more_tasks_of_one_seed_are_the_same_and_more():
     for a, b in zip(few.tables, many.tables, strict=False):
         assert a.point_ids == b.point_ids
         assert np.array_equal(a.ul_bits, b.ul_bits)
+
+
+def test_devices_have_their_shares_in_an_order_of_the_seed():
+    site = load_scenario(config_file("scenarios", "mixed.toml")).site
+    many, few = (oneshot.devices_of(site, n, np.random.default_rng(4)) for n in (3 * oneshot.BATCH, 50))
+    assert np.array_equal(many[:50], few)
+    for batch in many.reshape(3, -1):
+        counts = np.bincount(batch, minlength=len(site.ues.devices))
+        assert all(abs(c - d.share * oneshot.BATCH) < 1 for c, d in zip(counts, site.ues.devices, strict=True))
+        assert (np.diff(batch) < 0).any()
 
 
 def test_no_task_that_its_device_serves_alone(drop: oneshot.Drop):
@@ -177,7 +188,7 @@ def test_mixed_smaller(file: str, offered: tuple[int, ...], seeds: int):
         progress=lambda _: None,
     )
     assert mixed.over_best(swept, rivals[:3])[0] >= 1.2
-    assert mixed.over_best(swept, mixed.GREEDY)[0] >= 1.1
+    assert mixed.over_best(swept, GREEDY)[0] >= 1.1
     for n in offered:
         for outcome in swept.outcomes[n, "joint"]:
             assert outcome.value <= outcome.bound + 1e-6

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cosched.errors import BadInput
-from cosched.profiles import fit, heldout, latency, measured
+from cosched.profiles import batch, fit, heldout, latency, measured
 from cosched.profiles.device import Device, Host, load_device, load_host
 from cosched.profiles.heldout import Claim, Refit
 from cosched.profiles.measured import AttentionRun, EdgeRun, OperatorRun, Served
@@ -122,6 +122,19 @@ def test_recovers_the_terms_of_a_host() -> None:
         assert getattr(found, field) == pytest.approx(getattr(true, field), rel=1e-2)
 
 
+def test_recovers_the_line_of_a_step_over_its_batch() -> None:
+    run = served(10.0, prefill=False)
+    run = with_seconds(run, 10.0 * (0.02 + 0.001 * run.prompt / 128 * run.batch))
+    for sizes, seconds in batch.settings(run):
+        line = batch.fit_line(sizes[:2], seconds[:2])
+        assert line.shared_s == pytest.approx(0.02)
+        assert line.step_s(sizes) == pytest.approx(seconds)
+    for greatest, rows in ((None, 6), (4.0, 6), (16.0, 3), (1.0, 0)):
+        predicted, found = batch.held_out(run, greatest=greatest)
+        assert len(found) == rows
+        assert predicted == pytest.approx(found)
+
+
 def test_whole_runs_cannot_tell_prompt_tokens_from_sequences() -> None:
     run = served(100.0, prefill=True)
     steps = fit.device_steps(run, load_device("a100"))
@@ -167,6 +180,12 @@ STATED = {
     ("whole model, splitwise", "bloom-176b"): (11.5, 19.5),
     ("whole model, vllm", "llama-3-8b, mistral-7b, qwen2-7b"): (6.5, 15.0),
     ("whole model, tensorrt-llm", "llama-3-8b, mistral-7b, qwen2-7b"): (8.0, 18.5),
+    ("step over batch, splitwise", "the batches between"): (3.5, 10.0),
+    ("step over batch, splitwise", "greater batches"): (5.0, 15.5),
+    ("step over batch, vllm", "the batches between"): (2.5, 4.0),
+    ("step over batch, vllm", "greater batches"): (2.5, 9.0),
+    ("step over batch, tensorrt-llm", "the batches between"): (3.5, 8.5),
+    ("step over batch, tensorrt-llm", "greater batches"): (8.0, 23.5),
     ("edge decode, agx-orin", "each model in turn"): (3.0, 7.5),
     ("edge decode, agx-orin", "all others"): (5.0, 9.5),
 }

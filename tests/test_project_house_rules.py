@@ -27,11 +27,14 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "numba": ("*/_*.py",),  # compiled functions stay in private modules, each beside its NumPy reference
     "ortools": ("solvers/exact.py", "solvers/placement.py"),
     "plotly": ("cosched/report/html.py",),
+    "prometheus_client": ("cosched/drivers/metrics.py",),
+    "psutil": ("telemetry/agent.py",),
+    "pynvml": ("telemetry/agent.py",),
     "ray": ("cosched/drivers/ray_dispatch.py",),
     "rich": ("cosched/bench/tables.py", "cosched/cli/*.py", "cosched/report/table.py"),
     "structlog": ("cosched/log.py", "cosched/drivers/*.py"),
     "typer": ("cosched/cli/*.py",),
-    "zmq": ("telemetry/bus.py",),
+    "zmq": ("telemetry/bus.py", "cosched/drivers/zap.py"),
 }
 
 # What decides gets time as a stamp and randomness as a generator, and reads no file, socket or environment.

@@ -17,11 +17,11 @@ from cosched.core.policy import POLICIES
 from cosched.core.settings import Settings
 from cosched.drivers.replay import Replayer, Workbook
 from cosched.fate import policy_result
-from cosched.fluid.world import ChannelTruth
+from cosched.fluid.world import ChannelTruth, World
 from cosched.resources import config_file
 from cosched.simulate import stream
 from cosched.simulate.scenario import parse_scenario
-from telemetry.messages import CellReport, LlmSession, TaskOffer, UeReportBatch, VideoClip
+from telemetry.messages import CellReport, LlmSession, TaskOffer, UeReport, UeReportBatch, VideoClip
 
 URBAN = config_file("scenarios", "urban-llm.toml")
 WALKING, DRIVING = "speed_m_s = 0.83", "speed_m_s = 40.0"
@@ -94,8 +94,30 @@ def test_a_task_that_changes_cells_is_charged_to_neither() -> None:
     cells = regret.Cells(make_book(drawn(3, driving=True), "driving"))
     ue, (at_s, _) = next((u, steps[1]) for u, steps in cells._steps.items() if len(steps) == 2)
     assert len(cells.between(ue, at_s - 1.0, at_s + 1.0)) == 2
-    assert len(cells.between(ue, at_s - 0.05, at_s - 0.01)) == 2  # may be taken a period early
+    assert cells.between(ue, at_s - 0.05, at_s - 0.01) == (cells._steps[ue][0][1],)
     assert cells.between(ue, at_s, at_s) == (cells._steps[ue][1][1],)
+
+
+def test_a_handover_takes_effect_at_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports fall between two periods here; the world must be at their instant, not before, when it hands over."""
+    book = make_book(drawn(3, 20.0, driving=True), "driving")
+    book = replace(book, reports=tuple((at_s + 0.037, report) for at_s, report in book.reports))
+    cell_of, expected = dict(book.cell_of_ue), []
+    for at_s, report in book.reports:
+        if isinstance(report, UeReport) and report.cell != cell_of[report.ue]:
+            cell_of[report.ue] = report.cell
+            expected.append((pytest.approx(at_s), book.ue_rows[report.ue], report.cell))
+    found = []
+    inner = World.handover
+
+    def spied(world: World, ue: int, cell: int) -> None:
+        found.append((world.now_s, ue, book.site.cells[cell].id))
+        inner(world, ue, cell)
+
+    monkeypatch.setattr(World, "handover", spied)
+    Replayer(book, POLICIES["joint"], Settings(), verify=False).run()
+    assert expected
+    assert found == expected
 
 
 def test_other_peoples_load_counts_at_its_least() -> None:

@@ -124,10 +124,18 @@ def test_misses_are_told_in_words_whatever_is_missing() -> None:
     assert len(told) == len(misses.COLUMNS) == len(misses.WIDTHS)
     bare = msgspec.structs.replace(fate, node="", point="", latency_s=(), guess=(), ul_efficiency_bps_hz=math.nan)
     text = " ".join(misses.cells(bare))
-    assert "never came" in text
+    assert {"llm": "never came", "video": "none was in time"}[fate.kind] in text
     assert "the device alone" in text
     assert "no estimate" in text
     assert "nan" not in text
+
+
+def test_one_layer_and_late_frames_are_told_in_good_english() -> None:
+    fates = make_result(tasks=400, samples=2).policies["joint"].fates
+    session = next(f for f in fates if f.kind == "llm" and f.outcome == "missed" and f.node)
+    assert "1 layer on the device" in " ".join(misses.cells(msgspec.structs.replace(session, split=1)))
+    clip = msgspec.structs.replace(session, kind="video", deadline_s=(0.2,), latency_s=(0.1,))
+    assert "each frame within 200 ms: those in time took 100 ms (0.50 x)" in " ".join(misses.cells(clip))
 
 
 # --- colours -------------------------------------------------------------------------------------------------------
@@ -170,7 +178,5 @@ def test_a_variant_counts_with_its_policy_and_looks_like_it_when_alone() -> None
     assert "(pf-util:rho=0.9)" in stats.headline(tuned)
 
 
-def test_report_and_core_agree_on_who_is_decoupled() -> None:
-    assert palette.DECOUPLED == policy.DECOUPLED
-    assert palette.GREEDY == policy.GREEDY
+def test_every_policy_has_a_style_of_its_own() -> None:
     assert set(palette._KNOWN) == set(policy.POLICIES)

@@ -15,10 +15,10 @@ from report_records import POLICIES, RESOURCES, make_result, make_sweep
 from rich.console import Console
 from rich.table import Table
 
+from cosched.core.policy import DECOUPLED, GREEDY
 from cosched.report import stats
 from cosched.report.figures import FIGURES, comparison_rows, fold
 from cosched.report.model import ReplayResult, Sweep
-from cosched.report.palette import DECOUPLED, GREEDY
 from cosched.report.table import (
     comparison_table,
     sweep_markdown,

@@ -121,7 +121,6 @@ def test_rounded_shares_are_whole_prbs_and_hold_what_they_promise(seed: int, n_p
         assert rounded.share[i, on].sum() * n_prb == pytest.approx(prbs[i])
 
 
-@pytest.mark.xfail(strict=True, reason="4 promises are lost: the second stage leaves them no room to give elsewhere")
 def test_loose_deadlines_lose_nothing_to_rounding():
     lost = 0
     for seed in range(20):

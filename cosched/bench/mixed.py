@@ -7,13 +7,12 @@ from typing import Final, NamedTuple
 
 from cosched.bench.model import BenchRow, Claim, Result
 from cosched.bench.sweep import JOINT, Contestant, Swept, curves, ratio_row, rows_of, sweep
+from cosched.core.policy import DECOUPLED, GREEDY
 from cosched.report.model import Sweep
 from cosched.resources import config_file
 from cosched.simulate.scenario import load_scenario
 
 SUITE: Final = "mixed"
-DECOUPLED: Final = ("pf", "pf-admit", "pf-util", "equal-rate-admit", "compute-only", "edge", "local")
-GREEDY: Final = ("greedy", "greedy-residual")
 UTILISATIONS: Final = (0.8, 1.0)  # of pf-util: the better one counts
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.markup import escape
 
-from cosched.cli.common import JsonFlag
+from cosched.cli.common import JsonFlag, progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,8 @@ def solve(
     from solvers import codec, registry
 
     function = registry.get(solver)
-    parsed = codec.problem_from_json(_read(problem), str(problem) if str(problem) != "-" else "stdin")
+    where = str(problem) if str(problem) != "-" else "stdin"
+    parsed = codec.problem_from_json(_read(problem), where, lambda tasks: progress(tasks, "reading tasks"))
     started = time.perf_counter()
     solution = function(parsed)
     solve_ms = 1e3 * (time.perf_counter() - started)

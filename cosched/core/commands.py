@@ -49,6 +49,7 @@ class Plan:
     share: Floats  # (N, 3) of cell uplink, node, node memory
     prbs: Floats  # (N,) whole PRBs where the policy promises, else the fractional equal share
     promised: npt.NDArray[np.bool_]  # (N,)
+    efficiency: Floats  # (N,) bit/s/Hz planned with
     planned_use: Floats  # (R,) what the plan counts of each resource
     variance: Floats  # (R,) of that use, of the promised ones
     prices: Floats  # (R,)

@@ -14,10 +14,11 @@ import numpy as np
 from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.congestion import weighed
 from cosched.core.decide import Asked, make_plan
-from cosched.core.events import Event, Finished, Offered, Progressed, Solved, Telemetry, Tick
-from cosched.core.planner import Layout, Planned, make_layout, plan_problem
-from cosched.core.policy import Policy
+from cosched.core.events import Event, Finished, Offered, Progressed, Solved, SolveFailed, Switched, Telemetry, Tick
+from cosched.core.planner import Layout, Planned, make_layout, plan_problem, resource_ids
+from cosched.core.policy import Policy, fallback
 from cosched.core.settings import Settings
+from cosched.core.snapshot import Load, Snapshot, TaskRow
 from cosched.core.state import State, Task
 from cosched.errors import CoschedError
 from cosched.site import Site
@@ -55,7 +56,7 @@ class Core:
         self._now_s = -np.inf
         self._request = 0
         self._generation = 0
-        self._open: tuple[int, Asked] | None = None
+        self._open: tuple[int, Asked, Policy] | None = None
         self._waiting: list[Task] = []
         self._use: Floats = np.zeros_like(self.state.prices)  # what the plan in force counts
         self._dropped: list[Decision] = []
@@ -67,6 +68,8 @@ class Core:
             Finished: self._finished,
             Tick: self._tick,
             Solved: self._solved,
+            SolveFailed: self._solve_failed,
+            Switched: self._switched,
         }
 
     def handle(self, event: Event) -> list[Command]:
@@ -92,12 +95,16 @@ class Core:
     def _offered(self, event: Offered) -> list[Command]:
         for offer in event.offers:
             ue = self.state.channel.index(offer.ue)
-            if ue < 0:
+            cell = self.state.cell_of_ue.get(offer.ue, -1)
+            if ue < 0 or cell < 0:  # cell: it was in one that a reload took away
                 self._dropped.append(Decision(offer.task, "rejected_no_channel", -1, EMPTY, 0.0))
                 continue
-            cell = self.state.cell_of_ue[offer.ue]
-            self._waiting.append(Task(offer, self._points(offer, cell), ue, cell))
+            self._waiting.append(Task(offer, self._points(offer, cell), ue, cell, table_cell=cell))
         return self._solve()
+
+    def _switched(self, event: Switched) -> list[Command]:
+        self.policy = event.policy
+        return []
 
     def _tick(self, event: Tick) -> list[Command]:
         if self.policy.drops_lost:
@@ -125,9 +132,12 @@ class Core:
             problem = effective.restrict(problem, planned.mean_use, z=self.settings.z, variance0=variance)
         if self.policy.weighs_load:
             problem = weighed(problem, planned, self._use, self.settings)
+        return [self._ask(Asked(planned, problem), self.policy)]
+
+    def _ask(self, asked: Asked, policy: Policy) -> Solve:
         self._request += 1
-        self._open = (self._request, Asked(planned, problem))
-        return [Solve(self._request, problem, self.policy, self.state.prices)]
+        self._open = (self._request, asked, policy)
+        return Solve(self._request, asked.problem, policy, self.state.prices)
 
     def _layout_for(self, newcomers: Sequence[Task]) -> Layout:
         if newcomers:
@@ -137,10 +147,7 @@ class Core:
         return self._layout[1]
 
     def _solved(self, event: Solved) -> list[Command]:
-        if self._open is None or self._open[0] != event.request:
-            raise StaleEvent(f"Solved answers request {event.request}, which is not open")
-        asked = self._open[1]
-        self._open = None
+        asked, _ = self._answered(event)
         self._generation += 1
         plan = make_plan(
             self.state,
@@ -158,6 +165,19 @@ class Core:
         follow_up = self._solve() if self._waiting else []
         return [Dispatch(plan), *follow_up]
 
+    def _solve_failed(self, event: SolveFailed) -> list[Command]:
+        """Ask a simpler policy the same: a submit is answered, and nobody who is served loses his lease over it."""
+        asked, policy = self._answered(event)
+        return [self._ask(asked, fallback(policy))]
+
+    def _answered(self, event: Solved | SolveFailed) -> tuple[Asked, Policy]:
+        """Close the open request. Raises StaleEvent and changes nothing when another one is meant."""
+        if self._open is None or self._open[0] != event.request:
+            raise StaleEvent(f"{type(event).__name__} answers request {event.request}, which is not open")
+        _, asked, policy = self._open
+        self._open = None
+        return asked, policy
+
     def _adopt(self, planned: Planned, plan: Plan) -> None:
         """Make the plan's changes the state's."""
         newcomers = {t.offer.task: t for t in planned.layout.tasks if t.point < 0}
@@ -169,6 +189,67 @@ class Core:
             if decision.task in self.state.tasks:  # it may have finished while the solver worked
                 self.state.tasks[decision.task].point = decision.point
             self.state.version += 1
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no solve is open and nothing waits for one: a snapshot then holds all there is."""
+        return self._open is None and not self._waiting and not self._dropped
+
+    def snapshot(self) -> Snapshot:
+        """State in force; what waits for an open solve is not in it."""
+        state = self.state
+        cells = [c.id for c in state.site.cells]
+        loads = zip(state.background, state.prices, state.variance, self._use, strict=True)
+        return Snapshot(
+            at_s=self._now_s,
+            generation=self._generation,
+            request=self._request,
+            channel=state.channel.rows(),
+            cell_of_ue={ue: cells[cell] for ue, cell in state.cell_of_ue.items()},
+            loads={name: Load(background=float(b), price=float(p), variance=float(v), use=float(u))
+                   for name, (b, p, v, u) in zip(resource_ids(state.site), loads, strict=True)},
+            tasks=tuple(
+                TaskRow(
+                    offer=t.offer, cell=cells[t.cell], table_cell=cells[t.table_cell],
+                    point=t.table.point_ids[t.point], progress=t.progress,
+                )
+                for t in state.tasks.values()
+            ),
+        )  # fmt: skip
+
+    def restore(self, snapshot: Snapshot) -> tuple[str, ...]:
+        """Take over another core's state; return the tasks that this site has no place for, which are left out.
+
+        Raises StaleEvent when this core has already seen something later.
+        """
+        if snapshot.at_s < self._now_s:
+            raise StaleEvent(f"a snapshot of {snapshot.at_s} s, but it is already {self._now_s} s")
+        self._now_s, self._generation, self._request = snapshot.at_s, snapshot.generation, snapshot.request
+        state = self.state
+        state.channel.restore(snapshot.channel)
+        index = state.cell_index
+        state.cell_of_ue = {ue: index[cell] for ue, cell in snapshot.cell_of_ue.items() if cell in index}
+        for i, name in enumerate(resource_ids(state.site)):
+            if (load := snapshot.loads.get(name)) is not None:
+                state.background[i], state.prices[i] = load.background, load.price
+                state.variance[i], self._use[i] = load.variance, load.use
+        lost = [row.offer.task for row in snapshot.tasks if not self._take_over(row)]
+        state.version += 1
+        return tuple(lost)
+
+    def _take_over(self, row: TaskRow) -> bool:
+        index, offer = self.state.cell_index, row.offer
+        ue = self.state.channel.index(offer.ue)
+        if ue < 0 or row.cell not in index or row.table_cell not in index:
+            return False
+        table = self._points(offer, index[row.table_cell])
+        if row.point not in table.point_ids:
+            return False
+        task = Task(
+            offer, table, ue, index[row.cell], table.point_ids.index(row.point), row.progress, index[row.table_cell]
+        )
+        self.state.tasks[offer.task] = task
+        return True
 
 
 def _with_decisions(plan: Plan, decisions: tuple[Decision, ...]) -> Plan:

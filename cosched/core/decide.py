@@ -56,6 +56,7 @@ def make_plan(
         share=share,
         prbs=_prbs(state, layout.cell[has], share[:, 0], promised),
         promised=promised,
+        efficiency=asked.planned.efficiency[has],
         planned_use=used,
         variance=_variance(asked.planned, rows[promised], share[promised]),
         prices=solution.prices,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cosched.core.policy import Policy
 from solvers.solution import Solution
-from telemetry.messages import CellReport, NodeReport, TaskOffer, UeReport
+from telemetry.messages import CellReport, NodeReport, TaskOffer, UeReport, UeReportBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,7 @@ class Telemetry:
     """A plausible report; implausible ones never get here (telemetry/quality.py)."""
 
     at_s: float
-    report: UeReport | CellReport | NodeReport
+    report: UeReport | UeReportBatch | CellReport | NodeReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +72,20 @@ class Solved:
     solution: Solution
 
 
-Event = Telemetry | Offered | Progressed | Finished | Tick | Solved
+@dataclass(frozen=True, slots=True)
+class SolveFailed:
+    """A Solve command was given up: over its wall budget, or its process died."""
+
+    at_s: float
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """From the next Solve on, plan by another policy."""
+
+    at_s: float
+    policy: Policy
+
+
+Event = Telemetry | Offered | Progressed | Finished | Tick | Solved | SolveFailed | Switched

@@ -48,6 +48,15 @@ POLICIES: Final[dict[str, Policy]] = {
     )
 }
 
+FALLBACK: Final = ("greedy", "local")  # when a solve fails, in this order; `local` is trivial and cannot overrun
+
+
+def fallback(failed: Policy) -> Policy:
+    """Return the policy that answers instead of one whose solve failed."""
+    names = [failed.solver, *FALLBACK] if failed.solver not in FALLBACK else list(FALLBACK)
+    return POLICIES[names[min(names.index(failed.solver) + 1, len(names) - 1)]]
+
+
 JOINT: Final = ("joint",)
 GREEDY: Final = ("greedy", "greedy-residual")
 DECOUPLED: Final = ("pf", "pf-admit", "pf-util", "equal-rate-admit", "compute-only", "edge", "local")

@@ -11,38 +11,34 @@ class Reason(enum.StrEnum):
 
     ADMITTED = "admitted"
     UNPROMISED = "unpromised"
-    KEPT = "kept"
     MOVED = "moved"
-    LOCAL = "local"
     REJECTED_NO_CHANNEL = "rejected_no_channel"
     REJECTED_NO_POINT = "rejected_no_point"
     REJECTED_NO_CAPACITY = "rejected_no_capacity"
-    REJECTED_POLICY = "rejected_policy"
     REJECTED_BID_PRICE = "rejected_bid_price"
-    DEADLINE_LOST = "deadline_lost"
     TTFT_MISSED = "ttft_missed"
     TPOT_MISSED = "tpot_missed"
     FRAMES_MISSED = "frames_missed"
     STALE = "stale"
+    FINISHED = "finished"
+    RELEASED = "released"
     NOT_FINISHED = "not_finished"
 
 
 _SENTENCES: Final[dict[str, str]] = {
     Reason.ADMITTED: "Admitted: the plan holds every deadline of the task.",
     Reason.UNPROMISED: "Served without a promise: this policy shares with everybody who asks.",
-    Reason.KEPT: "Kept as it is: no other way to serve it is better by more than a switch costs.",
     Reason.MOVED: "Moved to another operating point that is better by more than the switch costs.",
-    Reason.LOCAL: "Served by the device alone, without the network.",
     Reason.REJECTED_NO_CHANNEL: "Rejected: no radio report of its user had come in, so nothing could be planned.",
     Reason.REJECTED_NO_POINT: "Rejected: no way to serve it holds its deadlines, even with cell and node to itself.",
-    Reason.REJECTED_NO_CAPACITY: "Rejected: a cell or node that it needs is full of tasks worth more for their load.",
-    Reason.REJECTED_POLICY: "Rejected: this policy's own admission rule does not let it in.",
+    Reason.REJECTED_NO_CAPACITY: "Rejected: too little is left of a cell or node that it needs.",
     Reason.REJECTED_BID_PRICE: "Rejected: the capacity is kept for tasks of more value that are expected soon.",
-    Reason.DEADLINE_LOST: "Promise broken: the channel became worse after admission and a deadline was lost.",
     Reason.TTFT_MISSED: "The first token came too late.",
     Reason.TPOT_MISSED: "Tokens after the first came more slowly than was asked for.",
     Reason.FRAMES_MISSED: "Too many video frames came after their deadline.",
     Reason.STALE: "Its telemetry was too old to plan with, and its lease ran out.",
+    Reason.FINISHED: "Finished: all its work is done.",
+    Reason.RELEASED: "Released: its owner gave it up.",
     Reason.NOT_FINISHED: "Not finished when the trace ended.",
 }
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
+from cosched.core import _columns as col
 from cosched.core.channel import ChannelEstimates
 from cosched.core.events import Progress
+from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.site import Site
 from cosched.workloads.base import Floats, Ints, PointTable
-from telemetry.messages import CellReport, LlmSession, NodeReport, TaskOffer, UeReport, VideoClip
+from telemetry.messages import CellReport, LlmSession, NodeReport, TaskOffer, UeReport, UeReportBatch, VideoClip
+
+
+class Block(NamedTuple):
+    """The candidate points of one task as columns (n points)."""
+
+    ids: tuple[str, ...]
+    points: Floats  # (n, col.N_POINT)
+    task: Floats  # (col.N_TASK,)
 
 
 @dataclass(slots=True)
@@ -24,6 +35,9 @@ class Task:
     cell: int
     point: int = -1
     progress: Progress | None = None
+    table_cell: int = -1  # that its table was made for: where it was offered
+    row: int = field(default=-1, init=False)  # of State.progress
+    _block: tuple[tuple[int, int, int], Block] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def phase(self) -> int:
@@ -51,6 +65,35 @@ class Task:
                 same &= np.arange(self.table.n_points) == self.point
         return np.flatnonzero(same)
 
+    def block(self) -> Block:
+        """Its candidates, gathered anew when its point, its cell, or what it does next has changed."""
+        key = (self.point, self.cell, -1 if self.progress is None else self.progress.phase)
+        if self._block is None or self._block[0] != key:
+            self._block = (key, self._gathered())
+        return self._block[1]
+
+    def _gathered(self) -> Block:
+        table, rows, kind = self.table, self.candidates(), self._next()
+        points = np.empty((len(rows), col.N_POINT))
+        for first, column in ((col.BITS, table.ul_bits), (col.NODE_S, table.node_s), (col.FIXED_S, table.fixed_s)):
+            points[:, first : first + 2] = column[rows]
+        if kind == col.DECODING:
+            points[:, [col.BITS, col.NODE_S]] = 0.0  # of the prefill, which is over
+        points[:, col.QUALITY], points[:, col.BYTES] = table.quality[rows], table.node_bytes[rows]
+        points[:, col.NODE], points[:, col.ROW] = table.node[rows], rows
+        held = int(np.flatnonzero(rows == self.point)[0]) if self.point >= 0 else -1
+        own = (self.offer.at_ns * 1e-9, self.offer.weight, kind, len(rows), held, self.cell, self.ue)
+        task = np.array([*table.deadline_s, *table.rate_hz, *own], dtype=np.float64)
+        return Block(tuple(table.point_ids[r] for r in rows), points, task)
+
+    def _next(self) -> int:
+        """What kind of work it does next."""
+        if not self.is_llm:
+            return col.FRAMES
+        if self.phase == 1:
+            return col.DECODING
+        return col.PREFILLING if self.progress is not None and self.point >= 0 else col.WAITING
+
     def is_lost(self, now_s: float, efficiency_hz: float) -> str:
         """Reason code when no plan can keep the task's promise any more, "" otherwise.
 
@@ -60,14 +103,14 @@ class Task:
         if progress is None or self.point < 0:
             return ""
         if isinstance(work, VideoClip):
-            return "frames_missed" if progress.late > (1 - work.target_ratio) * work.frames + 1e-9 else ""
+            return Reason.FRAMES_MISSED if progress.late > (1 - work.target_ratio) * work.frames + 1e-9 else ""
         if progress.phase == 0:
-            return "ttft_missed" if now_s > self.offer.at_ns * 1e-9 + work.ttft_s else ""
+            return Reason.TTFT_MISSED if now_s > self.offer.at_ns * 1e-9 + work.ttft_s else ""
         left = work.max_output_tokens - progress.done
         t, j = self.table, self.point
         fastest_s = t.fixed_s[j, 1] + t.ul_bits[j, 1] / efficiency_hz + t.node_s[j, 1]
         least_s = progress.last_s - progress.first_s + left * fastest_s
-        return "tpot_missed" if least_s > work.tpot_s * (work.max_output_tokens - 1) + 1e-9 else ""
+        return Reason.TPOT_MISSED if least_s > work.tpot_s * (work.max_output_tokens - 1) + 1e-9 else ""
 
 
 class State:
@@ -87,10 +130,14 @@ class State:
         self.prices: Floats = np.zeros(n_cells + 2 * n_nodes)
         self.variance: Floats = np.zeros(n_cells + 2 * n_nodes)  # of the use of each resource, as planned last
         self.version = 0  # grows when the set of tasks, a phase or a point changes
+        self.progress: Floats = np.zeros((1, col.N_PROGRESS))  # a row per running task, in no order: Task.row
+        self._free_rows = [0]
 
-    def observe(self, at_s: float, report: UeReport | CellReport | NodeReport) -> None:
+    def observe(self, at_s: float, report: UeReport | UeReportBatch | CellReport | NodeReport) -> None:
         """Take a report in. Cells and nodes that the site does not have are somebody else's."""
-        if isinstance(report, UeReport):
+        if isinstance(report, UeReportBatch):
+            self._observe_batch(at_s, report)
+        elif isinstance(report, UeReport):
             cell = self.cell_index.get(report.cell)
             if cell is None:
                 return
@@ -106,6 +153,24 @@ class State:
             row = len(self.site.cells) + self.node_index[report.node]
             self.background[row] = report.background_fraction if report.up else 1.0
 
+    def _observe_batch(self, at_s: float, batch: UeReportBatch) -> None:
+        """Take many reports of one instant in, as if they had come one by one."""
+        samples: dict[str, float] = {}
+        for ue, cell_id, value in zip(batch.ue, batch.cell, batch.ul_efficiency_bps_hz, strict=True):
+            cell = self.cell_index.get(cell_id)
+            if cell is None:
+                continue
+            if self.cell_of_ue.get(ue, cell) != cell:
+                self._handover(ue, cell)
+            self.cell_of_ue[ue] = cell
+            if value is None:
+                continue
+            if ue in samples:  # the same UE twice: one after the other
+                self.channel.update_many(tuple(samples), at_s, np.array(list(samples.values())))
+                samples = {}
+            samples[ue] = value
+        self.channel.update_many(tuple(samples), at_s, np.array(list(samples.values())))
+
     def _handover(self, ue: str, cell: int) -> None:
         for task in self.tasks.values():
             if task.offer.ue == ue:
@@ -117,11 +182,32 @@ class State:
         task = self.tasks.get(progress.task)
         if task is None:
             return
-        if task.phase != progress.phase:
+        if task.progress is None or task.phase != progress.phase:
             self.version += 1
         task.progress = progress
+        self._note(task)
+
+    def progress_rows(self) -> Ints:
+        """(N,) row of `progress` of each task."""
+        for task in self.tasks.values():
+            if task.row < 0:  # admitted since
+                self._note(task)
+        return np.array([task.row for task in self.tasks.values()], dtype=np.int64)
+
+    def _note(self, task: Task) -> None:
+        if task.row < 0:
+            if not self._free_rows:
+                self._free_rows = list(range(len(self.progress), 2 * len(self.progress)))
+                self.progress = np.concatenate([self.progress, np.zeros_like(self.progress)])
+            task.row = self._free_rows.pop()
+        if (p := task.progress) is not None:
+            self.progress[task.row] = (p.done, p.first_s, p.last_s, p.ul_bits_left, p.node_s_left, p.fixed_s_left)
 
     def remove(self, name: str) -> None:
         """Forget a task."""
-        if self.tasks.pop(name, None) is not None:
+        task = self.tasks.pop(name, None)
+        if task is not None:
+            if task.row >= 0:
+                self._free_rows.append(task.row)
+                task.row = -1
             self.version += 1

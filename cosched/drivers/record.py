@@ -64,7 +64,15 @@ def predicted_s(site: Site, plan: Plan, decision: Decision, row: int) -> tuple[f
     """Latency of each phase that has a deadline, at the shares of the plan and the efficiency planned with."""
     table, point, cell = decision.table, decision.point, site.cells[decision.cell]
     rate = float(plan.prbs[row]) / cell.ul_prbs * cell.ul_bandwidth_hz * decision.efficiency_bps_hz
-    air = [b / rate if b > 0 else 0.0 for b in table.ul_bits[point].tolist()]
-    node = [s / float(plan.share[row, 1]) if s > 0 else 0.0 for s in table.node_s[point].tolist()]
+    share = float(plan.share[row, 1])
+    air = [_time(b, rate) for b in table.ul_bits[point].tolist()]
+    node = [_time(s, share) for s in table.node_s[point].tolist()]
     phases = [q for q, d in enumerate(table.deadline_s.tolist()) if d < float("inf")]
     return tuple(float(table.fixed_s[point, q]) + air[q] + node[q] for q in phases)
+
+
+def _time(work: float, rate: float) -> float:
+    """Seconds that work takes; without a share it never ends."""
+    if work <= 0:
+        return 0.0
+    return work / rate if rate > 0 else float("inf")

@@ -111,7 +111,6 @@ class Replayer:
         self._run = Run(policy)
         self._digest = hashlib.sha256()
         self._plan: Plan | None = None
-        self._cells: dict[int, int] = {}  # UE row -> serving cell
         self._last_used = np.zeros(len(book.site.cells) + len(book.site.nodes))
 
     def run(self, progress: Callable[[float], None] | None = None) -> Run:
@@ -143,24 +142,27 @@ class Replayer:
         return self._finish()
 
     def _report(self, at: int) -> int:
-        """Hand one report to the core; what it says of cells and nodes holds for the world at once."""
+        """Hand one report to the core; a handover and other people's load hold for the world from its instant on."""
         at_s, report = self._book.reports[at]
         if not isinstance(report, UeReport):
             self._advance(at_s)
+            self._load_changed(report)
+        elif self._hands_over(report):
+            self._advance(at_s)
+            self._world.handover(self._book.ue_rows[report.ue], self._core.state.cell_index[report.cell])
         self._do(self._core.handle(Telemetry(at_s, report)))
-        self._load_changed(report)
         return at + 1
 
-    def _load_changed(self, report: Report) -> None:
-        """Other people's load takes effect on what is served from its report on."""
+    def _hands_over(self, report: UeReport) -> bool:
+        """Whether the UE, one that may have tasks, was in another cell of the site until now."""
         state = self._core.state
-        if isinstance(report, UeReport):
-            cell, row = state.cell_index.get(report.cell), self._book.ue_rows.get(report.ue)
-            if cell is not None and row is not None and self._cells.get(row, cell) != cell:
-                self._world.handover(row, cell)
-            if cell is not None and row is not None:
-                self._cells[row] = cell
-        elif isinstance(report, CellReport) and report.cell in state.cell_index:
+        before, cell = state.cell_of_ue.get(report.ue), state.cell_index.get(report.cell)
+        return report.ue in self._book.ue_rows and before is not None and cell is not None and before != cell
+
+    def _load_changed(self, report: CellReport | NodeReport) -> None:
+        """Take other people's load off what is served."""
+        state = self._core.state
+        if isinstance(report, CellReport) and report.cell in state.cell_index:
             self._world.free_cell[state.cell_index[report.cell]] = 1.0 - report.background_ul_fraction
         elif isinstance(report, NodeReport) and report.node in state.node_index:
             free = 1.0 - report.background_fraction if report.up else 0.0

@@ -10,14 +10,12 @@ State lives in two arrays, one row a task; the columns are the constants below. 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from solvers._jit import cached, nopython
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -74,11 +72,7 @@ EVENT_FINISHED: Final = 2
 _EPS: Final = 1e-12
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(cache=True, error_model="numpy")(function)
-
-
-@_jit
+@cached
 def start_unit(f: Floats, n: Ints, i: int, now: float) -> None:
     """Task i begins its next unit of work at `now`."""
     phase = n[i, PHASE]
@@ -87,7 +81,7 @@ def start_unit(f: Floats, n: Ints, i: int, now: float) -> None:
     f[i, DEVICE_BUSY] += f[i, DEVICE_S + phase]
 
 
-@_jit
+@nopython
 def _next_frame(f: Floats, n: Ints, i: int, now: float) -> bool:
     """Release the next frame that can still be in time; True when there is none left."""
     while n[i, LEFT] > 0:
@@ -105,7 +99,7 @@ def _next_frame(f: Floats, n: Ints, i: int, now: float) -> bool:
     return True
 
 
-@_jit
+@nopython
 def _finish_unit(f: Floats, n: Ints, i: int, now: float) -> int:
     """A unit of task i is done; returns the event code, 0 for none."""
     n[i, LEFT] -= 1
@@ -126,7 +120,7 @@ def _finish_unit(f: Floats, n: Ints, i: int, now: float) -> int:
     return code
 
 
-@_jit
+@nopython
 def _next_stage(f: Floats, n: Ints, i: int, now: float) -> int:
     """Task i's stage is over; enter the next that has something to do. Returns the event code, 0 for none."""
     phase = n[i, PHASE]
@@ -153,7 +147,7 @@ def _next_stage(f: Floats, n: Ints, i: int, now: float) -> int:
     return _finish_unit(f, n, i, now)
 
 
-@_jit
+@nopython
 def _cell_rates(f: Floats, n: Ints, rate: Floats, hz: Floats, free: Floats, efficiency: Floats) -> None:
     """Bits per second of each task on the air; shares above a cap flow to the others (water-filling)."""
     n_tasks = f.shape[0]
@@ -184,7 +178,7 @@ def _cell_rates(f: Floats, n: Ints, rate: Floats, hz: Floats, free: Floats, effi
                 rate[i] = share * hz[c] * efficiency[n[i, UE]]
 
 
-@_jit
+@nopython
 def _node_rates(f: Floats, n: Ints, rate: Floats, total: Floats, free: Floats) -> None:
     """Node seconds per second of each task in service on a node."""
     total[:] = 0.0
@@ -196,7 +190,7 @@ def _node_rates(f: Floats, n: Ints, rate: Floats, total: Floats, free: Floats) -
             rate[i] = free[n[i, NODE]] * f[i, W_NODE] / total[n[i, NODE]]
 
 
-@_jit
+@nopython
 def _next_event(f: Floats, n: Ints, rate: Floats, now: float, until: float) -> float:
     """Earliest instant at which a stage ends or a frame's deadline passes, at most `until`."""
     t = until
@@ -214,7 +208,7 @@ def _next_event(f: Floats, n: Ints, rate: Floats, now: float, until: float) -> f
     return max(t, now)
 
 
-@_jit
+@nopython
 def _serve(
     f: Floats, n: Ints, rate: Floats, dt: float, used_cell: Floats, used_node: Floats, free_cell: Floats
 ) -> None:
@@ -233,7 +227,7 @@ def _serve(
         used_cell[c] += busy[c] * free_cell[c] * dt
 
 
-@_jit
+@nopython
 def _is_over(f: Floats, n: Ints, rate: Floats, i: int, now: float) -> bool:
     """Whether task i's stage ends now; what is left by rounding (a picosecond's work) is none."""
     if n[i, STAGE] == ON_AIR or n[i, STAGE] == ON_NODE:
@@ -241,7 +235,7 @@ def _is_over(f: Floats, n: Ints, rate: Floats, i: int, now: float) -> bool:
     return bool(f[i, TIMER] <= now + _EPS)
 
 
-@_jit
+@cached
 def advance(
     f: Floats,
     n: Ints,

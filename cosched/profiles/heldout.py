@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from cosched.profiles import fit, measured
+from cosched.profiles import batch, fit, measured
 from cosched.profiles.device import Device, Host, load_device, load_host
 from cosched.profiles.measured import AttentionRun, EdgeRun, OperatorRun, Served
 from cosched.profiles.rewrite import FITTED_FIELDS
@@ -26,6 +26,7 @@ Mask = npt.NDArray[np.bool_]
 DECODE_TOKENS: Final = 128  # a GEMM over so many tokens is what a decode step does; more is prefill
 TRAIN_RANKS: Final = (1, 4)  # on cards measured with one model: fitted at these tp, tested at the others
 SHORT_TOKENS: Final = 2048  # attention, extrapolated: fitted up to this length, tested beyond
+SMALL_BATCH: Final = 16.0  # a step's line over the batch, extrapolated: fitted up to here, tested beyond
 TWO_POINTS_APART: Final = 4.0  # ratio of the times of the two models that a device is calibrated with
 
 # latency.md, "What may be claimed": median and 90th percentile in percent.
@@ -228,7 +229,7 @@ def _argonne(data: Path, a100: Device) -> Iterator[Refit]:
 
 
 def _served(source: str, key: str, run: Served, device: Device, train: str) -> Refit:
-    """Fit a host on one model, test it on the others, then fit it on all."""
+    """Fit a host on one model, test it on the others, then fit it on all; and a line over the batch per setting."""
     steps, host = fit.device_steps(run, device), load_host(key)
     seen = run.names == train
     trained = fit.fit_host(run, steps, host, seen)
@@ -236,7 +237,18 @@ def _served(source: str, key: str, run: Served, device: Device, train: str) -> R
     on = (train, ", ".join(sorted({str(name) for name in run.names[~seen]})))
     claim = _claim(f"whole model, {key}", on, errors, BAR_SERVED)
     everything = fit.fit_host(run, steps, host, np.ones_like(seen))
-    return Refit(source=source, hosts={key: everything}, claims=(claim,))
+    return Refit(source=source, hosts={key: everything}, claims=(claim, *_batches(key, run)))
+
+
+def _batches(key: str, run: Served) -> Iterator[Claim]:
+    """Step time as a line over the batch size, each setting by itself: between the sizes fitted, and beyond."""
+    for on, where, greatest in (
+        ("least and greatest batch", "the batches between", None),
+        (f"batches up to {SMALL_BATCH:g}", "greater batches", SMALL_BATCH),
+    ):
+        predicted, seconds = batch.held_out(run, greatest=greatest)
+        if len(seconds):
+            yield _claim(f"step over batch, {key}", (on, where), _errors(predicted, seconds), BAR_SERVED)
 
 
 def _edge(data: Path) -> Iterator[Refit]:

@@ -82,6 +82,7 @@ th, td { padding: .28rem .55rem; border-bottom: 1px solid var(--line); text-alig
 th[scope=row] { text-align: left; font-weight: 500; }
 td { white-space: nowrap; }
 .scroll { overflow-x: auto; }
+.aside { display: none; }
 .compare { width: auto; min-width: min(100%, 40rem); }
 .compare th:first-child { position: sticky; left: 0; background: var(--page); white-space: nowrap; }
 .compare .best { color: var(--best); background: var(--best-back); font-weight: 700; }
@@ -111,6 +112,7 @@ dd { margin: 0; }
 
 @media screen and (max-width: 820px) {
   .charts { grid-template-columns: minmax(0, 1fr); }
+  .aside { display: block; }
   .misses thead { display: none; }
   .misses tr { display: block; border: 1px solid var(--line); border-radius: 6px; margin: .8rem 0; padding: .3rem; }
   .misses td { display: grid; grid-template-columns: 7.5rem minmax(0, 1fr); gap: .5rem; border: 0; padding: .15rem 0; }

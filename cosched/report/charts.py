@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from cosched.core.policy import DECOUPLED
 from cosched.core.reasons import describe
 from cosched.report import stats
 from cosched.report.chart import Chart, Spec, axis, drawn, figure, label, policy_colour
 from cosched.report.model import ReplayResult
-from cosched.report.palette import DECOUPLED, JOINT
+from cosched.report.palette import JOINT
 
 SHOWN_TO: Final = 2.0  # latency / deadline: beyond twice the deadline nobody asks by how much
 _REJECTED_COLOURS: Final = ("@r0", "@r1", "@r2", "@r3", "@r9")
@@ -41,8 +42,8 @@ def latency_chart(result: ReplayResult) -> Chart:
         key="latency",
         title=f"Who is in time: {_leaders(result)}",
         explain="Share of all offered tasks whose latency was at most so many times their deadline; for several phases "
-        "the worst one counts. Rejected and unfinished tasks never arrive, so a curve ends below 100 %. At 1, the "
-        "deadline, higher is better.",
+        "the worst one counts, and for a clip the frames that it missed over those that it may miss. Rejected and "
+        "unfinished tasks never arrive, so a curve ends below 100 %. At 1, the deadline, higher is better.",
         variants={"": _latency_figure(traces)} if traces else {},
         empty="No task was served under any policy, so there is no latency to show.",
     )
@@ -51,8 +52,11 @@ def latency_chart(result: ReplayResult) -> Chart:
 def _leaders(result: ReplayResult) -> str:
     met = {p: run.summary.met_ratio for p, run in result.policies.items() if run.summary.offered}
     order = sorted(met, key=lambda p: -met[p])[:2]
-    shares = [f"{policy} with {100 * met[policy]:.0f} %" for policy in order]
-    return ", then ".join(shares) if shares else "latency against the deadline"
+    shares = [f"{100 * met[policy]:.0f} %" for policy in order]
+    if len(set(shares)) < len(shares):
+        return f"{' and '.join(order)} with {shares[0]}"
+    named = [f"{policy} with {share}" for policy, share in zip(order, shares, strict=True)]
+    return ", then ".join(named) if named else "latency against the deadline"
 
 
 def _latency_figure(traces: Sequence[Spec]) -> Spec:

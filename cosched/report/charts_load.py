@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from cosched.core.policy import DECOUPLED
 from cosched.report import stats
 from cosched.report.chart import Chart, Spec, axis, drawn, figure, label, policy_colour
 from cosched.report.model import Sweep, SweepRow
-from cosched.report.palette import DECOUPLED, JOINT
+from cosched.report.palette import JOINT
 
 BOUND: Final = "hindsight bound"
 

@@ -34,8 +34,8 @@ def _thin(series: Sequence[float], points: int = SAMPLES, *, peak: bool = False)
 
 
 def _binned(timeline: Timeline, points: int, of: str) -> str:
-    per_bin = len(timeline.t_s) / points
-    return f" Each point is {of} of {per_bin:.1f} samples." if per_bin > 1 else ""
+    per_bin = math.ceil(len(timeline.t_s) / points)
+    return f" Each point is {of} of up to {per_bin} samples." if per_bin > 1 else ""
 
 
 # --- shares --------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def _gap_finding(result: ReplayResult) -> str:
     summary = result.policies[lead].summary
     if summary.gap_max < 0.005:
         return f"{lead} was proven optimal all the time"
-    return f"{lead} never more than {summary.gap_max:.2f}, in half of its decisions at most {summary.gap_p50:.2f}"
+    return f"{lead} never more than {summary.gap_max:.3g}, in half of its decisions at most {summary.gap_p50:.3g}"
 
 
 # --- splits --------------------------------------------------------------------------------------------------------

@@ -14,17 +14,19 @@ from xml.sax.saxutils import escape
 
 import msgspec
 
+from cosched.core.policy import DECOUPLED
 from cosched.errors import BadInput
 from cosched.report import stats
 from cosched.report.charts_load import BOUND
 from cosched.report.model import Sweep, SweepRow
-from cosched.report.palette import DECOUPLED, JOINT, Style, styles
+from cosched.report.palette import JOINT, Style, styles
 
 WIDTH: Final = 760
 _PANEL: Final = 400  # height of one site's panel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 168, 66, 52
 _LABEL_PX: Final = 17  # least distance between two labels at the right
 _DASH: Final = {"solid": "none", "dash": "9 5", "dot": "2 4", "dashdot": "9 4 2 4", "longdash": "14 7"}
+_SHADED: Final = (BOUND, JOINT)  # ten bands on top of each other would hide the lines
 _CEILING: Final = Style(light="#6e7781", dark="#9aa4af", dash="longdash", symbol="line", width=2.2)
 
 Points = list[tuple[float, float]]
@@ -112,7 +114,8 @@ def _panel(rows: Sequence[SweepRow], site: str, top: float, chosen: Mapping[str,
     highest = max([s.mean + s.sd for curve in curves for s in curve.over.values()], default=1.0)
     scale = Scale(low=loads[0], high=loads[-1], ceiling=max(0.1, math.ceil(10 * min(highest, 1.0)) / 10), top=top)
     parts = [_heading(rows, site, top), *_grid(scale, loads)]
-    parts += [_band(curve, scale) for curve in curves] + [_line(curve, scale) for curve in curves]
+    parts += [_band(curve, scale) for curve in curves if curve.name in _SHADED]
+    parts += [_line(curve, scale) for curve in curves]
     return "\n".join([*parts, *_labels(curves, scale)])
 
 
@@ -135,7 +138,7 @@ def _heading(rows: Sequence[SweepRow], site: str, top: float) -> str:
     if gain is not None:
         found = f"joint meets {gain.mean:.2f} x the best decoupled policy (mean over loads {span})"
     seeds = len({row.seed for row in rows})
-    spread = f"mean of {seeds} seeds, bands: one standard deviation" if seeds > 1 else "one seed"
+    spread = f"mean of {seeds} seeds, bands of joint and the bound: one standard deviation" if seeds > 1 else "one seed"
     return (
         f'<text class="head" x="20" y="{top + 27:g}">{escape(site)}: {escape(found)}</text>'
         f'<text class="soft" x="20" y="{top + 45:g}">share of offered tasks met; {spread}</text>'

@@ -140,7 +140,8 @@ def _comparison(result: ReplayResult, named: dict[str, Style]) -> str:
     return (
         "<h2>Comparison</h2>\n"
         f'<div class="scroll"><table class="compare"><thead><tr><th></th>{heads}</tr></thead>\n<tbody>{body}</tbody>'
-        '</table></div>\n<p class="note">* best of its row; ties are all marked, and no row is marked where all '
+        '</table></div>\n<p class="note aside">Scroll the table sideways for more policies.</p>\n'
+        '<p class="note">* best of its row; ties are all marked, and no row is marked where all '
         "policies are alike or more is neither better nor worse. Latency is that of a task's first phase (first "
         "token, or a frame). A dash: no sample.</p>"
     )
@@ -165,7 +166,7 @@ def _misses(result: ReplayResult) -> str:
     rows = "\n".join(f"<tr>{_miss_cells(misses.cells(fate))}</tr>" for fate in worst)
     return (
         f"<h2>The {len(worst)} worst misses of {_text(lead)}</h2>\n"
-        f'<p class="note">Tasks that were let in and failed ({missed} in all), the latest first. The last column names '
+        f'<p class="note">Tasks that were let in and failed ({missed} in all), the latest first. {misses.GUESSED}: '
         "what in the plan's numbers has no measurement behind it.</p>\n"
         f'<table class="misses"><thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table>'
     )

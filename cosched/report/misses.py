@@ -46,9 +46,13 @@ def _channel(fate: TaskFate) -> str:
 def _served_by(fate: TaskFate) -> str:
     if not fate.node:
         return f"the device alone ({fate.point})" if fate.point else "the device alone"
-    part = f"{fate.split} % of the work" if fate.kind == "video" else f"{fate.split} layers"
+    part = f"{fate.split} % of the work" if fate.kind == "video" else _layers(fate.split)
     precision = f", {fate.precision_bits}-bit activations" if fate.precision_bits else ""
     return f"{part} on the device, the rest on {fate.node}{precision} ({fate.point})"
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _results(fate: TaskFate) -> list[str]:
@@ -59,17 +63,18 @@ def _results(fate: TaskFate) -> list[str]:
         if math.isfinite(deadline):
             name = names[q] if q < len(names) else f"phase {q + 1}"
             achieved = fate.latency_s[q] if q < len(fate.latency_s) else math.inf
-            parts.append(f"{name} within {_duration(deadline)}: {_achieved(achieved, deadline)}")
+            parts.append(f"{name} within {_duration(deadline)}: {_achieved(fate.kind, achieved, deadline)}")
     if parts and math.isinf(fate.lateness):
-        parts.append("it did not finish")
+        parts.append("it was not served to its end")
     return parts
 
 
-def _achieved(latency_s: float, deadline_s: float) -> str:
+def _achieved(kind: str, latency_s: float, deadline_s: float) -> str:
+    """Of a clip the mean over the frames that were in time: late ones are dropped."""
     if not math.isfinite(latency_s):
-        return "never came"
+        return "none was in time" if kind == "video" else "never came"
     times = f" ({latency_s / deadline_s:.2f} x)" if deadline_s > 0 else ""
-    return f"took {_duration(latency_s)}{times}"
+    return f"{'those in time ' if kind == 'video' else ''}took {_duration(latency_s)}{times}"
 
 
 def _duration(seconds: float) -> str:

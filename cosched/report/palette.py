@@ -24,8 +24,6 @@ class Style(msgspec.Struct, frozen=True, kw_only=True):
     width: float = 1.8
 
 
-DECOUPLED: Final = ("pf", "pf-admit", "pf-util", "equal-rate-admit", "compute-only", "edge", "local")
-GREEDY: Final = ("greedy", "greedy-residual")
 JOINT: Final = "joint"
 
 _KNOWN: Final[dict[str, Style]] = {

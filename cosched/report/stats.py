@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from cosched.core.policy import DECOUPLED, GREEDY
 from cosched.report.model import PolicyResult, ReplayResult, Sweep, SweepRow, TaskFate
-from cosched.report.palette import DECOUPLED, GREEDY, JOINT, members
+from cosched.report.palette import JOINT, members
 
 Floats = npt.NDArray[np.float64]
 CHANNEL_CLASSES = ("bad", "middle", "good")

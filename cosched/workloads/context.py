@@ -1,7 +1,7 @@
 """Reads what workloads need to know about a site, once: profiles, models, quality. The only file here that opens any.
 
 profiles = load_profiles(site)
-context = profiles.context(ue_rank, cell_index)
+context = profiles.context_of(share_index, cell_index)
 table = registry.points(offer, context)
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 
@@ -17,14 +16,14 @@ from cosched.errors import BadInput
 from cosched.profiles import quant
 from cosched.profiles.device import Device, Host, load_device, load_host
 from cosched.profiles.model import load_model
-from cosched.site import DeviceShare, ModelRef, Site, Ues
+from cosched.site import DeviceShare, ModelRef, Site
 from cosched.workloads.base import Floats, ServedModel, WorkloadContext
 from cosched.workloads.quality import QualityTable, load_quality
 
 
 @dataclass(frozen=True, slots=True)
 class SiteProfiles:
-    """A site's profiles. UEs are known by rank: 0, 1, ... in the order in which the site numbers them."""
+    """A site's profiles; which UE has which device: cosched/offers.py."""
 
     site: Site
     devices: Mapping[str, Device]  # of UEs, by key
@@ -34,12 +33,8 @@ class SiteProfiles:
     quality: QualityTable
     _contexts: dict[tuple[int, int], WorkloadContext] = field(default_factory=dict, init=False, repr=False)
 
-    def context(self, ue_rank: int, cell: int) -> WorkloadContext:
-        """Context of UE number `ue_rank` while cell number `cell` serves it."""
-        return self.context_of(device_of_ue(self.site.ues, ue_rank), cell)
-
     def context_of(self, share: int, cell: int) -> WorkloadContext:
-        """Context of a UE with the device of site.ues.devices[share]."""
+        """Context of a UE with the device of site.ues.devices[share] while cell number `cell` serves it."""
         key = (share, cell)
         if key not in self._contexts:
             self._contexts[key] = self._new_context(self.site.ues.devices[share], cell)
@@ -72,21 +67,6 @@ def load_profiles(site: Site, quality: QualityTable | None = None) -> SiteProfil
         models={ref.id: _served(site, ref, quality, formats) for ref in site.models},
         quality=quality,
     )
-
-
-@cache
-def device_of_ue(ues: Ues, rank: int) -> int:
-    """Index into ues.devices of the UE with this rank (>= 0); of any first n UEs each device has its share, within one.
-
-    Each UE gets the device that is furthest behind its share (ties: the first), which is Hamilton's method step by
-    step. Ranks beyond ues.count go on in the same way.
-    """
-    shares = np.array([d.share for d in ues.devices])
-    given = np.zeros(len(shares))
-    for n in range(rank + 1):
-        last = int(np.argmax(shares * (n + 1) - given))
-        given[last] += 1
-    return last
 
 
 def session_memory_bytes(profiles: SiteProfiles) -> Floats:

@@ -185,6 +185,23 @@ def _decode_step(
     return step_s - own_s, own_s
 
 
+def decode_parts(offer: TaskOffer, context: WorkloadContext, table: PointTable) -> tuple[Floats, Floats]:
+    """(J,) seconds of a decode step that each row of the table shares with its batch, and that its sequence adds.
+
+    0 where the device serves alone. Raises BadInput as `points` does.
+    """
+    session = _checked(offer, context)
+    served = context.models[session.model]
+    shared_s, own_s = np.zeros(table.n_points), np.zeros(table.n_points)
+    triples = zip(context.site.nodes, context.node_devices, context.node_hosts, strict=True)
+    for node, triple in enumerate(triples):
+        rows = np.flatnonzero(table.node == node)
+        split = table.split[rows]
+        layers = (served.model.n_layers - split).astype(np.float64)
+        shared_s[rows], own_s[rows] = _decode_step(session, served, layers, split == 0, _Server(*triple))
+    return shared_s, own_s
+
+
 def _device_side(session: LlmSession, served: ServedModel, device: Device, splits: Ints) -> Floats:
     """(K, 2) seconds of the UE's device; the head where it has all layers."""
     model, bits = served.model, served.ref.weight_bits

@@ -1,0 +1,29 @@
+"""`cosched run`: the daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Configuration (TOML); left out: the defaults.")
+]
+
+
+def run(config: ConfigOption = None) -> None:
+    """Serve: telemetry in, leases out, until SIGTERM or Ctrl-C.
+
+    SIGHUP reloads the configuration as a whole or not at all. State and captures go to $STATE_DIRECTORY, sockets to
+    $RUNTIME_DIRECTORY, where they are set, else to the user's folders ('cosched config show').
+
+    Example: cosched run --config /etc/cosched/cosched.toml
+    """
+    from cosched import log
+    from cosched.drivers.live import serve
+    from cosched.settings import load
+
+    loaded = load(config)
+    log.configure(loaded.settings.log.level)
+    raise typer.Exit(serve(loaded))

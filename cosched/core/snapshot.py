@@ -1,0 +1,44 @@
+"""A core's state as plain data: what a restart, a reload, a what-if and the head of a capture begin with.
+
+A core that takes a snapshot over decides from there on like the one that it was taken of, bit for bit: floats survive
+JSON. Between its taking and its taking over, cells and nodes may have changed: they are named, not numbered.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cosched.core.channel import ChannelRow
+from cosched.core.events import Progress
+from telemetry.messages import TaskOffer
+
+
+class TaskRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task that holds a lease. Its operating point is named, so that another table may have it at another row."""
+
+    offer: TaskOffer
+    cell: str
+    table_cell: str  # where it was offered: its operating points were worked out for that cell
+    point: str
+    progress: Progress | None = None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one resource."""
+
+    background: float = 0.0
+    price: float = 0.0
+    variance: float = 0.0
+    use: float = 0.0
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """State of a core that has no solve under way."""
+
+    at_s: float
+    generation: int = 0
+    request: int = 0
+    channel: tuple[ChannelRow, ...] = ()
+    cell_of_ue: dict[str, str] = {}
+    loads: dict[str, Load] = {}  # by resource id
+    tasks: tuple[TaskRow, ...] = ()  # in order of admission

@@ -1,0 +1,314 @@
+"""The live engine: one core with all that surrounds it but sockets. Each method is one thing that happens.
+
+Every event is recorded before it is handled. What a plan accepts is on disk before anybody hears of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+import structlog
+
+from cosched import __version__
+from cosched.build import Plant, profiles_sha256
+from cosched.control_messages import Lease
+from cosched.core import events
+from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
+from cosched.core.core import Core
+from cosched.core.policy import policy
+from cosched.core.reasons import Reason
+from cosched.core.snapshot import Snapshot, TaskRow
+from cosched.drivers import journal
+from cosched.drivers.capture import Capture
+from cosched.drivers.leases import Board
+from cosched.drivers.progress import Tracker
+from cosched.drivers.record import decision_message
+from cosched.drivers.stats import Window
+from cosched.drivers.store import Kept, Store, StoreFailed
+from solvers.solution import Solution
+from telemetry.messages import (
+    CellReport,
+    DecisionMessage,
+    Message,
+    NodeReport,
+    TaskOffer,
+    TaskProgress,
+    UeReport,
+    UeReportBatch,
+)
+from telemetry.wire import TOPIC_OF
+
+NS: Final = 1e-9
+ACCEPTED: Final = (Reason.ADMITTED, Reason.UNPROMISED)
+NOT_STORED: Final = "not_stored"
+
+Reply = Callable[[Lease | None, str], None]  # the decision, or in one line why there is none
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A submit without a decision yet."""
+
+    offer: TaskOffer
+    replies: list[Reply]
+
+
+@dataclass(slots=True)
+class Engine:
+    """Feeds one core and carries out its commands.
+
+    clock: monotonic ns. solve: begins a solve, `solved` is called with its answer. on_plan: told of every plan.
+    """
+
+    plant: Plant
+    core: Core
+    store: Store
+    capture: Capture
+    board: Board
+    clock: Callable[[], int]
+    solve: Callable[[Solve], None]
+    alarm: Callable[[str, str], None]
+    on_plan: Callable[[Plan], None] = lambda _: None
+    trackers: dict[str, Tracker] = field(default_factory=dict)
+    waiting: dict[str, Waiting] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    plan: Plan | None = None
+    reported_s: dict[str, float] = field(default_factory=dict)  # UE -> arrival of its latest report
+    last_sample_s: float = -1.0  # arrival of the latest valid radio sample of anybody
+    plan_ms: Window = field(
+        default_factory=Window
+    )  # a plan reads the telemetry (tick or arrival) -> its decisions are out
+    solve_ms: Window = field(default_factory=Window)
+    submit_ms: Window = field(default_factory=Window)  # a submit is read -> its decision is sent
+    _drops: list[str] = field(default_factory=list)  # ended, and still stored
+    _asked: tuple[str, int] = ("", 0)  # policy of the open Solve, and when it was asked
+
+    # --- what happens -------------------------------------------------------------------------------------------
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Begin with what is stored; tasks that the site has no place for any more are let go, with a warning."""
+        lost = self.core.restore(snapshot)
+        for task in lost:
+            log.warning("task lost: the site has no place for it any more", task=task)
+        self._drops.extend(lost)
+        self.counts["restored"] += len(self.core.state.tasks)
+        for held in self.core.state.tasks.values():
+            self._take_up(held.offer)
+            decision = Decision(held.offer.task, Reason.ADMITTED, held.point, held.table, 0.0, cell=held.cell)
+            self.board.restored(held.offer, decision)
+
+    def report(self, message: Message, at_ns: int) -> None:
+        """Take a plausible message of the telemetry bus."""
+        if isinstance(message, UeReport):
+            self.capture.report(message, at_ns)
+            self._heard(message.ue, message.ul_efficiency_bps_hz is not None, at_ns)
+            self.core.handle(events.Telemetry(at_ns * NS, message))
+        elif isinstance(message, UeReportBatch | CellReport | NodeReport):
+            self.capture.add(_topic(message), message, at_ns, message.at_ns)
+            if isinstance(message, UeReportBatch):
+                for ue, value in zip(message.ue, message.ul_efficiency_bps_hz, strict=True):
+                    self._heard(ue, value is not None, at_ns)
+            self.core.handle(events.Telemetry(at_ns * NS, message))
+        elif isinstance(message, TaskProgress) and (tracker := self.trackers.get(message.task)) is not None:
+            tracker.tell(message, at_ns * NS)
+            if message.finished:
+                self.end(message.task, Reason.FINISHED)
+                self.flush()
+
+    def offer(self, submits: Sequence[Waiting]) -> None:
+        """Have tasks decided that came at one instant. Their operating points must be known to be well-formed."""
+        self.waiting.update((w.offer.task, w) for w in submits)
+        self.counts["offered"] += len(submits)
+        record = journal.Offers(offers=tuple(w.offer for w in submits))
+        self._feed("offered", record, lambda at_s: events.Offered(at_s, record.offers))
+
+    def end(self, task: str, reason: str) -> bool:
+        """End a running task; False when there is none of that id."""
+        tracker = self.trackers.pop(task, None)
+        if tracker is None:
+            return False
+        now_ns = self.clock()
+        self._feed("finished", journal.Finish(task=task, reason=reason), lambda at_s: events.Finished(at_s, task))
+        generation = self.plan.generation if self.plan is not None else 0
+        self.board.end(tracker.offer, reason, generation, now_ns)
+        self._drops.append(task)
+        self._count(reason, task)
+        return True
+
+    def flush(self) -> None:
+        """Put on disk what has ended."""
+        self._store(())
+
+    def tick(self, stale_ue_s: float) -> None:
+        """End what is over or stale, then plan again."""
+        self._rotate()
+        now_s = self.clock() * NS
+        for task, tracker in list(self.trackers.items()):
+            if tracker.is_over(now_s):
+                self.end(task, Reason.FINISHED)
+            elif now_s - self.reported_s.get(tracker.offer.ue, now_s) > stale_ue_s:
+                self.end(task, Reason.STALE)
+        self.flush()
+        running = self.core.state.tasks
+        told = (t.progress(now_s, running[n].table, running[n].point) for n, t in self.trackers.items() if n in running)
+        record = journal.Progresses(tasks=tuple(p for p in told if p is not None))
+        if record.tasks:
+            self._feed("progressed", record, lambda at_s: events.Progressed(at_s, record.tasks))
+        self._feed("tick", journal.Tick(), events.Tick)
+
+    def solved(self, request: int, solution: Solution | None, why: str) -> None:
+        """Take the answer to a Solve."""
+        asked_policy, asked_ns = self._asked
+        self.solve_ms.add((self.clock() - asked_ns) * 1e-6)
+        self.counts["solves"] += 1
+        record = journal.Answer(request=request, failed=why if solution is None else "")
+        if solution is None:
+            self.counts["solves_failed"] += 1
+            self.alarm("solver", why)
+            self._feed("solved", record, lambda at_s: events.SolveFailed(at_s, request))
+        else:
+            if asked_policy == self.core.policy.name:
+                self.alarm("solver", "")
+            self._feed("solved", record, lambda at_s: events.Solved(at_s, request, solution))
+        self._rotate()
+
+    def switch(self, name: str) -> None:
+        """Plan by another policy from here on. Raises BadInput for one that there is not."""
+        chosen = policy(name)
+        if chosen.name != self.core.policy.name:
+            self._feed("switched", journal.Switch(policy=name), lambda at_s: events.Switched(at_s, chosen))
+
+    def begin_capture(self) -> None:
+        """Begin a new capture file. The core must be quiet."""
+        self.capture.begin(self.clock(), lambda: head(self.plant, self.core))
+        self.alarm("capture", self.capture.alarm)
+
+    def _rotate(self) -> None:
+        if self.capture.is_due(self.clock()) and self.core.is_quiet:
+            self.begin_capture()
+
+    # --- what follows -------------------------------------------------------------------------------------------
+
+    def _feed(self, topic: str, record: journal.Record, event: Callable[[float], events.Event]) -> None:
+        at_ns = self.clock()
+        self.capture.add(topic, record, at_ns)
+        self._do(self.core.handle(event(at_ns * NS)))
+
+    def _do(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Solve):
+                self._asked = (command.policy.name, self.clock())
+                self.solve(command)
+            elif isinstance(command, Dispatch):
+                self._dispatch(command.plan)
+
+    def _dispatch(self, plan: Plan) -> None:
+        at_ns = round(plan.at_s / NS)
+        self.capture.add("plan", journal.plan_made(plan), at_ns)
+        rows = {name: i for i, name in enumerate(plan.tasks)}
+        messages = [decision_message(self.plant.site, plan, d, rows.get(d.task)) for d in plan.decisions]
+        for message in messages:
+            self.capture.add("decision", message, at_ns)
+        self.plan = plan
+        refused = self._store(plan.decisions)
+        for decision, message in zip(plan.decisions, messages, strict=True):
+            self._decided(decision, message, plan, refused)
+        self.board.renew(plan)
+        self.plan_ms.add((self.clock() - self._asked[1]) * 1e-6)
+        self.on_plan(plan)
+
+    def _decided(self, decision: Decision, message: DecisionMessage, plan: Plan, refused: str) -> None:
+        """Tell whoever waits for it, and everybody else, of one decision."""
+        task = decision.task
+        waiting = self.waiting.pop(task, None)
+        tracker = self.trackers.get(task)
+        if waiting is not None and decision.reason in ACCEPTED:
+            if refused:
+                self._take_back(waiting, refused)
+                return
+            tracker = self._take_up(waiting.offer)
+        offer = waiting.offer if waiting is not None else tracker.offer if tracker is not None else None
+        if offer is None:  # it ended while the solver worked
+            return
+        lease = self.board.decided(offer, decision, message, plan)
+        self._count(decision.reason, task)
+        if decision.point < 0:
+            self.trackers.pop(task, None)
+        if waiting is not None:
+            for reply in waiting.replies:
+                reply(lease, "")
+            self.submit_ms.add((self.clock() - waiting.offer.at_ns) * 1e-6)
+
+    def _take_up(self, offer: TaskOffer) -> Tracker:
+        self.reported_s.setdefault(offer.ue, self.clock() * NS)
+        return self.trackers.setdefault(offer.task, Tracker(offer))
+
+    def _take_back(self, waiting: Waiting, why: str) -> None:
+        """An admission that could not be stored has never been."""
+        self.counts[NOT_STORED] += 1
+        record = journal.Finish(task=waiting.offer.task, reason=NOT_STORED)
+        self._feed("finished", record, lambda at_s: events.Finished(at_s, record.task))
+        for reply in waiting.replies:
+            reply(None, why)
+
+    def _store(self, decisions: Sequence[Decision]) -> str:
+        """Put what was decided on disk; return why that failed, "" when it is there."""
+        state = self.core.state
+        changed = [d.task for d in decisions if d.point >= 0 and d.task in state.tasks]
+        drops = [*self._drops, *(d.task for d in decisions if d.point < 0 and d.task in self.trackers)]
+        generation = self.plan.generation if self.plan is not None else 0
+        try:
+            self.store.commit([self._kept(task) for task in changed], drops, generation)
+        except StoreFailed as error:
+            self._drops = drops
+            self.alarm("state", str(error))
+            return str(error)
+        self._drops = []
+        self.alarm("state", "")
+        return ""
+
+    def _kept(self, name: str) -> Kept:
+        task, state = self.core.state.tasks[name], self.core.state
+        cells = state.site.cells
+        row = TaskRow(
+            offer=task.offer,
+            cell=cells[task.cell].id,
+            table_cell=cells[task.table_cell].id,
+            point=task.table.point_ids[task.point],
+        )
+        return Kept(row=row, channel=state.channel.row(task.offer.ue))
+
+    def _heard(self, ue: str, valid: bool, at_ns: int) -> None:
+        self.reported_s[ue] = at_ns * NS
+        if valid:
+            self.last_sample_s = at_ns * NS
+
+    def _count(self, reason: str, task: str) -> None:
+        self.reasons[str(reason)] += 1
+        log.info("decided", task=task, reason=str(reason))
+
+
+def head(plant: Plant, core: Core) -> journal.Config:
+    """Return the head of a capture that begins now."""
+    return journal.Config(
+        v=journal.VERSION,
+        version=__version__,
+        profiles_sha256=profiles_sha256(),
+        site_toml=plant.toml,
+        policy=core.policy.name,
+        ue_devices=dict(plant.ue_devices),
+        core=msgspec.to_builtins(core.settings),
+        snapshot=core.snapshot(),
+    )
+
+
+def _topic(message: UeReportBatch | CellReport | NodeReport) -> str:
+    kind = next(k for k in type(message).__mro__ if k in TOPIC_OF)
+    return TOPIC_OF[kind].decode()

@@ -1,0 +1,128 @@
+"""What a capture holds besides telemetry messages: the other events of the core, its plans, and where it began.
+
+A capture is the journal of one core: `config` first, with the state that the core had then; every event in the order
+in which it was handled, stamped with its instant (log time, ns; an event's `at_s` is that x 1e-9); after the events
+that led to a plan its digest and its decisions. Enough to recompute every decision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+import msgspec
+
+from cosched.core.commands import Plan
+from cosched.core.events import Progress
+from cosched.core.snapshot import Snapshot
+from telemetry.messages import CellReport, DecisionMessage, NodeReport, TaskOffer, UeReport, UeReportBatch
+
+VERSION: Final = 1
+NS: Final = 1e-9
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of the journal."""
+
+
+class Config(Record, frozen=True, kw_only=True):
+    """What the core was made of and knew when the file began."""
+
+    v: int
+    version: str  # of cosched
+    profiles_sha256: str
+    site_toml: str
+    policy: str
+    ue_devices: dict[str, str]
+    core: dict[str, Any]  # cosched/core/settings.py
+    snapshot: Snapshot
+
+
+class Reports(Record, frozen=True, kw_only=True):
+    """UE reports that came one by one and were taken in together."""
+
+    reports: tuple[UeReport, ...]
+
+
+class Offers(Record, frozen=True, kw_only=True):
+    """Tasks offered at one instant."""
+
+    offers: tuple[TaskOffer, ...]
+
+
+class Progresses(Record, frozen=True, kw_only=True):
+    """Progress of running tasks."""
+
+    tasks: tuple[Progress, ...]
+
+
+class Finish(Record, frozen=True, kw_only=True):
+    """A task's end, and why."""
+
+    task: str
+    reason: str
+
+
+class Tick(Record, frozen=True, kw_only=True):
+    """A near-RT period was over."""
+
+
+class Answer(Record, frozen=True, kw_only=True):
+    """A solve came back, or was given up."""
+
+    request: int
+    failed: str = ""  # why
+
+
+class Switch(Record, frozen=True, kw_only=True):
+    """Another policy from here on."""
+
+    policy: str
+
+
+class PlanMade(Record, frozen=True, kw_only=True):
+    """A plan went into force."""
+
+    generation: int
+    sha256: str
+    tasks: int
+    value: float
+    bound: float
+
+
+TOPICS: Final[dict[str, type[msgspec.Struct]]] = {
+    "config": Config,
+    "ran.ue": Reports,
+    "ran.ue.batch": UeReportBatch,
+    "ran.cell": CellReport,
+    "compute.node": NodeReport,
+    "offered": Offers,
+    "progressed": Progresses,
+    "finished": Finish,
+    "tick": Tick,
+    "solved": Answer,
+    "switched": Switch,
+    "plan": PlanMade,
+    "decision": DecisionMessage,
+}
+
+
+def plan_sha256(plan: Plan) -> str:
+    """Digest of everything that a plan decides, bit for bit."""
+    digest = hashlib.sha256()
+    digest.update(f"{plan.generation} {plan.at_s!r} {plan.valid_until_s!r} {plan.value!r} {plan.bound!r}".encode())
+    digest.update(repr(plan.tasks).encode())
+    for array in (plan.point, plan.share, plan.prbs, plan.promised, plan.planned_use, plan.variance, plan.prices):
+        digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def plan_made(plan: Plan) -> PlanMade:
+    """Return the record of a plan."""
+    return PlanMade(
+        generation=plan.generation,
+        sha256=plan_sha256(plan),
+        tasks=len(plan.tasks),
+        value=plan.value,
+        bound=plan.bound,
+    )

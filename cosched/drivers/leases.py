@@ -1,0 +1,178 @@
+"""The board of leases: what consumers were told last, and what they are to be told now.
+
+A consumer hears of a task when its decision changes, when its share changes by more than a tenth, and before half of
+its lease is over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+
+from cosched.control_messages import DECISION_TOPIC, Lease
+from cosched.core.commands import Decision, Plan
+from cosched.core.reasons import describe
+from cosched.drivers.record import decision_message
+from cosched.site import Site
+from telemetry.messages import DecisionMessage, TaskOffer
+
+NS: Final = 1e-9
+CHANGE: Final = 0.1  # of a share: less is not worth a message
+ENDED: Final = 10_000  # of tasks that ended or were refused, the last decision is remembered for so many
+
+Publish = Callable[[bytes, bytes], None]
+
+
+@dataclass(slots=True)
+class Held:
+    """A task that holds a lease: the decision that it rests on, and what was published last."""
+
+    offer: TaskOffer
+    decision: Decision
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What is remembered of a task that was refused or has ended."""
+
+    offer: TaskOffer
+    lease: Lease
+
+
+class Board:
+    """Leases by task. `publish(topic, payload)` is called whenever something is to be told."""
+
+    def __init__(self, site: Site, publish: Publish) -> None:
+        self.site = site
+        self.held: dict[str, Held] = {}
+        self.ended: OrderedDict[str, Ended] = OrderedDict()
+        self._publish = publish
+        self._encode = msgspec.json.Encoder().encode
+
+    def decided(self, offer: TaskOffer, decision: Decision, message: DecisionMessage, plan: Plan) -> Lease:
+        """Publish a decision of a plan; return it as the consumer sees it."""
+        lease = lease_of(offer, message, decision, plan.valid_until_s - plan.at_s)
+        if decision.point >= 0:
+            self.held[offer.task] = Held(offer, decision, lease)
+        else:
+            self.held.pop(offer.task, None)
+            self._remember(offer, lease)
+        self._tell(lease)
+        return lease
+
+    def restored(self, offer: TaskOffer, decision: Decision) -> None:
+        """Take up a task of before a restart; the next plan tells of its lease."""
+        self.held[offer.task] = Held(offer, decision)
+
+    def renew(self, plan: Plan) -> None:
+        """Tell those whose share has changed or whose lease is half over; the others' leases are renewed later."""
+        half_s = (plan.valid_until_s - plan.at_s) / 2
+        for row, task in enumerate(plan.tasks):
+            held = self.held.get(task)
+            if held is None or (held.lease is not None and held.lease.plan == plan.generation):
+                continue
+            lease = held.lease
+            if lease is not None and lease.valid_until_ns * NS - plan.at_s > half_s and not _changed(lease, plan, row):
+                continue
+            decision = replace(
+                held.decision, efficiency_bps_hz=float(plan.efficiency[row]), promised=bool(plan.promised[row])
+            )
+            message = decision_message(self.site, plan, decision, row)
+            held.lease = lease_of(held.offer, message, decision, plan.valid_until_s - plan.at_s)
+            self._tell(held.lease)
+
+    def end(self, offer: TaskOffer, reason: str, generation: int, now_ns: int) -> Lease:
+        """Tell that a task holds nothing any more."""
+        self.held.pop(offer.task, None)
+        lease = _without_point(offer, reason, generation, now_ns)
+        self._remember(offer, lease)
+        self._tell(lease)
+        return lease
+
+    def shorten(self, lease_s: float, now_ns: int) -> None:
+        """Let every lease run out within `lease_s`: the daemon ends."""
+        until_ns = now_ns + round(lease_s / NS)
+        for held in self.held.values():
+            if held.lease is not None:
+                shorter = min(held.lease.valid_until_ns, until_ns)
+                held.lease = msgspec.structs.replace(
+                    held.lease, valid_until_ns=shorter, valid_for_ms=max(0.0, (shorter - now_ns) * 1e-6)
+                )
+                self._tell(held.lease)
+
+    def current(self, task: str, now_ns: int) -> Lease | None:
+        """Return the task's present decision with what is left of its lease; None when it is not known."""
+        if (held := self.held.get(task)) is not None and held.lease is not None:
+            return _aged(held.lease, now_ns)
+        ended = self.ended.get(task)
+        return None if ended is None else ended.lease
+
+    def subscribed(self, topic: bytes, now_ns: int) -> None:
+        """Tell a new subscriber of `topic` the present decisions of all that it asked for."""
+        for task in list(self._matching(topic)):
+            if (lease := self.current(task, now_ns)) is not None:
+                self._tell(lease)
+
+    def _matching(self, topic: bytes) -> Iterator[str]:
+        name = topic.decode("utf-8", "replace")
+        if name.removeprefix(DECISION_TOPIC) in self.ended:
+            yield name.removeprefix(DECISION_TOPIC)
+        yield from (task for task in self.held if (DECISION_TOPIC + task).startswith(name))
+
+    def _remember(self, offer: TaskOffer, lease: Lease) -> None:
+        self.ended[offer.task] = Ended(offer, lease)
+        self.ended.move_to_end(offer.task)
+        if len(self.ended) > ENDED:
+            self.ended.popitem(last=False)
+
+    def _tell(self, lease: Lease) -> None:
+        self._publish((DECISION_TOPIC + lease.task).encode(), self._encode(lease))
+
+
+def lease_of(offer: TaskOffer, message: DecisionMessage, decision: Decision, lease_s: float) -> Lease:
+    """One decision as the consumer sees it."""
+    fields = {name: getattr(message, name) for name in message.__struct_fields__}
+    return Lease(
+        **fields,
+        ue=offer.ue,
+        promised=decision.promised,
+        fallback=offer.fallback,
+        valid_for_ms=1e3 * lease_s if decision.point >= 0 else 0.0,
+        at_unix_s=time.time(),
+        text=describe(decision.reason),
+    )
+
+
+def _changed(lease: Lease, plan: Plan, row: int) -> bool:
+    """Whether a share of the plan's row differs by more than a tenth from what was told, or the promise does."""
+    for told, now in ((lease.prbs, float(plan.prbs[row])), (lease.node_share, float(plan.share[row, 1]))):
+        if abs(now - told) > CHANGE * max(told, now):
+            return True
+    return bool(plan.promised[row]) != lease.promised
+
+
+def _aged(lease: Lease, now_ns: int) -> Lease:
+    left_ms = max(0.0, (lease.valid_until_ns - now_ns) * 1e-6)
+    return msgspec.structs.replace(lease, valid_for_ms=left_ms)
+
+
+def _without_point(offer: TaskOffer, reason: str, generation: int, now_ns: int) -> Lease:
+    return Lease(
+        at_ns=now_ns,
+        source="cosched",
+        seq=generation,
+        task=offer.task,
+        plan=generation,
+        reason=reason,
+        ue=offer.ue,
+        fallback=offer.fallback,
+        valid_until_ns=now_ns,
+        at_unix_s=time.time(),
+        text=describe(reason),
+    )

@@ -1,0 +1,437 @@
+"""The daemon: sockets, timers, signals and workers around one engine, in one event loop.
+
+What is decided stands in cosched/core, what is done about it in engine.py; here is what happens when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from cosched import build
+from cosched import control_messages as api
+from cosched.access import Access
+from cosched.core.commands import Solve
+from cosched.core.core import Core
+from cosched.core.policy import FALLBACK, POLICIES
+from cosched.drivers import places, questions, status
+from cosched.drivers.capture import Capture
+from cosched.drivers.control import Control, Refused
+from cosched.drivers.engine import Engine
+from cosched.drivers.ingest import Ingest
+from cosched.drivers.leases import Board
+from cosched.drivers.mode import Mode, Modes, Move
+from cosched.drivers.notify import Notifier
+from cosched.drivers.pool import Pool
+from cosched.drivers.rehearsal import rehearse
+from cosched.drivers.store import Store, StoreFailed
+from cosched.drivers.zap import Authenticator
+from cosched.errors import BadInput, CoschedError
+from cosched.log import configure
+from cosched.settings import FIXED, Loaded, load
+from solvers.solution import Solution
+from telemetry import bus
+from telemetry.wire import Intake
+
+NS: Final = 1e-9
+QUIET_S: Final = 5.0  # a reload waits for an open solve at most this long
+QUIET_STEP_S: Final = 0.002
+LINGER_MS: Final = 500  # what the sockets still send when the daemon ends
+QUESTION_S: Final = 5.0  # budget of a solve that somebody's question needs
+MOST_COPIES: Final = 2_000  # further tasks of a what-if
+STATUS_S: Final = 1.0  # between two publications of the status
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """One daemon from its configuration to its end. `run` returns the exit code."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.clock = time.monotonic_ns
+        self.started_ns = self.clock()
+        self.modes = Modes(self.started_ns * NS)
+        self.notifier = Notifier()
+        self.policy_chosen = loaded.settings.policy
+        self._ended: asyncio.Event = asyncio.Event()
+        self._exit_code = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reloading = asyncio.Lock()
+        self._planned_ns = self.started_ns  # the latest tick that led to a plan, or had nothing to plan
+        settings = loaded.settings
+        plant = places.plant(loaded)
+        keys, self.access = places.security(loaded)
+        self.store = Store(places.place(settings.state.dir) / "state.sqlite")  # refuses a second daemon
+        self.authenticator = Authenticator(self.access) if self.access is not None else None
+        self.sockets = places.bind(loaded, keys)
+        self.exporter = places.exporter(loaded)
+        self.pool = Pool(settings.solver.budget_s, self._solved)
+        self.intake = Intake(settings.telemetry.max_message_bytes)
+        self.engine = self._first_engine(plant)
+        self.ingest = Ingest(
+            self.sockets.telemetry, self.intake, self.engine.report, self.engine.reported_s, self.clock
+        )
+        self.ingest.access, self.ingest.max_ues = self.access, settings.telemetry.max_ues
+        self.control = Control(
+            self, self._answer, self.spawn, settings.control.max_waiting, settings.control.max_message_bytes
+        )
+
+    # --- beginning ----------------------------------------------------------------------------------------------
+
+    def _first_engine(self, plant: build.Plant) -> Engine:
+        now_ns = self.clock()
+        stored = self.store.load(now_ns)
+        if stored.policy in POLICIES:
+            self.policy_chosen = stored.policy
+        settings = self.loaded.settings
+        engine = Engine(
+            plant=plant,
+            core=plant.core(self.policy_chosen, settings.core),
+            store=self.store,
+            capture=Capture(settings.capture, places.place(settings.capture.dir)),
+            board=Board(plant.site, self.sockets.decisions.send),
+            clock=self.clock,
+            solve=self.pool.submit,
+            alarm=self.alarm,
+            on_plan=lambda _: self._planned(),
+        )
+        engine.restore(stored.snapshot(now_ns))
+        return engine
+
+    async def run(self) -> int:
+        """Serve until a signal ends it; return the exit code."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._defect)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ended.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self.spawn(self._hang_up()))
+        self.engine.begin_capture()
+        settings = self.loaded.settings
+        policies = (self.policy_chosen, settings.shadow.baseline, *FALLBACK)
+        self.pool.start(rehearse(self.engine.plant, settings.core, policies))
+        pumps = self._pumps(loop)
+        self.spawn(self._become_ready())
+        self.spawn(self._ticks())
+        self.spawn(self._publish_status())
+        await self._ended.wait()
+        await self._stop(pumps)
+        return self._exit_code
+
+    def _pumps(self, loop: asyncio.AbstractEventLoop) -> list[bus.Pump]:
+        self._router_pump = bus.Pump(loop, self.sockets.control, self._serve)
+        pumps = [
+            bus.Pump(loop, self.sockets.telemetry, self.ingest.drain),
+            self._router_pump,
+            bus.Pump(loop, self.sockets.decisions, self._greet),
+        ]
+        self._decisions_pump = pumps[-1]
+        if self.authenticator is not None:
+            pumps.append(bus.Pump(loop, self.authenticator, self.authenticator.drain))
+        return pumps
+
+    async def _become_ready(self) -> None:
+        await self.pool.first.wait()
+        now_s = self.clock() * NS
+        if self.modes.mode is Mode.STARTING:
+            self.engine.tick(self.loaded.settings.telemetry.stale_ue_s)  # restored tasks get their leases first
+            await self._quiet()
+            self.modes.move(Move.READY, now_s)
+        self.notifier.ready()
+        log.info(
+            "ready",
+            site=self.engine.plant.site.name,
+            policy=self.policy_chosen,
+            telemetry=self.sockets.telemetry.endpoints,
+            control=self.sockets.control.endpoints,
+            restored=self.engine.counts["restored"],
+        )
+
+    # --- what the sockets bring ---------------------------------------------------------------------------------
+
+    def _serve(self) -> bool:
+        """Drain the control socket."""
+        asked = self.sockets.control.drain()
+        for request in asked:
+            user, size = request.user, len(request.payload)
+            if self.access is not None and (reason := self.access.receive(user, size, self.clock() * NS)):
+                self.intake.refuse(user, reason)
+            else:
+                self.control.handle(request)
+        self.control.flush()
+        return bool(asked)
+
+    def _answer(self, route: tuple[bytes, ...], payload: bytes) -> None:
+        self.sockets.control.answer(route, payload)
+        self._router_pump.again()
+
+    def _greet(self) -> bool:
+        """Send new subscribers what they asked for."""
+        for topic in self.sockets.decisions.subscribed():
+            self.engine.board.subscribed(topic, self.clock())
+        return False
+
+    # --- time ---------------------------------------------------------------------------------------------------
+
+    async def _ticks(self) -> None:
+        """The near-RT loop: on a grid, so that a late tick does not make all later ones late."""
+        loop = asyncio.get_running_loop()
+        await self.pool.first.wait()
+        due = loop.time()
+        while True:
+            period_s = self.loaded.settings.core.period_s
+            due = max(due + period_s, loop.time())
+            await asyncio.sleep(due - loop.time())
+            self._tick()
+
+    def _tick(self) -> None:
+        settings, now_ns = self.loaded.settings, self.clock()
+        self._watch_input(now_ns)
+        idle = self.engine.core.is_quiet
+        self.engine.tick(settings.telemetry.stale_ue_s)
+        if idle and self.engine.core.is_quiet:
+            self._planned_ns = now_ns  # nothing to plan
+        if self.notifier.watchdog_s and (now_ns - self._planned_ns) * NS < self.notifier.watchdog_s / 2:
+            self.notifier.alive()
+        self._decisions_pump.again()
+
+    def _planned(self) -> None:
+        self._planned_ns = self.clock()
+        self._decisions_pump.again()
+
+    def _watch_input(self, now_ns: int) -> None:
+        """Let the decoupled baseline decide while nothing valid comes in: coordination on old input is worse."""
+        settings = self.loaded.settings
+        since_s = max(self.engine.last_sample_s, self.started_ns * NS)
+        age_s = now_ns * NS - since_s
+        stale = age_s > settings.telemetry.stale_input_s
+        text = f"no valid radio report for {settings.telemetry.stale_input_s:g} s" if stale else ""
+        self.alarm("telemetry", text)
+        self.engine.switch(settings.shadow.baseline if stale else self.policy_chosen)
+
+    async def _publish_status(self) -> None:
+        while True:
+            await asyncio.sleep(STATUS_S)
+            found = self.status()
+            self.sockets.decisions.send(api.STATUS_TOPIC.encode(), msgspec.json.encode(found))
+            if self.exporter is not None:
+                self.exporter.latest = found
+            self.notifier.status(f"{self.modes.mode}, {len(self.engine.trackers)} tasks")
+
+    def _solved(self, request: int, solution: Solution | None, why: str) -> None:
+        self.engine.solved(request, solution, why)
+
+    # --- what the verbs do --------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> Mode:
+        """Present mode."""
+        return self.modes.mode
+
+    def status(self) -> api.Status:
+        """What `status` answers."""
+        return status.of(self)
+
+    def mode_view(self) -> api.ModeView:
+        """Return the mode with its alarms."""
+        return api.ModeView(
+            mode=str(self.modes.mode), since_s=self.clock() * NS - self.modes.since_s, alarms=self.modes.alarms
+        )
+
+    def endpoints(self) -> tuple[str, ...]:
+        """Where decisions are published."""
+        return tuple(self.sockets.decisions.endpoints)
+
+    def alarm(self, subject: str, text: str) -> None:
+        """Turn an alarm on, or off with an empty text."""
+        if self.modes.alarm(subject, text, self.clock() * NS):
+            (log.warning if text else log.info)("alarm", subject=subject, text=text or "over", mode=str(self.mode))
+
+    def drain(self) -> None:
+        """Take no new task. Raises IllegalMove."""
+        self.modes.move(Move.DRAIN, self.clock() * NS)
+        log.info("draining")
+
+    def resume(self) -> None:
+        """Take new tasks again. Raises IllegalMove."""
+        self.modes.move(Move.RESUME, self.clock() * NS)
+        log.info("resumed")
+
+    def change_policy(self, name: str) -> None:
+        """Plan by another policy, after a restart too. Raises BadInput, Refused."""
+        if name not in POLICIES:
+            raise BadInput(f"policy '{name}': there are {', '.join(POLICIES)}")
+        try:
+            self.store.set_policy(name)
+        except StoreFailed as error:
+            raise Refused("not_done", str(error)) from None
+        self.policy_chosen = name
+        self._watch_input(self.clock())
+        log.info("policy", policy=name)
+
+    def policy_view(self) -> api.PolicyView:
+        """Return the policy in force."""
+        return api.PolicyView(
+            policy=self.engine.core.policy.name,
+            baseline=self.loaded.settings.shadow.baseline,
+            available=tuple(POLICIES),
+        )
+
+    def may_call(self, user: str, role: str) -> str:
+        """Why `user` may not call a verb that needs `role`, "" when he may."""
+        return self.access.call(user, role) if self.access is not None else ""
+
+    async def whatif(self, args: api.WhatifArgs) -> api.WhatifResult:
+        """Plan a changed site beside the live one. Raises Refused, BadInput, SolveLost."""
+        if not 1 <= args.copies * max(1, len(args.submit)) <= MOST_COPIES:
+            raise Refused("bad_args", f"copies: 1 to {MOST_COPIES} further tasks in all")
+        offers = [
+            self.control.offer_of(msgspec.structs.replace(one, task=f"{one.task}#{n}" if args.copies > 1 else one.task))
+            for one in args.submit
+            for n in range(args.copies)
+        ]
+        if living := [o.task for o in offers if o.task in self.engine.trackers]:
+            raise Refused("conflict", f"a task '{living[0]}' lives", "give the further ones other ids")
+        return await questions.whatif(self._scene(), args, offers)
+
+    async def explain(self, task: str) -> api.Explanation:
+        """Explain a task's decision. Raises Refused, SolveLost."""
+        view = self.control.view(task)
+        held, ended = self.engine.trackers.get(task), self.engine.board.ended.get(task)
+        offer = held.offer if held is not None else ended.offer if ended is not None else None
+        assert offer is not None  # noqa: S101  # or there is no view
+        fresh = msgspec.structs.replace(offer, at_ns=self.clock())  # what it would be decided now
+        return await questions.explain(self._scene(), fresh, view.lease, self.engine.plan)
+
+    def _scene(self) -> questions.Scene:
+        async def ask(command: Solve) -> Solution:
+            return await self.pool.aside(command, QUESTION_S)
+
+        engine, settings = self.engine, self.loaded.settings
+        snapshot = msgspec.structs.replace(engine.core.snapshot(), at_s=self.clock() * NS)
+        return questions.Scene(engine.plant, engine.core.policy.name, settings.core, snapshot, ask)
+
+    # --- reload -------------------------------------------------------------------------------------------------
+
+    async def _hang_up(self) -> None:
+        """SIGHUP."""
+        self.notifier.reloading()
+        try:
+            await self.reload()
+        except CoschedError as error:
+            log.warning("reload refused", why=str(error))
+        finally:
+            self.notifier.ready()
+
+    async def reload(self) -> api.Reloaded:
+        """Put the configuration file into force as a whole, or not at all. Raises Refused."""
+        async with self._reloading:
+            try:
+                fresh = load(self.loaded.path)
+                changed = _changed(self.loaded, fresh)
+                plant = places.plant(fresh)
+                _, access = places.security(fresh)
+                await self._quiet()
+                core = self._successor(plant, fresh, changed)
+            except CoschedError as error:
+                raise Refused("refused_configuration", str(error), "the old one stays in force") from None
+            self._adopt(fresh, plant, core, access)
+        log.info("reloaded", changed=changed)
+        return api.Reloaded(changed=changed, generation=core.snapshot().generation)
+
+    async def _quiet(self) -> None:
+        """Wait until no solve is open."""
+        for _ in range(round(QUIET_S / QUIET_STEP_S)):
+            if self.engine.core.is_quiet:
+                return
+            await asyncio.sleep(QUIET_STEP_S)
+        raise BadInput("the daemon is too busy: a solve is always open")
+
+    def _successor(self, plant: build.Plant, fresh: Loaded, changed: tuple[str, ...]) -> Core:
+        """Return a core of the new configuration with the old state. Raises BadInput when tasks would be lost."""
+        if "policy" in changed:
+            self.policy_chosen = fresh.settings.policy
+        core = plant.core(self.policy_chosen, fresh.settings.core)
+        if lost := core.restore(self.engine.core.snapshot()):
+            some = ", ".join(lost[:3]) + (" ..." if len(lost) > 3 else "")
+            raise BadInput(f"the new site has no place for {len(lost)} tasks ({some}): release or drain them first")
+        return core
+
+    def _adopt(self, fresh: Loaded, plant: build.Plant, core: Core, access: Access | None) -> None:
+        settings = fresh.settings
+        self.loaded = fresh
+        self.engine.plant, self.engine.core, self.engine.board.site = plant, core, plant.site
+        self.engine.capture.settings = settings.capture
+        self.pool.budget_s = settings.solver.budget_s
+        self.access = self.ingest.access = access
+        self.ingest.max_ues = settings.telemetry.max_ues
+        if self.authenticator is not None and access is not None:
+            self.authenticator.access = access
+        configure(settings.log.level)
+        self.engine.begin_capture()
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    async def _stop(self, pumps: list[bus.Pump]) -> None:
+        """Leases run out soon, state is on disk, sockets are closed; well under 5 s."""
+        self.notifier.stopping()
+        now_ns = self.clock()
+        self.modes.move(Move.STOP, now_ns * NS)
+        for task in list(self._tasks):
+            task.cancel()
+        for pump in pumps:
+            pump.stop()
+        self.engine.board.shorten(self.loaded.settings.shutdown.lease_s, now_ns)
+        await self.pool.close()
+        self.engine.capture.close(self.clock())
+        self.engine.flush()
+        self.store.close()
+        self.sockets.close(LINGER_MS)
+        if self.authenticator is not None:
+            self.authenticator.close()
+        if self.exporter is not None:
+            self.exporter.close()
+        log.info("stopped", tasks=len(self.engine.trackers))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the loop's other work."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            task.get_loop().call_exception_handler({"message": "in a task", "exception": error})
+
+    def _defect(self, _: asyncio.AbstractEventLoop, about: dict[str, Any]) -> None:
+        """A defect of ours: say so and end; a restart goes on from what is on disk."""
+        log.critical("defect", exc_info=about.get("exception"), where=about.get("message"))
+        self._exit_code = 1
+        self._ended.set()
+
+
+def _changed(old: Loaded, fresh: Loaded) -> tuple[str, ...]:
+    """Keys that differ. Raises BadInput for those that may not change while the daemon runs."""
+    before, after = old.flat(), fresh.flat()
+    changed = tuple(sorted(k for k in {*before, *after} if before.get(k) != after.get(k)))
+    if fixed := [key for key in changed if key in FIXED]:
+        raise BadInput(f"{', '.join(fixed)}: only a restart changes that")
+    return changed
+
+
+def serve(loaded: Loaded) -> int:
+    """Run a daemon until it is told to end. Raises BadInput, BadEndpoint when it cannot begin."""
+    os.umask(0o007)  # sockets, state and captures: owner and group
+
+    async def main() -> int:
+        return await Daemon(loaded).run()
+
+    return asyncio.run(main())

@@ -1,0 +1,70 @@
+"""ZeroMQ's authentication (ZAP, RFC 27) for the daemon's CURVE sockets, and making CURVE keys.
+
+libzmq asks at each handshake, over an inproc REQ/REP in the same context, before the peer can send a byte. The answer
+names the identity (User-Id), which then comes with every message of that connection. The socket must be bound before
+any CURVE socket is, and drained by the event loop: a handshake waits for its answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Final
+
+import zmq
+from zmq.utils import z85
+
+from cosched.access import Access
+from cosched.keys import KeyPair, check_name
+from telemetry.bus import Bus
+
+ENDPOINT: Final = "inproc://zeromq.zap.01"
+_VERSION: Final = b"1.0"
+_OK: Final = b"200"
+_LATER: Final = b"300"  # temporary: the peer may try again
+_REFUSED: Final = b"400"
+_REQUEST_FRAMES: Final = 7  # version, request id, domain, address, identity, mechanism, the key
+
+
+def new_pair(name: str) -> KeyPair:
+    """Make a key pair from the system's randomness. Raises BadInput for a name that is none."""
+    public, secret = zmq.curve_keypair()
+    while public.startswith(b"-"):  # one in 85: a shell command would take it for an option
+        public, secret = zmq.curve_keypair()
+    return KeyPair(name=check_name(name), public=public.decode(), secret=secret.decode())
+
+
+class Authenticator(Bus):
+    """Answers handshakes by `access`, which a reload may replace. `refused` counts reasons, `let_in` identities."""
+
+    def __init__(self, access: Access) -> None:
+        super().__init__(zmq.ROUTER, None)
+        self.access = access
+        self.refused: Counter[str] = Counter()
+        self.let_in: Counter[str] = Counter()
+        self.socket.bind(ENDPOINT)
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close; the name is free at once, for the next authenticator in this process."""
+        self.socket.unbind(ENDPOINT)
+        super().close(linger_ms)
+
+    def drain(self) -> bool:
+        """Answer every handshake that waits; False, for there are no more (telemetry.bus.Pump)."""
+        while (frames := self._take()) is not None:
+            route = frames[: frames.index(b"") + 1] if b"" in frames else frames[:1]
+            self.socket.send_multipart([*route, *self._answer(frames[len(route) :])])
+        return False
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        number = request[1] if len(request) > 1 else b""
+        user, reason = "", "not CURVE"
+        if len(request) == _REQUEST_FRAMES and request[0] == _VERSION and request[5] == b"CURVE":
+            public = z85.encode(request[6]).decode()
+            user, reason = self.access.connect(public, request[2].decode("ascii", "replace"), time.monotonic())
+        if reason:
+            self.refused[reason] += 1
+            status = _LATER if reason == "too many connections" else _REFUSED
+            return [_VERSION, number, status, reason.encode(), b"", b""]
+        self.let_in[user] += 1
+        return [_VERSION, number, _OK, b"", user.encode(), b""]

@@ -1,0 +1,250 @@
+"""The daemon's configuration: one TOML file over config/cosched.toml, `COSCHED_*` over both, unknown keys refused.
+
+A key `b` of section `[a]` is overridden by the environment variable `COSCHED_A_B`, whose text is read as a TOML value
+where it is one and as plain text otherwise. What each key means stands beside its default in config/cosched.toml.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from cosched.core.settings import Settings as CoreSettings
+from cosched.errors import BadInput
+from cosched.resources import config_dir
+
+PREFIX: Final = "COSCHED_"
+NOT_KEYS: Final = frozenset({"COSCHED_CONFIG", "COSCHED_KEYS", "COSCHED_KERNEL"})  # that other parts read
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section: every key is in config/cosched.toml, so none has a default here."""
+
+
+class Telemetry(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[telemetry]."""
+
+    bind: tuple[str, ...]
+    max_message_bytes: int
+    max_ues: int
+    stale_input_s: float
+    stale_ue_s: float
+
+
+class Control(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[control]."""
+
+    bind: tuple[str, ...]
+    decisions: tuple[str, ...]
+    max_message_bytes: int
+    max_waiting: int
+
+
+class Solver(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[solver]."""
+
+    budget_s: float
+
+
+class State(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[state]."""
+
+    dir: str
+
+
+class Capture(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[capture]."""
+
+    enabled: bool
+    dir: str
+    max_bytes: int
+    max_age_s: float
+    keep: int
+
+
+class Shadow(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[shadow]."""
+
+    enabled: bool
+    baseline: str
+    window_s: float
+
+
+class Shutdown(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[shutdown]."""
+
+    lease_s: float
+
+
+class Security(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[security]."""
+
+    keys: str
+    key: str
+
+
+class Metrics(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[metrics]."""
+
+    listen: str
+
+
+class Log(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[log]."""
+
+    level: str
+
+
+class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration."""
+
+    v: int
+    site: str
+    policy: str
+    ue_devices: dict[str, str]
+    telemetry: Telemetry
+    control: Control
+    core: CoreSettings
+    solver: Solver
+    state: State
+    capture: Capture
+    shadow: Shadow
+    shutdown: Shutdown
+    security: Security
+    metrics: Metrics
+    log: Log
+
+
+# May not change while the daemon runs: sockets, files and processes hang on them.
+FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key",
+                "metrics.listen", "telemetry.max_message_bytes", "control.max_message_bytes")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration with the origin of each value: `default`, the file's path, or the variable's name."""
+
+    settings: Settings
+    origin: Mapping[str, str]  # dotted key -> origin
+    path: Path | None
+
+    def flat(self) -> dict[str, object]:
+        """Dotted key -> value."""
+        return flatten(msgspec.to_builtins(self.settings))
+
+
+def default_file() -> Path:
+    """Return the file with all defaults."""
+    return config_dir() / "cosched.toml"
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Loaded:
+    """Read the configuration. Raises BadInput: what, where, and the nearest known key."""
+    environ = os.environ if environ is None else environ
+    merged = flatten(_parse(default_file()))
+    origin = dict.fromkeys(merged, "default")
+    layers = [] if path is None else [(flatten(_parse(path)), str(path))]
+    layers += [({key: value}, name) for key, value, name in _from_environment(merged, environ)]
+    for values, where in layers:
+        for key, value in values.items():
+            if key not in merged and not key.startswith("ue_devices."):
+                raise BadInput(f"{where}: unknown key '{key}'{_nearest(key, merged)}")
+            merged[key], origin[key] = value, where
+    try:
+        settings = msgspec.convert(_nested(merged), Settings)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"{_blame(str(error), origin)}: {error}") from None
+    check(settings, str(path or default_file()))
+    return Loaded(settings, origin, path)
+
+
+def check(settings: Settings, where: str) -> None:
+    """Refuse what the types allow but no daemon can do. Raises BadInput."""
+    from cosched.core.policy import policy
+    from cosched.log import LEVELS
+
+    if settings.v != 1:
+        raise BadInput(f"{where}: v = {settings.v}: this version reads v = 1")
+    policy(settings.policy)
+    policy(settings.shadow.baseline)
+    if settings.log.level not in LEVELS:
+        raise BadInput(f"{where}: log.level '{settings.log.level}': one of {', '.join(LEVELS)}")
+    if not 0.01 <= settings.core.period_s <= 1.0:
+        raise BadInput(f"{where}: core.period_s {settings.core.period_s:g}: a near-RT period is 0.01 to 1 s")
+    if settings.core.lease_s < 2 * settings.core.period_s:
+        raise BadInput(f"{where}: core.lease_s must be at least two periods, or leases run out between two plans")
+    positive = ("solver.budget_s", "telemetry.stale_input_s", "telemetry.stale_ue_s", "capture.max_bytes",
+                "capture.max_age_s", "shadow.window_s", "control.max_waiting", "telemetry.max_ues")  # fmt: skip
+    values = flatten(msgspec.to_builtins(settings))
+    for key in positive:
+        number = values[key]
+        if not isinstance(number, int | float) or not number > 0:
+            raise BadInput(f"{where}: {key} must be above 0, not {number}")
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; 'cosched config show' prints a whole one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {"ue_devices": {}}
+    for key, value in flat.items():
+        section, _, name = key.partition(".")
+        if name:
+            tree.setdefault(section, {})[name] = value
+        else:
+            tree[section] = value
+    return tree
+
+
+def _from_environment(known: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, Any, str]]:
+    """(key, value, variable) of every COSCHED_* variable. Raises BadInput for one that is no key."""
+    names = {PREFIX + key.upper().replace(".", "_"): key for key in known}
+    found = []
+    for variable in sorted(environ):
+        if variable.startswith(PREFIX) and variable not in NOT_KEYS:
+            if variable not in names:
+                raise BadInput(f"{variable}: no such key{_nearest(variable, names)}")
+            found.append((names[variable], _value(environ[variable]), variable))
+    return found
+
+
+def _value(text: str) -> object:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _nearest(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _blame(message: str, origin: Mapping[str, str]) -> str:
+    """Who set the value that msgspec complains of (`... - at `$.solver.budget_s``)."""
+    key = message.rpartition("`$.")[2].rstrip("`").partition("[")[0]
+    return origin.get(key, "configuration")

@@ -1,0 +1,346 @@
+"""ZeroMQ sockets: the only file that knows them. Frames in, frames out; no message is decoded here.
+
+The daemon binds, everybody else connects, so that a publisher never waits for a slow daemon. A socket's file
+descriptor is edge-triggered: whoever is told that it is readable drains it until it is empty, or comes back by
+itself (`Pump`). See the ZeroMQ guide, chapter 2, and `zmq_getsockopt(3)`, ZMQ_FD.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+
+import zmq
+
+from telemetry.errors import BadEndpoint
+
+if TYPE_CHECKING:
+    import asyncio  # by the types alone: a client that blocks does without
+
+SOCKET_MODE: Final = 0o660  # of ipc sockets: owner and group
+HEARTBEAT_MS: Final = 5_000  # a peer that is silent for three of them is gone
+HANDSHAKE_MS: Final = 5_000  # a peer that never finishes its CURVE handshake holds nothing for longer
+QUEUE: Final = 100_000  # messages a socket holds before it drops (PUB, XPUB) or the peer's pipe fills
+ENOUGH: Final = 2_000  # messages in one go: some 10 ms, then others have their turn
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """CURVE keys (Z85 text) of this end; `server`: the public key of the end connected to, "" when binding."""
+
+    public: str
+    secret: str
+    server: str = ""
+
+
+class Frame(NamedTuple):
+    """One message of the telemetry bus. `user`: what the authenticator calls the sender, "" without CURVE."""
+
+    topic: bytes
+    payload: bytes
+    user: str
+
+
+class Asked(NamedTuple):
+    """One message on a ROUTER: how to answer it (routing id, and the empty frame of a REQ), and what it says."""
+
+    route: tuple[bytes, ...]
+    payload: bytes
+    user: str
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Return this process's context."""
+    return zmq.Context.instance()
+
+
+class Bus:
+    """One socket with its endpoints. `close` takes it down at once; `close(linger_ms)` sends what is queued first.
+
+    `domain` is what the authenticator (RFC 27) knows the socket by.
+    """
+
+    domain: ClassVar[str] = ""  # what the authenticator is told of this socket (ZAP, RFC 27)
+
+    def __init__(self, kind: int, curve: Curve | None, max_bytes: int = -1) -> None:
+        self.socket: zmq.Socket[bytes] = context().socket(kind)
+        self.endpoints: list[str] = []
+        self._files: list[Path] = []  # of ipc endpoints bound here
+        self._curve = curve
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVHWM, QUEUE)
+        self.socket.setsockopt(zmq.SNDHWM, QUEUE)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        if curve is not None:
+            self.socket.setsockopt_string(zmq.CURVE_PUBLICKEY, curve.public)
+            self.socket.setsockopt_string(zmq.CURVE_SECRETKEY, curve.secret)
+            if curve.server:
+                self.socket.setsockopt_string(zmq.CURVE_SERVERKEY, curve.server)
+
+    @property
+    def fd(self) -> int:
+        """File descriptor that becomes readable when there may be something to receive."""
+        return int(self.socket.getsockopt(zmq.FD))
+
+    def bind(self, endpoints: Sequence[str]) -> None:
+        """Open the endpoints for others. Raises BadEndpoint.
+
+        tcp beyond loopback needs CURVE; ipc and loopback tcp are plain, guarded by file mode and by the machine.
+        """
+        for endpoint in sorted(endpoints, key=lambda e: e.startswith("tcp://")):  # a domain cannot be taken back
+            tcp = endpoint.startswith("tcp://")
+            if tcp and self._curve is None and not is_loopback(endpoint):
+                raise BadEndpoint(f"{endpoint}: tcp beyond this machine needs keys: see 'cosched keys new'")
+            if self._curve is not None:  # applies to what is bound from here on
+                self.socket.setsockopt(zmq.CURVE_SERVER, int(tcp))
+                if tcp:
+                    self.socket.setsockopt_string(zmq.ZAP_DOMAIN, self.domain)
+            try:
+                self.socket.bind(endpoint)
+            except zmq.ZMQError as error:
+                raise BadEndpoint(f"{endpoint}: {error.strerror}") from None
+            self.endpoints.append(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
+            if endpoint.startswith("ipc://"):
+                self._files.append(Path(endpoint.removeprefix("ipc://")))
+                self._files[-1].chmod(SOCKET_MODE)
+
+    def connect(self, endpoint: str) -> None:
+        """Connect; ZeroMQ keeps trying in the background. Raises BadEndpoint for one that is malformed."""
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise BadEndpoint(f"{endpoint}: {error.strerror}") from None
+        self.endpoints.append(endpoint)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for something to receive; False after `timeout_s`."""
+        return bool(self.socket.poll(round(1e3 * timeout_s), zmq.POLLIN))
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close; bound ipc files are removed."""
+        self.socket.close(linger=linger_ms)
+        for file in self._files:
+            file.unlink(missing_ok=True)
+
+    def _take(self) -> list[bytes] | None:
+        """Receive one message's frames; None when there is none."""
+        try:
+            frames = [self.socket.recv(zmq.NOBLOCK)]
+        except zmq.Again:
+            return None
+        while self.socket.getsockopt(zmq.RCVMORE):
+            frames.append(self.socket.recv(zmq.NOBLOCK))
+        return frames
+
+    def _take_named(self) -> tuple[list[bytes], str] | None:
+        """Receive one message's frames and who sent it, as the authenticator calls him (RFC 27, User-Id)."""
+        try:
+            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        frames, user = [frame.bytes], user_of(frame)
+        while frame.more:
+            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            frames.append(frame.bytes)
+        return frames, user
+
+
+def user_of(frame: zmq.Frame) -> str:
+    """Return the authenticated user of a frame, "" on a plain connection."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether a tcp endpoint can be reached from this machine alone."""
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # `*`, an interface, a name
+        return False
+
+
+class Telemetry(Bus):
+    """The daemon's SUB: takes every topic. Frames that are not (topic, payload) are counted in `malformed`."""
+
+    domain = "telemetry"
+
+    def __init__(self, curve: Curve | None = None, max_bytes: int = -1) -> None:
+        super().__init__(zmq.SUB, curve, max_bytes)
+        self.socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self.malformed = 0
+        self._named = curve is not None
+
+    def drain(self, limit: int = ENOUGH) -> list[Frame]:
+        """Receive what has arrived, at most `limit` messages."""
+        return self._drain_named(limit) if self._named else self._drain_plain(limit)
+
+    def _drain_plain(self, limit: int) -> list[Frame]:
+        receive, more, out = self.socket.recv, self.socket.getsockopt, []
+        with contextlib.suppress(zmq.Again):
+            for _ in range(limit):
+                topic = receive(zmq.NOBLOCK)
+                parts = [topic]
+                while more(zmq.RCVMORE):
+                    parts.append(receive(zmq.NOBLOCK))
+                if len(parts) == 2:
+                    out.append(Frame(topic, parts[1], ""))
+                else:
+                    self.malformed += 1
+        return out
+
+    def _drain_named(self, limit: int) -> list[Frame]:
+        """As _drain_plain, with the sender's name, which ZeroMQ attaches to every frame of a message."""
+        receive, more, out = self.socket.recv, self.socket.getsockopt, []
+        with contextlib.suppress(zmq.Again):
+            for _ in range(limit):
+                topic = receive(zmq.NOBLOCK)
+                payload = receive(zmq.NOBLOCK, copy=False) if more(zmq.RCVMORE) else None
+                if payload is not None and not payload.more:
+                    out.append(Frame(topic, payload.bytes, user_of(payload)))
+                    continue
+                self.malformed += 1
+                while more(zmq.RCVMORE):
+                    receive(zmq.NOBLOCK)
+        return out
+
+
+class Publisher(Bus):
+    """A PUB that connects to the daemon: never blocks, drops when the daemon is slower than the queue is long."""
+
+    def __init__(self, endpoint: str, curve: Curve | None = None) -> None:
+        super().__init__(zmq.PUB, curve)
+        self.connect(endpoint)
+
+    def send(self, topic: bytes, payload: bytes) -> None:
+        """Hand one message to the socket."""
+        self.socket.send(topic, zmq.SNDMORE)
+        self.socket.send(payload)
+
+
+class Control(Bus):
+    """The daemon's ROUTER: REQ and DEALER clients of any language."""
+
+    domain = "control"
+
+    def __init__(self, curve: Curve | None = None, max_bytes: int = -1) -> None:
+        super().__init__(zmq.ROUTER, curve, max_bytes)
+
+    def drain(self, limit: int = ENOUGH) -> list[Asked]:
+        """Receive the requests that have arrived; what has no payload is dropped."""
+        out: list[Asked] = []
+        for _ in range(limit):
+            taken = self._take_named()
+            if taken is None:
+                break
+            frames, user = taken
+            if len(frames) >= 2:
+                out.append(Asked(tuple(frames[:-1]), frames[-1], user))
+        return out
+
+    def answer(self, route: tuple[bytes, ...], payload: bytes) -> None:
+        """Send an answer; a client that has gone gets none."""
+        with contextlib.suppress(zmq.Again):
+            self.socket.send_multipart([*route, payload], zmq.NOBLOCK)
+
+
+class Decisions(Bus):
+    """The daemon's XPUB."""
+
+    domain = "decisions"
+
+    def __init__(self, curve: Curve | None = None) -> None:
+        super().__init__(zmq.XPUB, curve)
+        self.socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # tells of every new subscriber, not of new topics only
+
+    def send(self, topic: bytes, payload: bytes) -> None:
+        """Publish; a subscriber that is too slow loses messages, nobody else does."""
+        self.socket.send(topic, zmq.SNDMORE)
+        self.socket.send(payload)
+
+    def subscribed(self) -> list[bytes]:
+        """Topics that were subscribed to since the last call."""
+        out = []
+        while (frames := self._take()) is not None:
+            if len(frames) == 1 and frames[0][:1] == b"\x01":
+                out.append(frames[0][1:])
+        return out
+
+
+class Follower(Bus):
+    """A client's SUB on the decisions."""
+
+    def __init__(self, endpoint: str, topics: Sequence[bytes], curve: Curve | None = None) -> None:
+        super().__init__(zmq.SUB, curve)
+        for topic in topics:
+            self.socket.setsockopt(zmq.SUBSCRIBE, topic)
+        self.connect(endpoint)
+
+    def drain(self, limit: int = ENOUGH) -> list[tuple[bytes, bytes]]:
+        """Receive (topic, payload) of what has arrived."""
+        out: list[tuple[bytes, bytes]] = []
+        while len(out) < limit and (frames := self._take()) is not None:
+            if len(frames) == 2:
+                out.append((frames[0], frames[1]))
+        return out
+
+
+class Dealer(Bus):
+    """A client's end of the control socket: many requests may be under way."""
+
+    def __init__(self, endpoint: str, curve: Curve | None = None) -> None:
+        super().__init__(zmq.DEALER, curve)
+        self.connect(endpoint)
+
+    def send(self, payload: bytes) -> None:
+        """Send one request."""
+        self.socket.send(payload)
+
+    def drain(self, limit: int = ENOUGH) -> list[bytes]:
+        """Receive the answers that have arrived."""
+        out: list[bytes] = []
+        while len(out) < limit and (frames := self._take()) is not None:
+            out.append(frames[-1])
+        return out
+
+
+class Pump:
+    """Calls `work` in the event loop whenever a socket may have something; `work` returns whether there may be more.
+
+    Sending on a socket can swallow the edge that tells of a message received meanwhile: whoever sends calls `again`.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bus: Bus, work: Callable[[], bool]) -> None:
+        self._loop, self._fd, self._work = loop, bus.fd, work
+        self._due: asyncio.Handle | None = None
+        loop.add_reader(self._fd, self._run)
+        self.again()
+
+    def again(self) -> None:
+        """Look once more, soon."""
+        if self._due is None:
+            self._due = self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        if self._work():
+            self.again()
+
+    def stop(self) -> None:
+        """Call no more."""
+        self._loop.remove_reader(self._fd)
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None

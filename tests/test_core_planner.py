@@ -1,0 +1,246 @@
+"""From what the core knows to solver columns: against the same rules written out point by point, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from cosched.core.events import Progress
+from cosched.core.planner import Planned, make_layout, plan_problem
+from cosched.core.settings import Settings
+from cosched.core.state import State, Task
+from cosched.resources import config_file
+from cosched.site import load_site
+from cosched.workloads import registry
+from cosched.workloads.base import LOCAL
+from cosched.workloads.context import load_profiles, session_memory_bytes
+from telemetry.messages import LlmSession, TaskOffer, UeReport, VideoClip
+
+SITE = load_site(config_file("sites", "urban-llm.toml"))
+PROFILES = load_profiles(SITE)
+BYTES = session_memory_bytes(PROFILES)
+SETTINGS = Settings()
+NOW_S = 20.0
+UES = 5
+MODEL = SITE.models[0].id
+
+
+def new_state(rng: np.random.Generator) -> State:
+    state = State(SITE, SETTINGS)
+    for at_s in (1.0, 4.0, 18.0):
+        for u in range(UES):
+            observe(state, f"ue{u}", at_s, int(rng.integers(len(SITE.cells))), float(rng.uniform(0.05, 6.0)))
+    return state
+
+
+def observe(state: State, ue: str, at_s: float, cell: int, efficiency: float) -> None:
+    where = SITE.cells[cell].id
+    report = UeReport(at_ns=round(at_s * 1e9), source="r", seq=0, ue=ue, cell=where, ul_efficiency_bps_hz=efficiency)
+    state.observe(at_s, report)
+
+
+def new_task(state: State, name: str, rng: np.random.Generator) -> Task:
+    if rng.random() < 0.3:
+        fps = float(rng.choice([2.0, 5.0, 10.0]))
+        work: LlmSession | VideoClip = VideoClip(
+            frame_flop=60e9, frame_bits=5e5, fps=fps, deadline_s=1 / fps, frames=40
+        )
+    else:
+        work = LlmSession(
+            model=MODEL, context_tokens=int(rng.integers(0, 2000)), new_tokens=64, max_output_tokens=200,
+            ttft_s=2.0, tpot_s=float(rng.choice([0.05, 0.2])), private=bool(rng.random() < 0.5),
+        )  # fmt: skip
+    ue = int(rng.integers(UES))
+    at_ns = round(float(rng.uniform(18.5, 19.9)) * 1e9)
+    weight = float(rng.choice([1.0, 5.0]))
+    offer = TaskOffer(at_ns=at_ns, source="s", seq=0, task=name, ue=f"ue{ue}", work=work, weight=weight)
+    cell = state.cell_of_ue[offer.ue]
+    table = registry.points(offer, PROFILES.context_of(ue % len(SITE.ues.devices), cell))
+    return Task(offer, table, state.channel.index(offer.ue), cell)
+
+
+def progress_of(task: Task, phase: int, rng: np.random.Generator) -> Progress:
+    done = int(rng.integers(1, 50)) if phase else 0
+    first_s = float(rng.uniform(19.0, 19.5))
+    left = [float(x) for x in rng.uniform(0, [1e5, 0.2, 0.1])]
+    return Progress(task.offer.task, phase, done, 0, first_s, first_s + float(rng.uniform(0, 9)), *left)
+
+
+def admit(state: State, task: Task, rng: np.random.Generator) -> None:
+    if task.table.n_points:
+        task.point = int(rng.integers(task.table.n_points))
+        state.tasks[task.offer.task] = task
+        state.version += 1
+
+
+def plan(state: State, newcomers: list[Task]) -> Planned:
+    return plan_problem(state, make_layout(state, newcomers, SETTINGS, BYTES), NOW_S, SETTINGS)
+
+
+def expected_deadlines(task: Task) -> tuple[float, float]:
+    work, progress = task.offer.work, task.progress
+    if isinstance(work, VideoClip):
+        return work.deadline_s * SETTINGS.deadline_margin, np.inf
+    aim = work.tpot_s * SETTINGS.deadline_margin
+    if progress is None or progress.phase == 0:
+        return work.ttft_s * SETTINGS.deadline_margin - (NOW_S - task.offer.at_ns * 1e-9), aim
+    ahead_s = (progress.done - 1) * aim - (progress.last_s - progress.first_s)
+    paced = aim + ahead_s / SETTINGS.pace_horizon
+    return np.inf, min(max(paced, SETTINGS.pace_least * aim), SETTINGS.pace_most * aim)
+
+
+def physics(task: Task, row: int, q: int) -> tuple[float, float, float]:
+    """Bits, node seconds, fixed seconds of phase q that still lie ahead."""
+    table, progress = task.table, task.progress
+    if task.is_llm and q == 0 and progress is not None and task.point >= 0:
+        if progress.phase == 1:
+            return 0.0, 0.0, float(table.fixed_s[row, 0])
+        return progress.ul_bits_left, progress.node_s_left, progress.fixed_s_left
+    return float(table.ul_bits[row, q]), float(table.node_s[row, q]), float(table.fixed_s[row, q])
+
+
+def expected_efficiency(state: State, task: Task) -> float:
+    risk = SETTINGS.session_risk_sd if task.is_llm else SETTINGS.frame_risk_sd
+    careful = float(state.channel.planned(NOW_S, risk)[task.ue])
+    seconds_per_bit = 1.0 / (careful * SITE.cells[task.cell].ul_bandwidth_hz)
+    deadlines = expected_deadlines(task)
+    for row in task.candidates():
+        ahead = [physics(task, row, q) for q in (0, 1)]
+        if all(b * seconds_per_bit <= d - f - n for (b, n, f), d in zip(ahead, deadlines, strict=True)):
+            return careful
+    return float(state.channel.planned(NOW_S, 0.0)[task.ue])
+
+
+def assert_columns(state: State, newcomers: list[Task]) -> None:
+    found = plan(state, newcomers)
+    problem, layout = found.problem, found.layout
+    n_cells, n_nodes = len(SITE.cells), len(SITE.nodes)
+    j = 0
+    tasks = [*state.tasks.values(), *newcomers]
+    assert problem.task_ids == tuple(t.offer.task for t in tasks)
+    for i, task in enumerate(tasks):
+        assert problem.first[i] == j
+        assert found.efficiency[i] == problem.channel[i] == expected_efficiency(state, task)
+        seconds_per_bit = 1.0 / (problem.channel[i] * SITE.cells[task.cell].ul_bandwidth_hz)
+        held = -1
+        for row in task.candidates():
+            assert (layout.owner[j], layout.row[j], problem.point_ids[j]) == (i, row, task.table.point_ids[row])
+            node = int(task.table.node[row])
+            places = (
+                [task.cell, n_cells + node, n_cells + n_nodes + node] if node != LOCAL else [n_cells + 2 * n_nodes] * 3
+            )
+            assert problem.slot[j].tolist() == places
+            memory = task.table.node_bytes[row] / BYTES[node] if node != LOCAL else 0.0
+            assert problem.rigid[j].tolist() == [0.0, 0.0, memory]
+            rates = task.table.rate_hz
+            used = [0.0, 0.0]
+            for q, deadline in enumerate(expected_deadlines(task)):
+                bits, node_s, fixed_s = physics(task, row, q)
+                assert problem.slack[j, q] == deadline - fixed_s
+                assert problem.work[j, q].tolist() == [bits * seconds_per_bit, node_s, 0.0]
+                used = [max(u, min(w * rates[q], 1.0)) for u, w in zip(used, problem.work[j, q], strict=False)]
+            assert problem.floor[j].tolist() == [*used, 0.0]
+            assert problem.value[j] == pytest.approx(expected_value(task, row), rel=1e-12)
+            held = j if row == task.point else held
+            j += 1
+        assert problem.held[i] == held
+    assert j == problem.first[-1] == problem.n_points == len(problem.value)
+
+
+def expected_value(task: Task, row: int) -> float:
+    weight = task.offer.weight
+    worth = weight * float(task.table.quality[row])
+    if task.point < 0:
+        return worth
+    return worth + weight * SETTINGS.stickiness - (SETTINGS.switch_cost * weight if row != task.point else 0.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(0, 4))
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_columns_are_the_rules_point_by_point(seed: int, running: int, coming: int) -> None:
+    rng = np.random.default_rng(seed)
+    state = new_state(rng)
+    for k in range(running):
+        admit(state, new_task(state, f"t{k}", rng), rng)
+    for task in list(state.tasks.values()):
+        if rng.random() < 0.7:
+            state.progressed(progress_of(task, int(task.is_llm and rng.random() < 0.6), rng))
+    assert_columns(state, [new_task(state, f"n{k}", rng) for k in range(coming)])
+
+
+@given(st.integers(0, 2**32 - 1))
+@hypothesis_settings(max_examples=15, deadline=None)
+def test_what_is_kept_from_tick_to_tick_never_differs_from_a_fresh_start(seed: int) -> None:
+    """Tasks come, move, hand over, make progress and go; after each event all columns are as the rules say."""
+    rng = np.random.default_rng(seed)
+    state = new_state(rng)
+    for k in range(30):
+        names = list(state.tasks)
+        task = state.tasks[str(rng.choice(names))] if names else None
+        what = int(rng.integers(5))
+        if task is None or what == 0:
+            admit(state, new_task(state, f"t{k}", rng), rng)
+        elif what == 1:
+            state.remove(task.offer.task)
+        elif what == 2:
+            state.progressed(progress_of(task, max(task.phase, int(task.is_llm and rng.random() < 0.6)), rng))
+        elif what == 3:
+            task.point = int(rng.choice(task.candidates()))
+            state.version += 1
+        else:
+            observe(state, task.offer.ue, NOW_S, int(rng.integers(len(SITE.cells))), float(rng.uniform(0.05, 6.0)))
+        assert_columns(state, [])
+
+
+def test_an_old_layout_serves_as_long_as_the_version_stays() -> None:
+    """Progress within a phase and new channel samples reach the columns without gathering the points again."""
+    rng = np.random.default_rng(5)
+    state = new_state(rng)
+    for k in range(6):
+        admit(state, new_task(state, f"t{k}", rng), rng)
+    for task in list(state.tasks.values()):
+        state.progressed(progress_of(task, int(task.is_llm), rng))
+    layout, version = make_layout(state, (), SETTINGS, BYTES), state.version
+    for task in list(state.tasks.values()):
+        state.progressed(progress_of(task, task.phase, rng))
+        observe(state, task.offer.ue, NOW_S, task.cell, 1.5)
+    assert state.version == version
+    kept, fresh = plan_problem(state, layout, NOW_S, SETTINGS), plan(state, [])
+    for name in ("slack", "work", "floor", "value", "rigid", "slot", "held", "channel"):
+        assert np.array_equal(getattr(kept.problem, name), getattr(fresh.problem, name)), name
+
+
+def test_a_session_that_is_behind_is_planned_faster_within_limits() -> None:
+    rng = np.random.default_rng(1)
+    state = new_state(rng)
+    task = new_task(state, "a", rng)
+    while not task.is_llm or not task.table.n_points:
+        task = new_task(state, "a", rng)
+    admit(state, task, rng)
+    work = task.offer.work
+    assert isinstance(work, LlmSession)
+    aim = work.tpot_s * SETTINGS.deadline_margin
+    for late_s, wanted in (
+        (0.0, aim), (0.02, aim - 0.02 / SETTINGS.pace_horizon), (40.0, aim * SETTINGS.pace_least),
+        (-40.0, aim * SETTINGS.pace_most),
+    ):  # fmt: skip
+        state.progressed(Progress("a", 1, 11, 0, 1.0, 1.0 + 10 * aim + late_s, 0.0, 0.0, 0.0))
+        problem = plan(state, []).problem
+        fixed_s = task.table.fixed_s[task.candidates(), 1]
+        assert problem.slack[:, 1] + fixed_s == pytest.approx(np.full(len(fixed_s), wanted))
+
+
+def test_nobody_there_is_an_empty_problem() -> None:
+    problem = plan(State(SITE, SETTINGS), []).problem
+    assert (problem.n_tasks, problem.n_points) == (0, 0)
+    assert problem.work.shape == (0, 2, 3)
+
+
+def test_other_peoples_load_that_changes_while_a_solve_is_open_changes_no_problem() -> None:
+    state = State(SITE, SETTINGS)
+    problem = plan(state, []).problem
+    state.background[0] = 0.9
+    assert problem.background[0] == SITE.cells[0].background_fraction

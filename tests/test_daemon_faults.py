@@ -1,0 +1,256 @@
+"""What fails around a daemon, made to fail for real: what the user sees, and that it passes."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from daemon_cases import SESSION, Daemon, Place, cosched, mode, radio, until
+
+from cosched.client import Refused
+from cosched.drivers.capture import Capture
+from cosched.drivers.journal import TOPICS, Tick
+from cosched.drivers.store import Store
+from cosched.drivers.verify import verify
+from cosched.errors import BadInput
+from cosched.settings import load
+from telemetry.trace import Recorder, read_records
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks into /proc")
+
+
+@contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Hold processes still: a solve that never ends."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            if Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_solve_that_never_ends_is_killed_and_a_simpler_policy_answers(tmp_path: Path) -> None:
+    place = Place(tmp_path, {"SOLVER_BUDGET_S": "0.2", "TELEMETRY_STALE_INPUT_S": "1000"})
+    with place.daemon() as daemon, daemon.ready() as client, radio(place, client):
+        client.submit("before", "ue0", SESSION)
+        until(lambda: len(daemon.workers()) == 2)
+        held = daemon.workers()
+        with stopped(held):
+            lease = client.submit("during", "ue1", SESSION)
+            assert lease.task == "during", "answered all the same"
+            status = mode(client, "DEGRADED")
+            assert any("over its budget" in a or "no worker" in a for a in status.alarms)
+            assert status.counts["solves_failed"] >= 1
+            assert "before" in [view.task for view in client.list().tasks]
+        mode(client, "STEADY")
+        assert set(held) - set(daemon.workers()), "one that hung was killed"
+        assert client.submit("after", "ue1", SESSION).reason == "admitted"
+        for pid in daemon.workers():
+            os.kill(pid, signal.SIGKILL)
+        assert client.submit("bereft", "ue1", SESSION).task == "bereft"
+        mode(client, "STEADY")
+        assert daemon.stop()[0] == 0
+    done = cosched("verify", *map(str, place.captures))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\([1-9]\d* given up\)", done.stdout)
+    _flipped_bits(place.captures[0], tmp_path)
+
+
+def _flipped_bits(capture: Path, folder: Path) -> None:
+    """Every flipped bit is found, wherever it is."""
+    whole, bad = capture.read_bytes(), folder / "bad.mcap"
+    for at in range(8, len(whole), len(whole) // 40):
+        bad.write_bytes(_flipped(whole, at))
+        assert verify(bad).difference.startswith("the file is not as it was written"), at
+    done = cosched("verify", str(bad))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith(f"{bad}: the file is not as it was written")
+    _changed_decision(capture, bad)
+
+
+def _flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+
+
+def _changed_decision(capture: Path, bad: Path) -> None:
+    """A forger recomputes the checksums; the decision that he changed is named all the same."""
+    for topic, old, new in (
+        ("decision", b'"prbs":', b'"prbs":1'),
+        ("ran.ue", b'"ul_efficiency_bps_hz":2', b'"ul_efficiency_bps_hz":3'),
+    ):
+        with bad.open("wb") as stream:
+            recorder = Recorder(stream, checksums=True)
+            for name, at_ns, payload in read_records(capture).records:
+                changed = payload.replace(old, new) if name == topic else payload
+                recorder.record(name, msgspec.json.decode(changed, type=TOPICS[name]), at_ns=at_ns, source_ns=at_ns)
+            recorder.finish()
+        difference = verify(bad).difference
+        assert re.match(r"plan \d+( at [\d.]+ s|, task \w+): ", difference), difference
+        assert ("prbs" in difference) == (topic == "decision")
+
+
+def test_stale_input_hands_over_to_the_baseline_and_back(tmp_path: Path) -> None:
+    place = Place(tmp_path, {"TELEMETRY_STALE_INPUT_S": "0.6", "TELEMETRY_STALE_UE_S": "2.5"})
+    with place.daemon() as daemon, daemon.ready() as client, radio(place, client) as source:
+        client.submit("quiet", "ue3", SESSION)
+        assert mode(client, "DEGRADED", policy="pf-admit").alarms == ("telemetry: no valid radio report for 0.6 s",)
+        source.report(None, None, None, None)  # heard, but without a sample
+        assert client.status().mode == "DEGRADED"
+
+        def steady() -> bool:
+            source.report(2.0, 2.0, 2.0)
+            return client.status().mode == "STEADY" and client.status().policy == "joint"
+
+        until(steady)
+        client.submit("loud", "ue0", SESSION)
+
+        def ended() -> bool:
+            source.report(2.0, 2.0, 2.0)
+            return client.show("quiet").lease.reason == "stale"
+
+        until(ended)
+        assert [view.task for view in client.list().tasks] == ["loud"]
+
+
+CONFIG = """
+policy = "{policy}"
+site = "{site}"
+[core]
+z = {z}
+[telemetry]
+stale_input_s = 1000.0
+[solver]
+budget_s = 5.0
+"""
+
+
+def test_reload_is_all_or_nothing(tmp_path: Path) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(30)
+        config = tmp_path / "cosched.toml"
+        config.write_text(CONFIG.format(policy="joint", site="balanced", z=0.4))
+        extra = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "600000"}
+        place = Place(tmp_path, config=config, extra=extra)
+        with place.daemon() as daemon, daemon.ready() as client, radio(place, client):
+            told = _until_told(manager, "READY=1")
+            assert not any("RELOADING" in t for t in told)
+            client.submit("t", "ue0", SESSION)
+            _refused(client, config, 'policy = "best"', "there are")
+            _refused(client, config, "polcy = 'joint'", "did you mean 'policy'")
+            _refused(client, config, "[state]\ndir = '/elsewhere'", "only a restart")
+            _refused(client, config, "policy = ", "cosched.toml")
+            _refused(client, config, f"site = '{_without_edge(tmp_path)}'", "no place for 1 tasks")
+            assert client.status().policy == "joint"
+            config.write_text(CONFIG.format(policy="greedy", site="balanced", z=0.8))
+            daemon.process.send_signal(signal.SIGHUP)
+            told = _until_told(manager, "RELOADING=1")
+            assert re.search(r"MONOTONIC_USEC=\d+", told[-1])
+            _until_told(manager, "READY=1")
+            until(lambda: client.status().policy == "greedy")
+            assert [view.task for view in client.list().tasks] == ["t"]
+            _watchdog(daemon, manager)
+            assert daemon.stop()[0] == 0
+            _until_told(manager, "STOPPING=1")
+    assert len(place.captures) == 2, "a new configuration begins a new capture"
+    done = cosched("verify", *map(str, place.captures))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _refused(client: object, config: Path, text: str, reason: str) -> None:
+    config.write_text(text)
+    with pytest.raises(Refused, match=re.escape(reason)) as refused:
+        client.reload()  # type: ignore[attr-defined]
+    assert refused.value.code == "refused_configuration"
+
+
+def _without_edge(folder: Path) -> Path:
+    """Write the site with its node called otherwise."""
+    from cosched.resources import config_file
+
+    path = folder / "other.toml"
+    path.write_text(config_file("sites", "balanced.toml").read_text().replace('"edge0"', '"edge9"'))
+    return path
+
+
+def _until_told(manager: socket.socket, what: str) -> list[str]:
+    told: list[str] = []
+    while not told or what not in told[-1]:
+        told.append(manager.recv(4096).decode())
+    return told
+
+
+def _watchdog(daemon: Daemon, manager: socket.socket) -> None:
+    """Signs of life come while decisions are made, and stop when none is: the budget here is longer than that."""
+    _until_told(manager, "WATCHDOG=1")
+    with stopped(daemon.workers()):
+        silent_s = 0.0
+        while silent_s < 1.5:
+            began = time.monotonic()
+            told = manager.recv(4096).decode()
+            silent_s = 0.0 if "WATCHDOG=1" in told else silent_s + time.monotonic() - began
+    _until_told(manager, "WATCHDOG=1")
+
+
+def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
+    first = Store(tmp_path / "state.sqlite")
+    with pytest.raises(BadInput, match="another daemon uses it"):
+        Store(tmp_path / "state.sqlite")
+    first.close()
+    Store(tmp_path / "state.sqlite").close()
+
+
+def test_state_that_is_no_database_is_refused_with_the_mend(tmp_path: Path) -> None:
+    (tmp_path / "state.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(BadInput, match="move it away"):
+        Store(tmp_path / "state.sqlite")
+
+
+def test_a_full_disk_stops_recording_with_an_alarm(tmp_path: Path) -> None:
+    """The limit on file size stands in for the disk: the system refuses the write in the same way."""
+    settings = load(environ={}).settings.capture
+    capture = Capture(settings, tmp_path)
+    capture.begin(1, Tick)  # type: ignore[arg-type,return-value]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        for n in range(1, 20_000):
+            capture.add("tick", Tick(), n)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capture.alarm == "capture: File too large"
+    assert capture.path == ""
+    (left,) = tmp_path.iterdir()
+    assert read_records(left).records, "what was written can be read"
+    assert not capture.is_due(2)
+    assert capture.is_due(10**12)
+    capture.begin(10**12, Tick)  # type: ignore[arg-type,return-value]
+    assert capture.alarm == ""
+    capture.close(10**12)
+
+
+def test_captures_rotate_and_the_oldest_go(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(load(environ={}).settings.capture, max_bytes=1, keep=3)
+    capture = Capture(settings, tmp_path)
+    for n in range(1, 7):
+        assert capture.is_due(n)
+        capture.begin(n, Tick)  # type: ignore[arg-type,return-value]
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert len(names) == 3
+    assert capture.path.endswith(names[-1])
+    capture.close(7)
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,139 @@
+"""1000 UEs reporting every 100 ms and 50 submits a second against a real daemon: nothing is lost, memory stays flat.
+
+The delays are printed (`pytest -s`) and asserted loosely, as this machine's other load is in them; DAEMON_LOAD_S=60 is
+the whole test of docs/daemon.md.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from daemon_cases import Daemon, Place, cosched, until
+from test_daemon_kill import ROOMY
+
+from cosched.client import Client
+from telemetry import wire
+from telemetry.bus import Dealer, Publisher
+from telemetry.messages import LlmSession, UeReport
+
+DURATION_S = float(os.environ.get("DAEMON_LOAD_S", "4"))
+UES, PERIOD_S, SUBMITS_HZ = 1_000, 0.1, 50
+SHORT = LlmSession(
+    model="llama-3-8b", context_tokens=200, new_tokens=32, max_output_tokens=20, ttft_s=2.0, tpot_s=0.2
+)  # 6 s when nobody reports it
+
+
+@dataclass
+class Load:
+    """Publishes and submits on a fixed schedule; keeps when each submit left and how long its answer took."""
+
+    publisher: Publisher
+    dealer: Dealer
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(11))
+    sent: int = 0
+    left_s: dict[int, float] = field(default_factory=dict)
+    took_ms: list[float] = field(default_factory=list)
+    reasons: set[str] = field(default_factory=set)
+
+    def report(self) -> None:
+        """One report of each UE, one by one."""
+        seq, at_ns = self.sent // UES, time.monotonic_ns()
+        for u, value in enumerate(self.rng.uniform(1.0, 5.0, UES).tolist()):
+            self.publisher.send(
+                *wire.encode(
+                    UeReport(
+                        at_ns=at_ns, source=f"ran/{u}", seq=seq, ue=f"ue{u}", cell="cell0", ul_efficiency_bps_hz=value
+                    )
+                )
+            )
+        self.sent += UES
+
+    def submit(self, number: int) -> None:
+        args = {"task": f"t{number}", "ue": f"ue{number % UES}", "work": msgspec.to_builtins(SHORT)}
+        self.left_s[number] = time.monotonic()
+        self.dealer.send(msgspec.msgpack.encode({"verb": "submit", "id": number, "args": args}))
+
+    def hear(self, wait_s: float) -> None:
+        self.dealer.wait(max(0.0, wait_s))
+        now_s = time.monotonic()
+        for answer in map(msgspec.msgpack.decode, self.dealer.drain()):
+            assert answer["ok"], answer
+            self.reasons.add(answer["result"]["reason"])
+            self.took_ms.append(1e3 * (now_s - self.left_s.pop(answer["id"])))
+
+    def run(self, duration_s: float, look: Callable[[], None]) -> None:
+        """Keep to the schedule; `look` is called halfway."""
+        began = time.monotonic()
+        submits = rounds = 0
+        looked = False
+        while (now_s := time.monotonic() - began) < duration_s:
+            if now_s >= rounds * PERIOD_S:
+                self.report()
+                rounds += 1
+            if now_s >= submits / SUBMITS_HZ:
+                self.submit(submits)
+                submits += 1
+            if now_s > duration_s / 2 and not looked:
+                look()
+                looked = True
+            self.hear(began + min(rounds * PERIOD_S, submits / SUBMITS_HZ) - time.monotonic())
+        until(lambda: self.hear(0.05) is None and not self.left_s)
+
+
+def rss_bytes(daemon: Daemon) -> int:
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_a_thousand_ues_and_fifty_submits_a_second(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text(ROOMY)
+    place = Place(tmp_path, {"SITE": f"{tmp_path}/site.toml", "LOG_LEVEL": "warning"})
+    with place.daemon() as daemon, daemon.ready() as client:
+        load = Load(Publisher(place.bus), Dealer(place.control))
+        _first_reports(load, client)
+        before = client.status()
+        sent, sizes = load.sent, []
+        load.run(DURATION_S, lambda: sizes.append(rss_bytes(daemon)))
+        until(lambda: client.status().ingest.reports - before.ingest.reports >= load.sent - sent)
+        status = client.status()
+        sizes.append(rss_bytes(daemon))
+        load.publisher.close()
+        load.dealer.close()
+        _show(load, status, sizes)
+        assert status.ingest.reports - before.ingest.reports == load.sent - sent
+        assert status.ingest.lost == before.ingest.lost
+        assert status.ingest.refused == ()
+        assert len(load.took_ms) == pytest.approx(DURATION_S * SUBMITS_HZ, rel=0.2)
+        assert "admitted" in load.reasons
+        assert np.median(load.took_ms) < 50
+        assert status.telemetry_ms.p50 < 50
+        assert sizes[1] < 1.1 * sizes[0] + 8e6
+        assert daemon.stop()[0] == 0
+    done = cosched("verify", *map(str, place.captures))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _first_reports(load: Load, client: Client) -> None:
+    def heard() -> bool:
+        load.report()
+        return client.status().ingest.reports >= UES
+
+    until(heard)
+    until(lambda: client.status().ingest.reports % UES == 0)
+
+
+def _show(load: Load, status: object, sizes: list[int]) -> None:
+    took = np.array(load.took_ms)
+    print(  # noqa: T201  # figures for whoever runs this with -s
+        f"\n{len(took)} submits: p50 {np.percentile(took, 50):.1f} p99 {np.percentile(took, 99):.1f} ms at the client, "
+        f"daemon {status.submit_ms}\ntelemetry to decision {status.telemetry_ms}\nsolve {status.solve_ms}\n"  # type: ignore[attr-defined]
+        f"tasks {status.tasks}, RSS {[round(s / 1e6) for s in sizes]} MB, reasons {status.reasons}"  # type: ignore[attr-defined]
+    )

@@ -1,0 +1,196 @@
+"""`cosched solve` as a user runs it: whatever is wrong is one line that names the place, and a million points pass."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cosched.cli.main import main
+
+POINT = {"id": "p", "value": 1.0, "phases": [{"slack_s": 1.0, "work_s": {"a": 0.1}}]}
+GOOD = {"v": 1, "resources": [{"id": "a"}, {"id": "b"}], "tasks": [{"id": "t", "points": [POINT]}]}
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the program on a file with this content; returns exit code, stdout and stderr."""
+
+    def program(content: object, *options: str) -> tuple[int, str, str]:
+        path = tmp_path / "problem.json"
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        try:
+            main(["solve", str(path), *options])
+        except SystemExit as end:
+            out, err = capsys.readouterr()
+            return int(end.code or 0), out, err
+        raise AssertionError("the program did not exit")
+
+    return program
+
+
+def task(**changes: object) -> dict[str, Any]:
+    return GOOD | {"tasks": [GOOD["tasks"][0] | {"points": [POINT | changes]}]}
+
+
+def phase(**changes: object) -> dict[str, Any]:
+    return task(phases=[POINT["phases"][0] | changes])
+
+
+def coupled(*pairs: tuple[str, str]) -> dict[str, Any]:
+    return GOOD | {"couplings": [{"from": a, "to": b, "per_share": 0.1} for a, b in pairs]}
+
+
+BAD: dict[str, tuple[object, str, str]] = {
+    "unknown resource": (phase(work_s={"cell9": 0.1}), ".tasks[0].points[0]", "'cell9'; there are: a, b"),
+    "NaN": (b'{\n"resources": [{"id": "a", "background": NaN}]}', "problem.json: line 2, column 41", "JSON has no NaN"),
+    "infinite": (b'{"resources": [{"id": "a", "background": 1e999}]}', ".resources[0].background", "out of range"),
+    "negative work": (phase(work_s={"a": -0.1}), ".tasks[0].points[0].phases[0].work_s.a", "-0.1"),
+    "negative rigid demand": (task(rigid={"b": -1}), ".tasks[0].points[0].rigid.b", "-1"),
+    "task twice": (GOOD | {"tasks": GOOD["tasks"] * 2}, ".tasks[1].id", "'t' is there twice (also at [0])"),
+    "point twice": (GOOD | {"tasks": [{"id": "t", "points": [POINT, POINT]}]}, ".tasks[0].points[1].id", "twice"),
+    "resource twice": (GOOD | {"resources": [{"id": "a"}] * 2}, ".resources[1].id", "twice"),
+    "points of no task": (GOOD | {"points": [POINT | {"task": "nobody"}]}, ".points", "points of no task"),
+    "held point of no task": (GOOD | {"tasks": [{"id": "t", "held": "p", "points": []}]}, ".tasks[0].held", "no point"),
+    "circle": (coupled(("a", "b"), ("b", "a")), ".couplings", "a -> b -> a"),
+    "circle of one": (coupled(("a", "a")), ".couplings", "a -> a"),
+    "background over 1": (GOOD | {"resources": [{"id": "a", "background": 1.0000001}]}, ".background", "1.0000001"),
+    "wrong version": (GOOD | {"v": 2}, ".v", "version 2"),
+    "missing key": ({"v": 1, "tasks": []}, "problem.json", "`resources`"),
+    "missing value": (GOOD | {"tasks": [{"id": "t", "points": [{"id": "p"}]}]}, ".tasks[0].points[0]", "`value`"),
+    "wrong type": (GOOD | {"tasks": 5}, ".tasks", "`array`"),
+    "text for a number": (task(value="much"), ".tasks[0].points[0].value", "`float`"),
+    "not an object": (b"[]", "problem.json", "`object`"),
+    "empty": (b"", "problem.json", "is empty"),
+    "cut off": (json.dumps(GOOD).encode()[:-3], "problem.json", "truncated"),
+    "not JSON": (b"tasks: none", "problem.json", "malformed"),
+    "not UTF-8": (b'{"resources": [{"id": "\xe9"}]}', "problem.json", "utf-8"),
+    "nested without end": (b'{"resources":' + b"[" * 99_999, "problem.json", ""),
+    "huge rank": (GOOD | {"tasks": [{"id": "t", "order": 10**30}]}, ".tasks[0].order", str(10**30)),
+    "huge value": (task(value=10**200), ".tasks[0].points[0].value", "1e+200"),
+    "too many resources": ({"resources": [{"id": str(r)} for r in range(5000)]}, ".resources", "at most 4096"),
+    "one point on too many": (
+        {
+            "resources": [{"id": str(r)} for r in range(4000)],
+            "tasks": [
+                {"id": "t", "points": [{"id": str(j), "value": 1} for j in range(9000)]},
+                {"id": "u", "points": [{"id": "wide", "value": 1, "rigid": {str(r): 1e-4 for r in range(4000)}}]},
+            ],
+        },
+        ".tasks[1].points[0]",
+        "4000",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_that_names_the_place(name: str, run: Run):
+    content, where, what = BAD[name]
+    code, out, err = run(content, "--json")
+    assert code == 2
+    assert out == ""
+    assert err.startswith("cosched: error: ")
+    assert len(err.splitlines()) == 1
+    assert len(err) < 600
+    assert where in err
+    assert what in err
+
+
+def test_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for path in (tmp_path, tmp_path / "none.json"):
+        with pytest.raises(SystemExit) as end:
+            main(["solve", str(path)])
+        assert end.value.code == 2
+        assert str(path) in capsys.readouterr().err
+
+
+def test_an_unknown_solver_lists_those_there_are(run: Run):
+    code, _, err = run(GOOD, "--solver", "magic")
+    assert code == 2
+    assert "unknown solver 'magic'" in err
+    assert "joint" in err
+
+
+HOPELESS: dict[str, dict[str, Any]] = {
+    "no capacity": GOOD | {"resources": [{"id": "a", "background": 1}]},
+    "too much work": phase(work_s={"a": 5.0}),
+    "deadline past": phase(slack_s=-0.1),
+    "rigid demand over 1": task(rigid={"b": 1.5}),
+    "worth nothing": task(value=0.0),
+    "task without points": GOOD | {"tasks": [{"id": "t"}]},
+}
+
+
+@pytest.mark.parametrize("name", HOPELESS)
+def test_a_hopeless_problem_is_ok_with_nobody_admitted(name: str, run: Run):
+    code, out, err = run(HOPELESS[name], "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["status"] == "ok"
+    assert answer["tasks"] == {"t": None}
+    assert answer["value"] == answer["bound"] == 0.0
+    code, out, _ = run(HOPELESS[name])
+    assert code == 0
+    assert "0 of 1 tasks admitted" in " ".join(out.split())
+
+
+def test_no_task_at_all(run: Run):
+    code, out, _ = run({"resources": []}, "--json")
+    assert code == 0
+    assert json.loads(out)["tasks"] == {}
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for text, code in ((json.dumps(GOOD), 0), ("{", 2)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        with pytest.raises(SystemExit) as end:
+            main(["solve", "-", "--json"])
+        assert (end.value.code or 0) == code
+    out, err = capsys.readouterr()
+    assert json.loads(out)["tasks"]["t"]["point"] == "p"
+    assert err.startswith("cosched: error: stdin: ")
+
+
+def write_million(path: Path) -> None:
+    """31 250 tasks x 32 points on two resources; about a third can be served."""
+    tasks = 31_250
+    with path.open("w", encoding="ascii") as file:
+        file.write('{"resources":[{"id":"a"},{"id":"b"}],"tasks":[')
+        for i in range(tasks):
+            need = (0.5 + i % 97 / 97) * 2.0 / tasks
+            points = ",".join(
+                f'{{"id":"{k}","value":1,"phases":[{{"slack_s":1,"work_s":'
+                f'{{"a":{need * (1 + k) / 16:.6g},"b":{need * (33 - k) / 16:.6g}}}}}]}}'
+                for k in range(32)
+            )
+            file.write(f'{"," if i else ""}{{"id":"t{i}","points":[{points}]}}')
+        file.write("]}")
+
+
+@pytest.mark.slow
+def test_a_million_points_are_solved_in_bounded_time_and_memory(tmp_path: Path):
+    path = tmp_path / "million.json"
+    write_million(path)
+    measured = (
+        "import resource, sys\nfrom cosched.cli.main import main\n"
+        "try:\n    main(['solve', sys.argv[1], '--json'])\nfinally:\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", measured, str(path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr) < 3_000_000  # KiB
+    answer = json.loads(done.stdout)
+    assert answer["status"] == "ok"
+    assert len(answer["tasks"]) == 31_250
+    assert 0.999 * answer["bound"] <= answer["value"] <= answer["bound"]
+    assert 5_000 < answer["value"] < 25_000
