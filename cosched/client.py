@@ -27,6 +27,7 @@ from telemetry.bus import Curve, Dealer, Follower
 from telemetry.messages import LlmSession, VideoClip
 
 PATIENCE_S: Final = 5.0
+SERVICE: Final = "ipc:///run/cosched/control.sock"  # of systemd/cosched.service
 _WILDCARDS: Final = ("0.0.0.0", "*", "[::]")  # noqa: S104  # nothing is bound here
 
 
@@ -62,11 +63,11 @@ class Connection:
     """
 
     def __init__(self, endpoint: str = "", keys: Curve | None = None, timeout_s: float = PATIENCE_S) -> None:
-        self.endpoint = endpoint or control_endpoint()
+        self.endpoint = endpoint or default_endpoint()
         self.timeout_s = timeout_s
         self._keys = keys
         self._numbers = itertools.count(1)
-        if self.endpoint.startswith("ipc://") and not Path(self.endpoint.removeprefix("ipc://")).exists():
+        if self.endpoint.startswith("ipc://") and not _is_there(self.endpoint):
             raise NoAnswer(f"{self.endpoint}: no daemon is there; 'cosched run' starts one")
         self.socket = Dealer(self.endpoint, self.keys_for(self.endpoint))
 
@@ -94,6 +95,16 @@ class Connection:
     def close(self) -> None:
         """Close the connection."""
         self.socket.close()
+
+
+def default_endpoint() -> str:
+    """Return the control socket of this user's daemon, or the service's where there is only that."""
+    own = control_endpoint()
+    return SERVICE if not _is_there(own) and _is_there(SERVICE) else own
+
+
+def _is_there(endpoint: str) -> bool:
+    return Path(endpoint.removeprefix("ipc://")).exists()
 
 
 def reachable(control: str, offered: Sequence[str]) -> str:

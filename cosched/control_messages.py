@@ -254,7 +254,10 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shadow(msgspec.Struct, frozen=True, kw_only=True):
-    """The live policy against the decoupled baseline on the same input, both in the execution model of replay."""
+    """The live policy against the decoupled baseline on the same input, both in the execution model of replay.
+
+    Tasks that their device serves alone are not counted. All 0 until the first minute is over.
+    """
 
     baseline: str
     window_s: float = 0.0

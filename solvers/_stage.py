@@ -17,10 +17,9 @@ from solvers._fit import solve_linear
 from solvers._jit import cached, inlined, nopython
 from solvers.problem import Floats, Ints
 
-LATENCY: Final = 0
+LATENCY: Final = 0  # and energy
 ALPHA_FAIR: Final = 1
-ENERGY: Final = 2
-MAX_LATENCY: Final = 3
+MAX_LATENCY: Final = 2
 
 STEPS: Final = 80  # Newton steps; 5 to 20 are used
 JUMP: Final = 3.0  # no log price moves by more in one step
@@ -197,7 +196,7 @@ def _free_fair(t: Stage, total: float, w: float) -> float:
     return math.exp(z)
 
 
-@inlined
+@nopython
 def _one(t: Stage, now: Now, i: int, target: float) -> float:
     """Shares of task i for its present mixture; returns the multiplier. Deadlines are `target` (1, or less: max)."""
     m = _closed_form(t, now, i, target)
@@ -213,26 +212,26 @@ def _one(t: Stage, now: Now, i: int, target: float) -> float:
 
 
 @inlined
-def _mix(t: Stage, now: Now, i: int, theta: float) -> None:
+def _mix(t: Stage, i: int, theta: float) -> None:
     for k in range(t.first[i], t.first[i + 1]):
         t.cell[k, MIX] = theta * t.cell[k, A] + (1.0 - theta) * t.cell[k, A + 1]
 
 
-@inlined
+@nopython
 def _serve(t: Stage, now: Now, i: int, target: float) -> float:
     """Shares of task i at the prices; two phases: the mixture at which both take as long, or the longer one alone."""
     if t.phase[i] < 2:
-        _mix(t, now, i, 1.0 - t.phase[i])
+        _mix(t, i, 1.0 - t.phase[i])
         return _one(t, now, i, target)
     for q in range(2):
-        _mix(t, now, i, 1.0 - q)
+        _mix(t, i, 1.0 - q)
         m = _one(t, now, i, target)
         if _late(t, now, i, 1 - q) <= _late(t, now, i, q):
             return m
     low, high = 0.0, 1.0
     for _ in range(INNER):
         theta = 0.5 * (low + high)
-        _mix(t, now, i, theta)
+        _mix(t, i, theta)
         m = _one(t, now, i, target)
         gap = _late(t, now, i, 0) - _late(t, now, i, 1)
         if gap == 0.0:
@@ -247,18 +246,18 @@ def _serve(t: Stage, now: Now, i: int, target: float) -> float:
 @inlined
 def _own(t: Stage, now: Now, i: int, late: float) -> float:
     """Objective of task i at its shares, prices left out."""
-    if t.kind == LATENCY:
-        return float(t.weight[i] * late)
     if t.kind == ALPHA_FAIR:
         spare = max(1.0 + t.headroom - late, 1e-300)
         if t.alpha == 1.0:
             return float(-t.weight[i] * math.log(spare))
         return float(t.weight[i] * spare ** (1.0 - t.alpha) / (t.alpha - 1.0))
-    total = 0.0
-    if t.kind == ENERGY:
-        for k in range(t.first[i], t.first[i + 1]):
-            total += t.cell[k, E] / now.x[k] if t.cell[k, E] > 0.0 else 0.0
-    return total
+    if t.kind == MAX_LATENCY:
+        return 0.0
+    total = t.weight[i] * late
+    for k in range(t.first[i], t.first[i + 1]):
+        if t.cell[k, E] > 0.0:
+            total += t.cell[k, E] / now.x[k]
+    return float(total)
 
 
 @inlined
@@ -397,7 +396,11 @@ def _settled(t: Stage, now: Now, price: Floats, lowest: bool) -> bool:
     limit = math.inf if lowest else CALM * _worth(t, price)
     for r in range(price.shape[0]):
         over = now.use[r] - GOAL * t.room[r]
-        if -price[r] * over > limit or price[r] * over > CALM * _worth(t, price) or over > 0.5 * (1.0 - GOAL) * t.room[r]:
+        if (
+            -price[r] * over > limit
+            or price[r] * over > CALM * _worth(t, price)
+            or over > 0.5 * (1.0 - GOAL) * t.room[r]
+        ):
             return False
     return True
 

@@ -159,7 +159,7 @@ def _least_costs(p: Problem, prices: Floats, room: Floats) -> Floats:
 
 def _greatest_shares(p: Problem, room: Floats) -> Floats:
     """(J, S) caps, or what the resource and those coupled to it can give to this point alone."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # inf is right: p.cap is the limit then
         left = np.maximum(0.0, np.append(room, np.inf)[p.slot] - p.rigid)
         cap = np.minimum(p.cap, np.where(p.activity > 0, left / p.activity, np.inf))
         for a, b, per_share in zip(p.coupling_from, p.coupling_to, p.coupling_per_share, strict=True):

@@ -78,7 +78,7 @@ def second_stage(
         "floor": left.floor / unit,
         "cap": left.cap / unit,
         "activity": left.activity * unit,
-        "weight": left.weight,
+        "weight": left.weight / whole,
         "room": np.maximum(left.room, 0.0),
         "snr": (gamma / unit)[limited],
     }
@@ -93,6 +93,13 @@ def second_stage(
     return share, value
 
 
+def _cvxpy() -> Any:  # noqa: ANN401  # a module
+    """Import on use; its star imports hide its names from mypy."""
+    import cvxpy
+
+    return cvxpy
+
+
 @functools.lru_cache(maxsize=SHAPES)
 def _compiled(shape: _Shape) -> _Form:
     return _build(shape, None)
@@ -100,7 +107,7 @@ def _compiled(shape: _Shape) -> _Form:
 
 def _build(shape: _Shape, constants: dict[str, Floats] | None) -> _Form:
     """State the program; without constants, with parameters in their places."""
-    import cvxpy as cp
+    cp = _cvxpy()
 
     owner, resource = np.frombuffer(shape.owner, np.int64), np.frombuffer(shape.resource, np.int64)
     limited = np.flatnonzero(np.frombuffer(shape.limited, np.bool_))
@@ -121,15 +128,14 @@ def _build(shape: _Shape, constants: dict[str, Floats] | None) -> _Form:
 
 def _sizes(shape: _Shape, n_slots: int, n_limited: int) -> dict[str, int]:
     """Lengths of the numbers that a shape needs."""
-    sizes = dict.fromkeys(("a0", "a1", "floor", "cap", "activity"), n_slots)
-    energy = shape.goal.objective is Objective.ENERGY
-    sizes |= {"energy": n_slots} if energy else {"weight": shape.n_tasks}
+    sizes = dict.fromkeys(("a0", "a1", "floor", "cap", "activity"), n_slots) | {"weight": shape.n_tasks}
+    sizes |= {"energy": n_slots} if shape.goal.objective is Objective.ENERGY else {}
     return sizes | {"room": shape.n_resources} | ({"snr": n_limited} if n_limited else {})
 
 
 def _seconds(x: Any, numbers: dict[str, Any], limited: Ints) -> tuple[Any, list[Any]]:  # noqa: ANN401  # of cvxpy
     """Latency of each slot per work: 1 / x, or 1 / (x log(1 + snr / x)) where power limits; and what defines it."""
-    import cvxpy as cp
+    cp = _cvxpy()
 
     if not limited.size:
         return cp.inv_pos(x), []
@@ -147,12 +153,12 @@ def _incidence(rows: Ints, n: int) -> Any:  # noqa: ANN401  # a sparse matrix
 
 
 def _objective(goal: Goal, late: Any, seconds: Any, numbers: dict[str, Any]) -> Any:  # noqa: ANN401  # of cvxpy
-    import cvxpy as cp
+    cp = _cvxpy()
 
     if goal.objective is Objective.MAX_LATENCY:
         return cp.max(late)
     if goal.objective is Objective.ENERGY:
-        return numbers["energy"] @ seconds
+        return numbers["energy"] @ seconds + numbers["weight"] @ late
     if goal.objective is Objective.LATENCY:
         return numbers["weight"] @ late
     spare = 1.0 + HEADROOM - late
@@ -163,7 +169,7 @@ def _objective(goal: Goal, late: Any, seconds: Any, numbers: dict[str, Any]) -> 
 
 def _solve(form: _Form, numbers: dict[str, Floats]) -> float:
     """Fill in the numbers and solve. Raises BadProblem where nothing is feasible, Unsolved."""
-    import cvxpy as cp
+    cp = _cvxpy()
 
     for name, place in form.numbers.items():
         if isinstance(place, cp.Parameter):

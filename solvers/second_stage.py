@@ -6,6 +6,7 @@ them all (solvers/_stage.py); solvers/convex.py states the same programs for a c
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import math
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import numpy as np
 
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
+from solvers.solution import Solution
 
 TRANSMIT_W: Final = 0.2  # 23 dBm: UE power class 3, TS 38.101-1 Table 6.2.1-1
+TIE: Final = 0.01  # of the energy at full shares, times mean lateness: energy alone leaves compute shares undecided
 HEADROOM: Final = 1e-2  # relative slack added to everybody's, so that a task without any has a finite utility
 
 
@@ -26,7 +29,7 @@ class Objective(enum.StrEnum):
     LATENCY = "latency"  # sum of weight_i late_i
     MAX_LATENCY = "max-latency"  # max of late_i
     ALPHA_FAIR = "alpha-fair"  # minus the sum of weight_i U(1 + HEADROOM - late_i), U of Mo & Walrand 2000
-    ENERGY = "energy"  # sum of weight_i x power x time on air
+    ENERGY = "energy"  # sum of weight_i x power x time on air, and a little latency (TIE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Leftover:
 
 
 def parse_goal(text: str) -> Goal:
-    """Read "latency", "max-latency", "alpha-fair", "alpha-fair:2" or "energy". Raises BadProblem naming what there is."""
+    """Read "latency", "max-latency", "alpha-fair", "alpha-fair:2" or "energy". Raises BadProblem with the names."""
     name, _, number = text.partition(":")
     try:
         objective = Objective(name)
@@ -91,14 +94,17 @@ def leftover(problem: Problem, chosen: Ints, goal: Goal, weight: Floats | None =
         a = np.where(problem.work[j] > 0, problem.work[j] / problem.slack[j][:, :, None], 0.0)
     comm = np.array([kind == "comm" for kind in problem.kinds], dtype=np.float64)
     weights = np.ones(problem.n_tasks) if weight is None else np.asarray(weight, dtype=np.float64)
-    at = np.arange(len(j))
+    at, energy = np.arange(len(j)), np.zeros(len(j))
+    if goal.objective is Objective.ENERGY:
+        energy = goal.power_w * comm[resource] * problem.work[j, :, slot].sum(axis=1) * weights[tasks[owner]]
+        weights = weights * (TIE * energy.sum() / max(weights[tasks].sum(), 1e-300))
     return Leftover(
         task=tasks[owner],
         slot=slot,
         owner=owner,
         resource=resource,
         a=np.ascontiguousarray(a[at, :, slot].T),
-        energy=goal.power_w * comm[resource] * problem.work[j, :, slot].sum(axis=1) * weights[tasks[owner]],
+        energy=energy,
         floor=problem.floor[j, slot],
         cap=problem.cap[j, slot],
         activity=problem.activity[j, slot],
@@ -123,19 +129,17 @@ def value_of(left: Leftover, goal: Goal, x: Floats) -> float:
         late = np.stack([np.bincount(left.owner, weights=a / x, minlength=len(left.weight)) for a in left.a]).max(
             axis=0
         )
-    if goal.objective is Objective.ENERGY:
-        return float((left.energy / x).sum())
     if goal.objective is Objective.MAX_LATENCY:
         return float(late.max(initial=0.0))
-    if goal.objective is Objective.LATENCY:
-        return float((left.weight * late).sum())
+    if goal.objective in {Objective.LATENCY, Objective.ENERGY}:
+        return float((left.weight * late).sum() + (left.energy / x).sum())
     spare = np.maximum(1.0 + HEADROOM - late, 0.0)
     with np.errstate(divide="ignore"):
         utility = np.log(spare) if goal.alpha == 1.0 else spare ** (1.0 - goal.alpha) / (1.0 - goal.alpha)
     return -float((left.weight * utility).sum())
 
 
-KINDS: Final = {Objective.LATENCY: 0, Objective.ALPHA_FAIR: 1, Objective.ENERGY: 2, Objective.MAX_LATENCY: 3}
+KINDS: Final = {Objective.LATENCY: 0, Objective.ENERGY: 0, Objective.ALPHA_FAIR: 1, Objective.MAX_LATENCY: 2}
 
 
 def second_stage(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats | None = None) -> Solution:
@@ -158,7 +162,6 @@ def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats
     if not left.task.size:
         return solution.share, 0.0
     n, none = len(left.weight), np.zeros(len(left.task))
-    energy = left.energy if goal.objective is Objective.ENERGY else none
     first = np.searchsorted(left.owner, np.arange(n + 1))
     dominated = [np.bincount(left.owner, weights=left.a[q] > left.a[1 - q], minlength=n) == 0 for q in (1, 0)]
     stage = Stage(
@@ -168,11 +171,11 @@ def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats
         first,
         np.where(dominated[0], 0, np.where(dominated[1], 1, 2)),
         left.resource,
-        np.stack([*left.a, energy, left.floor, left.cap, left.activity, none, none], axis=1),
+        np.stack([*left.a, left.energy, left.floor, left.cap, left.activity, none, none], axis=1),
         left.weight,
         left.room,
         left.pull,
-        np.argsort(left.pull <= 0, axis=0, kind="stable").T,
+        np.ascontiguousarray(np.argsort(left.pull <= 0, axis=0, kind="stable").T),
         (left.pull > 0).sum(axis=0),
     )
     x, _, bound, _ = climb(stage, solution.share[left.task, left.slot])

@@ -295,6 +295,22 @@ class Follower(Bus):
         return out
 
 
+class Foreign(Bus):
+    """A SUB on somebody else's publisher, whose messages are one frame without a topic."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(zmq.SUB, None)
+        self.socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self.connect(endpoint)
+
+    def drain(self, limit: int = ENOUGH) -> list[bytes]:
+        """Receive what has arrived; of a message with more frames, the last."""
+        out: list[bytes] = []
+        while len(out) < limit and (frames := self._take()) is not None:
+            out.append(frames[-1])
+        return out
+
+
 class Dealer(Bus):
     """A client's end of the control socket: many requests may be under way."""
 

@@ -30,7 +30,7 @@ for await (const [topic, payload] of decisions) {
   if (leases.length === 3) break;
 }
 const released = await ask("release", { task });
-const unknown = await ask("show", { task });
+const unknown = await ask("show", { task: `${task}-of-nobody` });
 console.log(JSON.stringify({ submitted, leases, released, unknown }));
 decisions.close();
 control.close();

@@ -92,6 +92,14 @@ def expected_deadlines(task: Task) -> tuple[float, float]:
     return np.inf, min(max(paced, SETTINGS.pace_least * aim), SETTINGS.pace_most * aim)
 
 
+def expected_rates(task: Task) -> tuple[float, float]:
+    """A decoder that is ahead of the promised pace asks for less, one that is behind for more."""
+    first, second = (float(r) for r in task.table.rate_hz)
+    if task.is_llm and task.phase == 1:
+        return first, SETTINGS.deadline_margin / expected_deadlines(task)[1]
+    return first, second
+
+
 def physics(task: Task, row: int, q: int) -> tuple[float, float, float]:
     """Bits, node seconds, fixed seconds of phase q that still lie ahead."""
     table, progress = task.table, task.progress
@@ -135,7 +143,7 @@ def assert_columns(state: State, newcomers: list[Task]) -> None:
             assert problem.slot[j].tolist() == places
             memory = task.table.node_bytes[row] / BYTES[node] if node != LOCAL else 0.0
             assert problem.rigid[j].tolist() == [0.0, 0.0, memory]
-            rates = task.table.rate_hz
+            rates = expected_rates(task)
             used = [0.0, 0.0]
             for q, deadline in enumerate(expected_deadlines(task)):
                 bits, node_s, fixed_s = physics(task, row, q)

@@ -13,7 +13,7 @@ from control_peer import LEASE, REFUSED, STATUS, VIEW, Peer, peer, refuse
 
 from cosched import control_messages as api
 from cosched.async_client import AsyncClient
-from cosched.client import Client, NoAnswer, Refused, reachable, whatif_args
+from cosched.client import Client, NoAnswer, Refused, default_endpoint, reachable, whatif_args
 from cosched.errors import BadInput
 from telemetry.messages import LlmSession
 
@@ -114,6 +114,18 @@ def test_silence_is_an_error_and_a_late_answer_belongs_to_nobody(daemon: Peer) -
 def test_no_daemon_is_noticed_at_once(tmp_path: Path) -> None:
     with pytest.raises(NoAnswer, match=r"control\.sock: no daemon is there; 'cosched run' starts one"):
         Client(f"ipc://{tmp_path}/control.sock")
+
+
+def test_the_users_own_daemon_comes_before_the_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, service = tmp_path / "own" / "control.sock", tmp_path / "service.sock"
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(own.parent))
+    monkeypatch.setattr("cosched.client.SERVICE", f"ipc://{service}")
+    assert default_endpoint() == f"ipc://{own}", "named in the error when there is neither"
+    service.touch()
+    assert default_endpoint() == f"ipc://{service}"
+    own.parent.mkdir()
+    own.touch()
+    assert default_endpoint() == f"ipc://{own}"
 
 
 def test_following_begins_with_the_present_decision(daemon: Peer) -> None:

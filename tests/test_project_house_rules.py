@@ -34,6 +34,7 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "rich": ("cosched/bench/tables.py", "cosched/cli/*.py", "cosched/report/table.py"),
     "structlog": ("cosched/log.py", "cosched/drivers/*.py"),
     "typer": ("cosched/cli/*.py",),
+    "websockets": ("telemetry/adapters/sources.py",),
     "zmq": ("telemetry/bus.py", "cosched/drivers/zap.py"),
 }
 

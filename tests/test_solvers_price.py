@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from solver_cases import random_problem
 from solver_referee import misses
 
+from cosched.bench import instances
 from solvers import check, price
 from solvers._jit import COMPILED
 from solvers._kernel import Raw, Table, prepare
@@ -356,3 +357,12 @@ def test_identical_tasks_are_mixed_over_their_points():
     solution = price.solve(problem)
     assert solution.certificate.value == 22.0  # 11 on each
     assert check.verify(problem, solution) == []
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_many_points_that_lose_nothing(mixed: bool):
+    """Nearly everybody fits, so prices are next to nothing and thousands of points lose nothing against the bound."""
+    problem = instances.make(100, 1, mixed=mixed, load=1.3).problem
+    solution = price.solve(problem)
+    assert check.verify(problem, solution) == []
+    assert (solution.chosen >= 0).sum() > 80

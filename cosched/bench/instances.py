@@ -37,8 +37,11 @@ class Instance:
     owner: Ints  # (J,)
 
 
-def make(n_tasks: int, seed: int, *, mixed: bool = False) -> Instance:
-    """Return an instance. `mixed`: weights 1 and 5, qualities, two phases, floors and rigid demand as well."""
+def make(n_tasks: int, seed: int, *, mixed: bool = False, load: float = LOAD) -> Instance:
+    """Return an instance. `mixed`: weights 1 and 5, qualities, two phases, floors and rigid demand as well.
+
+    `load`: demand over capacity at even shares; at 1.3 nearly everybody can be served.
+    """
     rng = np.random.default_rng((seed, n_tasks, int(mixed)))
     n_points, width = NODES * SPLITS, 2
     cell, device = rng.integers(0, CELLS, n_tasks), rng.integers(0, len(DEVICE_FLOP_S), n_tasks)
@@ -55,7 +58,7 @@ def make(n_tasks: int, seed: int, *, mixed: bool = False) -> Instance:
     for s, (amount, many) in enumerate(((air, CELLS), (compute, NODES))):
         need = np.where(slack > 0.0, amount / np.maximum(slack, 1e-3), 0.0)
         # At even shares a point takes 2 x work / slack of both resources; all nodes together serve a task's nodes.
-        work[:, :, 0, s] = amount * LOAD * many / (2.0 * n_tasks * np.median(need[need > 0.0]))
+        work[:, :, 0, s] = amount * load * many / (2.0 * n_tasks * np.median(need[need > 0.0]))
     value, limit = np.ones((n_tasks, n_points)), np.full((n_tasks, n_points, PHASES), np.inf)
     limit[:, :, 0] = slack
     floor, rigid = np.zeros((n_tasks, n_points, width)), np.zeros((n_tasks, n_points, width))
@@ -63,10 +66,12 @@ def make(n_tasks: int, seed: int, *, mixed: bool = False) -> Instance:
         value = rng.choice([1.0, 5.0], n_tasks)[:, None] * QUALITY[split]
         two = rng.random(n_tasks) < TWO_PHASES
         limit[two, :, 1] = DECODE_PART * slack[two]
-        work[two, :, 1, :] = DECODE_PART * work[two, :, 0, :] * rng.lognormal(0.0, 0.4, (int(two.sum()), n_points, width))
+        work[two, :, 1, :] = (
+            DECODE_PART * work[two, :, 0, :] * rng.lognormal(0.0, 0.4, (int(two.sum()), n_points, width))
+        )
         floor = np.where(slack[:, :, None] > 0.0, 0.3 * work[:, :, 0, :] / np.maximum(slack, 1e-3)[:, :, None], 0.0)
         floor = np.minimum(floor, 1.0)
-        rigid[:, :, 1] = 0.1 * LOAD * NODES / n_tasks * rng.uniform(0.0, 1.0, (n_tasks, 1))
+        rigid[:, :, 1] = 0.1 * load * NODES / n_tasks * rng.uniform(0.0, 1.0, (n_tasks, 1))
     owner = np.repeat(np.arange(n_tasks), n_points)
     slot = np.stack([np.repeat(cell, n_points), CELLS + np.tile(node, n_tasks)], axis=1)
     return Instance(_problem(n_tasks, value, limit, slot, work, floor, rigid), owner)

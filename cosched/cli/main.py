@@ -40,6 +40,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "config": Entry("cosched.cli.config:app", "Check or show the daemon's configuration."),
     "ctl": Entry("cosched.cli.ctl:app", "Ask and steer a running daemon."),
     "agent": Entry("cosched.cli.agent:agent", "Publish this node's compute telemetry to the daemon."),
+    "adapter": Entry("cosched.cli.adapter:adapter", "Read a live radio source and publish its reports to the daemon."),
     "keys": Entry("cosched.cli.keys:app", "Make CURVE keys and say whom the daemon lets in."),
     "profile": Entry("cosched.cli.profile:app", "Print the layer table of a model on a device."),
     "bench": Entry("cosched.cli.bench:bench", "Measure what the README states, as a table and as JSON."),

@@ -208,8 +208,11 @@ def fill(
         if not is_served:
             efficiency[i] = channel.mean[ue]
             seconds_per_bit = 1.0 / (efficiency[i] * hz)
+        rate_hz = task[i, RATE_HZ], task[i, RATE_HZ + 1]
+        if kind == DECODING:  # who is ahead of the promised pace asks for less for a while, who is behind for more
+            rate_hz = task[i, RATE_HZ], rule.margin / left_s[1]
         for j in range(first[i], first[i + 1]):
             for q in range(2):
                 work[j, q, 0] *= seconds_per_bit
                 for s in range(2):
-                    mean_use[j, s] = max(mean_use[j, s], min(work[j, q, s] * task[i, RATE_HZ + q], 1.0))
+                    mean_use[j, s] = max(mean_use[j, s], min(work[j, q, s] * rate_hz[q], 1.0))

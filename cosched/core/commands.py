@@ -47,6 +47,7 @@ class Plan:
     tasks: tuple[str, ...]
     point: Ints  # (N,) row of the task's PointTable
     share: Floats  # (N, 3) of cell uplink, node, node memory
+    node_weight: Floats  # (N,) with which the node shares itself out so that everybody gets his share of it
     prbs: Floats  # (N,) whole PRBs where the policy promises, else the fractional equal share
     promised: npt.NDArray[np.bool_]  # (N,)
     efficiency: Floats  # (N,) bit/s/Hz planned with

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from cosched.core.bids import Arrival, BidPrices
 from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.congestion import weighed
 from cosched.core.decide import Asked, make_plan
@@ -18,7 +19,7 @@ from cosched.core.events import Event, Finished, Offered, Progressed, Solved, So
 from cosched.core.planner import Layout, Planned, make_layout, plan_problem, resource_ids
 from cosched.core.policy import Policy, fallback
 from cosched.core.settings import Settings
-from cosched.core.snapshot import Load, Snapshot, TaskRow
+from cosched.core.snapshot import BidRow, Load, Snapshot, TaskRow
 from cosched.core.state import State, Task
 from cosched.errors import CoschedError
 from cosched.site import Site
@@ -59,6 +60,7 @@ class Core:
         self._open: tuple[int, Asked, Policy] | None = None
         self._waiting: list[Task] = []
         self._use: Floats = np.zeros_like(self.state.prices)  # what the plan in force counts
+        self._bids = BidPrices(site, settings)
         self._dropped: list[Decision] = []
         self._layout: tuple[int, Layout] | None = None
         self._handlers: dict[type, Callable[..., list[Command]]] = {
@@ -99,7 +101,10 @@ class Core:
             if ue < 0 or cell < 0:  # cell: it was in one that a reload took away
                 self._dropped.append(Decision(offer.task, "rejected_no_channel", -1, EMPTY, 0.0))
                 continue
-            self._waiting.append(Task(offer, self._points(offer, cell), ue, cell, table_cell=cell))
+            task = Task(offer, self._points(offer, cell), ue, cell, table_cell=cell)
+            efficiency = float(self.state.channel.planned(event.at_s, self.settings.session_risk_sd)[ue])
+            self._bids.note(Arrival(event.at_s, offer, task.table, cell, efficiency))
+            self._waiting.append(task)
         return self._solve()
 
     def _switched(self, event: Switched) -> list[Command]:
@@ -132,7 +137,10 @@ class Core:
             problem = effective.restrict(problem, planned.mean_use, z=self.settings.z, variance0=variance)
         if self.policy.weighs_load:
             problem = weighed(problem, planned, self._use, self.settings)
-        return [self._ask(Asked(planned, problem), self.policy)]
+        if self.policy.bids:
+            self._bids.refresh(self._now_s, self.state.background)
+            problem = self._bids.screen(problem, planned, self._use)
+        return [self._ask(Asked(planned, problem, self.policy.statistical), self.policy)]
 
     def _ask(self, asked: Asked, policy: Policy) -> Solve:
         self._request += 1
@@ -199,15 +207,22 @@ class Core:
         """State in force; what waits for an open solve is not in it."""
         state = self.state
         cells = [c.id for c in state.site.cells]
-        loads = zip(state.background, state.prices, state.variance, self._use, strict=True)
+        n_nodes = len(state.site.nodes)
+        bid = np.concatenate([self._bids.price, np.zeros(n_nodes)])
+        loads = zip(state.background, state.prices, state.variance, self._use, bid, strict=True)
         return Snapshot(
             at_s=self._now_s,
             generation=self._generation,
             request=self._request,
             channel=state.channel.rows(),
             cell_of_ue={ue: cells[cell] for ue, cell in state.cell_of_ue.items()},
-            loads={name: Load(background=float(b), price=float(p), variance=float(v), use=float(u))
-                   for name, (b, p, v, u) in zip(resource_ids(state.site), loads, strict=True)},
+            loads={name: Load(background=float(b), price=float(p), variance=float(v), use=float(u), bid=float(w))
+                   for name, (b, p, v, u, w) in zip(resource_ids(state.site), loads, strict=True)},
+            bids=tuple(
+                BidRow(at_s=a.at_s, offer=a.offer, cell=cells[a.cell], efficiency_bps_hz=a.efficiency_bps_hz)
+                for a in self._bids.arrivals
+            ),
+            bids_due_s=self._bids.due_s,
             tasks=tuple(
                 TaskRow(
                     offer=t.offer, cell=cells[t.cell], table_cell=cells[t.table_cell],
@@ -233,9 +248,21 @@ class Core:
             if (load := snapshot.loads.get(name)) is not None:
                 state.background[i], state.prices[i] = load.background, load.price
                 state.variance[i], self._use[i] = load.variance, load.use
+        self._restore_bids(snapshot)
         lost = [row.offer.task for row in snapshot.tasks if not self._take_over(row)]
         state.version += 1
         return tuple(lost)
+
+    def _restore_bids(self, snapshot: Snapshot) -> None:
+        index, site = self.state.cell_index, self.state.site
+        rows = [row for row in snapshot.bids if row.cell in index]
+        names = resource_ids(site)[: len(site.cells) + len(site.nodes)]
+        price = np.array([snapshot.loads[name].bid if name in snapshot.loads else 0.0 for name in names])
+        arrivals = [
+            Arrival(r.at_s, r.offer, self._points(r.offer, index[r.cell]), index[r.cell], r.efficiency_bps_hz)
+            for r in rows
+        ]
+        self._bids.restore(arrivals, price, snapshot.bids_due_s)
 
     def _take_over(self, row: TaskRow) -> bool:
         index, offer = self.state.cell_index, row.offer

@@ -7,18 +7,18 @@ from typing import Final
 
 import numpy as np
 
+from cosched.core.bids import is_screened
 from cosched.core.commands import Decision, Plan
 from cosched.core.planner import Planned
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.core.state import State
 from cosched.workloads.base import Bools, Floats, Ints
-from solvers.price import point_costs
 from solvers.problem import Problem
 from solvers.solution import Solution
 
 PRB_EPS: Final = 1e-9  # a share that is a whole number of PRBs but for rounding is that number
-LEAST_PRICE: Final = 1e-6  # free resources are divided as if they had a price
+LEAST_REST: Final = 1e-3  # of a node beside a task that needs all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Asked:
 
     planned: Planned
     problem: Problem  # the one that was solved: planned.problem, restricted and weighed as the policy wants it
+    statistical: bool  # whether shares are used now and then, as the effective-bandwidth rule has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def make_plan(
         tasks=tuple(layout.names[i] for i in has),
         point=layout.row[rows],
         share=share,
+        node_weight=_node_weights(asked, has, rows, share[:, 1]),
         prbs=_prbs(state, layout.cell[has], share[:, 0], promised),
         promised=promised,
         efficiency=asked.planned.efficiency[has],
@@ -69,23 +71,16 @@ def make_plan(
 def _draft(asked: Asked, solution: Solution) -> Draft:
     """Complete the solution with running sessions that it has no room for.
 
-    Such a session keeps its point and the weight that it needs: sharing is work-conserving, so it may still make it,
-    and its lease ends only when its promise is lost for certain.
+    Such a session keeps its point and is served with what the others leave: sharing is work-conserving, so it may still
+    make it, and its lease ends only when its promise is lost for certain.
     """
-    held, problem = asked.planned.layout.held, asked.problem
+    held = asked.planned.layout.held
     kept = np.flatnonzero((solution.chosen < 0) & (held >= 0))
     if not len(kept):
         return Draft(solution.chosen, solution.share, solution.promised)
     chosen, share = solution.chosen.copy(), solution.share.copy()
-    chosen[kept] = held[kept]
-    share[kept] = _needed_shares(problem, solution.prices, held[kept], asked.planned.mean_use)
+    chosen[kept], share[kept] = held[kept], 0.0
     return Draft(chosen, share, solution.promised)
-
-
-def _needed_shares(problem: Problem, prices: Floats, points: Ints, mean_use: Floats) -> Floats:
-    """(n, S) cheapest shares with which points (n,) hold their deadlines, their mean use where none do."""
-    cost, share = point_costs(problem, np.maximum(prices, LEAST_PRICE))
-    return np.where(np.isfinite(cost[points])[:, None], share[points], mean_use[points])
 
 
 def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
@@ -95,6 +90,21 @@ def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
     counted = problem.activity[rows] * share[chosen >= 0] + problem.rigid[rows]
     np.add.at(used, problem.slot[rows].ravel(), counted.ravel())
     return used[:-1] + problem.background
+
+
+def _node_weights(asked: Asked, tasks: Ints, rows: Ints, share: Floats) -> Floats:
+    """Weights (n,) of generalised processor sharing with which points `rows` of `tasks` get shares (n,) of their node.
+
+    While it is served, a task with weight w gets w / (w + W), where W is what the others have on average, each busy for
+    u of its share x: so x takes w = x / (1 - x + u) in units of W, much more than x where x is large (statistical
+    sharing; Parekh & Gallager 1993 for the sharing itself). When a node is over-full that favours tight deadlines over
+    loose ones, and the factor of the task's own weight the more valuable. Shares that are reserved are weights.
+    """
+    if not asked.statistical:
+        return share
+    mean_use = asked.planned.mean_use[rows, 1]
+    value = np.array([asked.planned.layout.tasks[i].offer.weight for i in tasks], dtype=np.float64)
+    return np.asarray(value * share / np.maximum(1.0 - share + mean_use, LEAST_REST), dtype=np.float64)
 
 
 def _variance(planned: Planned, rows: Ints, share: Floats) -> Floats:
@@ -124,7 +134,7 @@ def _decisions(state: State, asked: Asked, draft: Draft, used: Floats, at_s: flo
             continue
         reason, binding = (Reason.MOVED if held >= 0 else Reason.ADMITTED), ""
         if j < 0:
-            reason, binding = _refusal(asked.planned.problem, i, used)
+            reason, binding = _refusal(asked, i, used)
         elif held < 0 and not draft.promised[i]:
             reason = Reason.UNPROMISED
         out.append(
@@ -143,12 +153,15 @@ def _decisions(state: State, asked: Asked, draft: Draft, used: Floats, at_s: flo
     return tuple(out)
 
 
-def _refusal(problem: Problem, i: int, used: Floats) -> tuple[Reason, str]:
+def _refusal(asked: Asked, i: int, used: Floats) -> tuple[Reason, str]:
     """Why newcomer i was refused, and the fullest resource that its points need."""
+    problem = asked.planned.problem
     points = np.arange(problem.first[i], problem.first[i + 1])
     points = points[(problem.work[points].sum(axis=2) <= problem.slack[points]).all(axis=1)]
     slots = problem.slot[points]
     needed = np.unique(slots[slots < problem.n_resources])
     if not len(needed):
         return Reason.REJECTED_NO_POINT, ""
-    return Reason.REJECTED_NO_CAPACITY, problem.resource_ids[int(needed[np.argmax(used[needed])])]
+    fullest = problem.resource_ids[int(needed[np.argmax(used[needed])])]
+    screened = is_screened(problem, asked.problem, slice(int(problem.first[i]), int(problem.first[i + 1])))
+    return Reason.REJECTED_BID_PRICE if screened else Reason.REJECTED_NO_CAPACITY, fullest

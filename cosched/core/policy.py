@@ -20,6 +20,7 @@ class Policy:
 
     statistical: the planner hands it the effective-bandwidth problem (model.md 2a) instead of hard reservations.
     weighs_load: newcomers' points are weighed at congestion prices (cosched/core/congestion.py).
+    bids: newcomers pay bid prices for their whole life (cosched/core/bids.py).
     drops_lost: a session whose promise can no longer be kept loses its lease (else it is served to its end).
     solver options are those the solver documents (docs/policies.md).
     """
@@ -29,13 +30,16 @@ class Policy:
     statistical: bool = False
     drops_lost: bool = True
     weighs_load: bool = False
+    bids: bool = False
     options: Mapping[str, float] = field(default_factory=_frozen)
 
 
 POLICIES: Final[dict[str, Policy]] = {
     p.name: p
     for p in (
-        Policy("joint", "joint", statistical=True, weighs_load=True, options=_frozen(second_stage=0, nodes=0)),
+        Policy(
+            "joint", "joint", statistical=True, weighs_load=True, bids=True, options=_frozen(second_stage=0, nodes=0)
+        ),
         Policy("greedy", "greedy", statistical=True, options=_frozen(second_stage=0)),
         Policy("greedy-residual", "greedy-residual", statistical=True, options=_frozen(second_stage=0)),
         Policy("pf", "pf", drops_lost=False),

@@ -38,8 +38,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Safety of statistical admission: standard deviations of the use of a resource kept free (docs/model.md, 6).
     Smaller than for hard deadlines, as TPOT is a mean over a session (docs/performance.md has the curve)."""
 
-    stickiness: float = 1.0
-    """Value added, in multiples of its weight, for going on serving an admitted session."""
+    stickiness: float = 0.2
+    """Value added, in multiples of its weight, for going on serving an admitted session: no newcomer of the same weight
+    takes its place, one of several times its weight may (docs/decisions/0010)."""
 
     switch_cost: float = 0.2
     """Value that another operating point of a running session must save before it is taken."""
@@ -47,11 +48,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pace_horizon: int = 20
     """Tokens over which a decoder that is behind (or ahead of) its TPOT is brought back to it."""
 
-    pace_least: float = 0.7
+    pace_least: float = 0.4
     """A decoder that is behind is planned at no less than this part of its TPOT."""
 
-    pace_most: float = 1.0
-    """A decoder that is ahead is planned at no more than this multiple of its TPOT."""
+    pace_most: float = 4.0
+    """A decoder that is ahead is planned at no more than this multiple of its TPOT: what it is ahead by is lent to
+    others. 1 lends nothing and met 3 to 5 % fewer tasks, 10 no more than 4 (docs/decisions/0010)."""
 
     congestion_price: float = 4.0
     """Price of a full resource at which newcomers' points are weighed, in value (cosched/core/congestion.py)."""
+
+    bid_window_s: float = 60.0
+    """Arrivals of this long stand for those to come (cosched/core/bids.py)."""
+
+    bid_period_s: float = 2.0
+    """Bid prices are worked out anew this often."""
+
+    bid_fill: float = 0.9
+    """Part of a resource that can be sold: arrivals do not come evenly."""
+
+    bid_share: float = 0.7
+    """A point that needs more than this share of a resource is not counted on."""
+
+    bid_low: float = 0.6
+    """Planned use of a resource below which its bid price is not asked ..."""
+
+    bid_high: float = 0.9
+    """... and from which on it is asked in full."""
+
+    expected_output: float = 0.6
+    """Tokens that a session is expected to generate, as part of the most that it may (Azure conversation trace)."""

@@ -23,6 +23,15 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     progress: Progress | None = None
 
 
+class BidRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that asked to come in of late: bid prices are learned from these (cosched/core/bids.py)."""
+
+    at_s: float
+    offer: TaskOffer
+    cell: str
+    efficiency_bps_hz: float
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one resource."""
 
@@ -30,6 +39,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     price: float = 0.0
     variance: float = 0.0
     use: float = 0.0
+    bid: float = 0.0  # value of a second of it
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,3 +52,5 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     cell_of_ue: dict[str, str] = {}
     loads: dict[str, Load] = {}  # by resource id
     tasks: tuple[TaskRow, ...] = ()  # in order of admission
+    bids: tuple[BidRow, ...] = ()  # in order of arrival
+    bids_due_s: float = 0.0

@@ -75,6 +75,7 @@ class Engine:
     solve: Callable[[Solve], None]
     alarm: Callable[[str, str], None]
     on_plan: Callable[[Plan], None] = lambda _: None
+    on_offer: Callable[[TaskOffer], None] = lambda _: None
     trackers: dict[str, Tracker] = field(default_factory=dict)
     waiting: dict[str, Waiting] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -126,6 +127,8 @@ class Engine:
         """Have tasks decided that came at one instant. Their operating points must be known to be well-formed."""
         self.waiting.update((w.offer.task, w) for w in submits)
         self.counts["offered"] += len(submits)
+        for submit in submits:
+            self.on_offer(submit.offer)
         record = journal.Offers(offers=tuple(w.offer for w in submits))
         self._feed("offered", record, lambda at_s: events.Offered(at_s, record.offers))
 

@@ -31,6 +31,7 @@ from cosched.drivers.mode import Mode, Modes, Move
 from cosched.drivers.notify import Notifier
 from cosched.drivers.pool import Pool
 from cosched.drivers.rehearsal import rehearse
+from cosched.drivers.shadow_feed import ShadowFeed, Window
 from cosched.drivers.store import Store, StoreFailed
 from cosched.drivers.zap import Authenticator
 from cosched.errors import BadInput, CoschedError
@@ -38,6 +39,7 @@ from cosched.log import configure
 from cosched.settings import FIXED, Loaded, load
 from solvers.solution import Solution
 from telemetry import bus
+from telemetry.messages import Message
 from telemetry.wire import Intake
 
 NS: Final = 1e-9
@@ -76,10 +78,9 @@ class Daemon:
         self.pool = Pool(settings.solver.budget_s, self._solved)
         self.intake = Intake(settings.telemetry.max_message_bytes)
         self.engine = self._first_engine(plant)
-        self.ingest = Ingest(
-            self.sockets.telemetry, self.intake, self.engine.report, self.engine.reported_s, self.clock
-        )
+        self.ingest = Ingest(self.sockets.telemetry, self.intake, self._report, self.engine.reported_s, self.clock)
         self.ingest.access, self.ingest.max_ues = self.access, settings.telemetry.max_ues
+        self.shadow = ShadowFeed(settings.shadow.window_s, self._shadow_window)
         self.control = Control(
             self, self._answer, self.spawn, settings.control.max_waiting, settings.control.max_message_bytes
         )
@@ -102,6 +103,7 @@ class Daemon:
             solve=self.pool.submit,
             alarm=self.alarm,
             on_plan=lambda _: self._planned(),
+            on_offer=lambda offer: self.shadow.offered(offer),  # noqa: PLW0108  # made after the engine
         )
         engine.restore(stored.snapshot(now_ns))
         return engine
@@ -121,6 +123,8 @@ class Daemon:
         self.spawn(self._become_ready())
         self.spawn(self._ticks())
         self.spawn(self._publish_status())
+        if settings.shadow.enabled:
+            self.spawn(self.shadow.run(self.clock))
         await self._ended.wait()
         await self._stop(pumps)
         return self._exit_code
@@ -155,6 +159,22 @@ class Daemon:
         )
 
     # --- what the sockets bring ---------------------------------------------------------------------------------
+
+    def _report(self, message: Message, at_ns: int) -> None:
+        self.engine.report(message, at_ns)
+        self.shadow.heard(message, at_ns)
+
+    def _shadow_window(self, begun_ns: int, ended_ns: int) -> Window:
+        engine, settings = self.engine, self.loaded.settings
+        return Window(
+            site_toml=engine.plant.toml,
+            ue_devices=dict(engine.plant.ue_devices),
+            core=settings.core,
+            policy=self.policy_chosen,
+            baseline=settings.shadow.baseline,
+            begun_ns=begun_ns,
+            ended_ns=ended_ns,
+        )
 
     def _serve(self) -> bool:
         """Drain the control socket."""

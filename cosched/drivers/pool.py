@@ -23,6 +23,7 @@ from solvers.solution import Solution
 
 INLINE: Final = "local"  # the end of the fallback chain: trivial, solved where the daemon runs
 START_S: Final = 60.0  # a worker that is not ready by then (cold cache: it compiles) is started anew
+STEP_S: Final = 0.02  # between two looks for a spare worker
 RETRY_S: Final = 1.0  # between two starts
 MAX_ANSWER_BYTES: Final = 1 << 28
 
@@ -114,7 +115,6 @@ class Pool:
         self._starting = 0
         self._at_work = 0  # 1 while a Solve of the core is under way
         self._aside = asyncio.Lock()
-        self._filled = asyncio.Condition()
         self.first = asyncio.Event()  # set once a worker is ready
 
     def start(self, rehearsal: Sequence[bytes] = ()) -> None:
@@ -131,16 +131,18 @@ class Pool:
         elif not self._ready:
             asyncio.get_running_loop().call_soon(self._done, command.request, None, "no worker is ready")
         else:
+            self._at_work = 1
             self._spawn(self._solve(self._ready.pop(0), command))
 
     async def aside(self, command: Solve, budget_s: float) -> Solution:
         """Solve beside what is in force, on the spare worker. Raises SolveLost."""
         async with self._aside:
-            try:
-                async with asyncio.timeout(START_S), self._filled:
-                    await self._filled.wait_for(lambda: len(self._ready) + self._at_work >= 2)
-            except TimeoutError:
-                raise SolveLost("no spare worker is ready") from None
+            for _ in range(round(START_S / STEP_S)):
+                if len(self._ready) + self._at_work >= 2:
+                    break
+                await asyncio.sleep(STEP_S)
+            else:
+                raise SolveLost("no spare worker is ready")
             worker = self._ready.pop()
             try:
                 answer = await worker.solve(pack(ask_of(command)), budget_s)
@@ -153,7 +155,6 @@ class Pool:
         return answer.solution
 
     async def _solve(self, worker: Worker, command: Solve) -> None:
-        self._at_work = 1
         try:
             answer = await worker.solve(pack(ask_of(command)), self.budget_s)
         except SolveLost as error:
@@ -179,8 +180,6 @@ class Pool:
                 else:
                     self._ready.append(worker)
                     self.first.set()
-                    async with self._filled:
-                        self._filled.notify_all()
                     return
         finally:
             self._starting -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import numpy as np
 
 from cosched import __version__
@@ -44,7 +45,7 @@ def of(daemon: Daemon) -> api.Status:
         solve_ms=engine.solve_ms.quantiles(),
         telemetry_ms=engine.plan_ms.quantiles(),
         ingest=_ingest(daemon, now_s),
-        shadow=api.Shadow(baseline=daemon.loaded.settings.shadow.baseline),
+        shadow=msgspec.structs.replace(daemon.shadow.view(), baseline=daemon.loaded.settings.shadow.baseline),
         capture=engine.capture.path,
         capture_bytes=engine.capture.n_bytes,
         config=str(daemon.loaded.path or ""),

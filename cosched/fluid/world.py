@@ -121,7 +121,7 @@ class World:
         known = [k for k, name in enumerate(plan.tasks) if name in self._row]
         rows = np.array([self._row[plan.tasks[k]] for k in known], dtype=np.int64)
         self._f[rows, fl.W_UL] = np.maximum(plan.prbs[known], LEAST_WEIGHT)
-        self._f[rows, fl.W_NODE] = np.maximum(plan.share[known, 1], LEAST_WEIGHT)
+        self._f[rows, fl.W_NODE] = np.maximum(plan.node_weight[known], LEAST_WEIGHT)
 
     def advance(self, until_s: float) -> list[tuple[str, Served]]:
         """Serve until `until_s`; return the tasks that came to their end, in order of time."""

@@ -1,0 +1,153 @@
+"""Bid prices: what a session takes from those who will want the same capacity while it lasts (docs/model.md).
+
+A session that is let in holds its resources for seconds; the prices of those who are here now know nothing of who comes
+next. So recent arrivals stand for the next ones: the dual prices of a fluid programme, in which every arrival of the
+last minute may be served once with all the work of its life, say what a second of each resource is worth (Agrawal,
+Wang & Ye 2014). A newcomer that is worth less than the work of its cheapest point, at these prices, is refused, but
+only as far as a resource is planned full: capacity is not kept idle for tasks that may not come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cosched.core.planner import Planned
+from cosched.core.settings import Settings
+from cosched.site import Site
+from cosched.workloads.base import Bools, Floats, PointTable
+from solvers.price import dual_bound
+from solvers.problem import Problem
+from telemetry.messages import LlmSession, TaskOffer
+
+MOST_ARRIVALS = 500  # remembered; more would say nothing new and cost milliseconds
+LEAST_ARRIVALS = 5  # below, nothing is known of who comes
+LEAST_SPAN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A task that asked to come in: operating points, cell and channel as they were then."""
+
+    at_s: float
+    offer: TaskOffer
+    table: PointTable
+    cell: int
+    efficiency_bps_hz: float
+
+
+class BidPrices:
+    """Value of a second of each uplink and node, learned from recent arrivals."""
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        self._site = site
+        self._settings = settings
+        self._due_s = 0.0
+        self._fluid: dict[str, tuple[Floats, Floats]] = {}  # task -> value (n,), seconds (n, R) of its points
+        self.arrivals: deque[Arrival] = deque()
+        self.price = np.zeros(len(site.cells) + len(site.nodes))  # (R,) value per second at full share
+
+    @property
+    def due_s(self) -> float:
+        """When the prices are worked out next."""
+        return self._due_s
+
+    def restore(self, arrivals: Sequence[Arrival], price: Floats, due_s: float) -> None:
+        """Take over what another core has learned."""
+        for arrival in arrivals:
+            self.note(arrival)
+        self.price, self._due_s = price, due_s
+
+    def note(self, arrival: Arrival) -> None:
+        """Remember who asked, let in or not."""
+        self.arrivals.append(arrival)
+        seconds, alone_s = _life_work(self._site, arrival, self._settings.expected_output)
+        table = arrival.table
+        good = (table.fixed_s + alone_s / self._settings.bid_share <= table.deadline_s).all(axis=1)
+        self._fluid[arrival.offer.task] = (arrival.offer.weight * table.quality[good], seconds[good])
+        if len(self.arrivals) > MOST_ARRIVALS:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._fluid.pop(self.arrivals.popleft().offer.task, None)
+
+    def refresh(self, now_s: float, background: Floats) -> None:
+        """Work the prices out anew when they are due. background (R or more,): what others take of each resource."""
+        if now_s < self._due_s:
+            return
+        self._due_s = now_s + self._settings.bid_period_s
+        while self.arrivals and self.arrivals[0].at_s < now_s - self._settings.bid_window_s:
+            self._forget()
+        if len(self.arrivals) < LEAST_ARRIVALS:
+            self.price = np.zeros_like(self.price)
+            return
+        # Until the window is full its length is how long there has been anything to see
+        span_s = max(now_s - self.arrivals[0].at_s, LEAST_SPAN_S) * self._settings.bid_fill
+        problem = self._programme(span_s, background[: len(self.price)])
+        _, prices = dual_bound(problem, warm=self.price * span_s)
+        self.price = prices / span_s
+
+    def _programme(self, span_s: float, background: Floats) -> Problem:
+        """Every arrival served once, its whole work as a rigid part of what the resources do in span_s."""
+        rows = [self._fluid[a.offer.task] for a in self.arrivals]
+        first = np.concatenate([[0], np.cumsum([len(value) for value, _ in rows])])
+        n_points, n_resources = int(first[-1]), len(self.price)
+        shape = (n_points, n_resources)
+        none = np.zeros(0, dtype=np.int64)
+        return Problem(
+            resource_ids=tuple(f"r{r}" for r in range(n_resources)), kinds=("other",) * n_resources,
+            background=background, coupling_from=none, coupling_to=none, coupling_per_share=np.zeros(0),
+            task_ids=tuple(a.offer.task for a in self.arrivals), first=first, point_ids=("",) * n_points,
+            value=np.concatenate([value for value, _ in rows]), slack=np.full((n_points, 2), np.inf),
+            slot=np.tile(np.arange(n_resources), (n_points, 1)), work=np.zeros((n_points, 2, n_resources)),
+            floor=np.zeros(shape), cap=np.ones(shape), activity=np.ones(shape),
+            rigid=np.concatenate([seconds for _, seconds in rows]) / span_s,
+            held=np.full(len(rows), -1), order=np.arange(len(rows)), channel=np.ones(len(rows)),
+        )  # fmt: skip
+
+    def screen(self, problem: Problem, planned: Planned, use: Floats) -> Problem:
+        """Return the problem in which newcomers that are worth less than they take have points of no value.
+
+        use (R or more,): what the plan in force counts of each resource.
+        """
+        layout, low, high = planned.layout, self._settings.bid_low, self._settings.bid_high
+        price = self.price * np.clip((use[: len(self.price)] - low) / (high - low), 0.0, 1.0)
+        newcomers = np.flatnonzero(layout.held < 0)
+        if not price.any() or not len(newcomers):
+            return problem
+        value = problem.value.copy()
+        for i in newcomers:
+            task = layout.tasks[i]
+            arrival = Arrival(0.0, task.offer, task.table, task.cell, float(planned.efficiency[i]))
+            seconds, _ = _life_work(self._site, arrival, self._settings.expected_output)
+            if (task.offer.weight * task.table.quality <= (seconds * price).sum(axis=1)).all():
+                value[layout.first[i] : layout.first[i + 1]] = 0.0
+        return replace(problem, value=value)
+
+
+def is_screened(problem: Problem, weighed: Problem, points: slice) -> bool:
+    """Whether a newcomer's points have lost their value to bid prices."""
+    return bool((weighed.value[points] <= 0).all() and (problem.value[points] > 0).any())
+
+
+def _life_work(site: Site, arrival: Arrival, expected_output: float) -> tuple[Floats, Floats]:
+    """Seconds (J, R) of every uplink and node that each point takes in the task's life; (J, 2) those of one unit."""
+    table, work = arrival.table, arrival.offer.work
+    n_cells, remote = len(site.cells), _remote(table)
+    times = (
+        np.array([1.0, expected_output * work.max_output_tokens])
+        if isinstance(work, LlmSession)
+        else np.array([float(work.frames), 0.0])
+    )
+    on_air = table.ul_bits / (arrival.efficiency_bps_hz * site.cells[arrival.cell].ul_bandwidth_hz)
+    seconds = np.zeros((table.n_points, n_cells + len(site.nodes)))
+    seconds[:, arrival.cell] = (on_air * times).sum(axis=1)
+    seconds[remote, n_cells + table.node[remote]] = (table.node_s * times).sum(axis=1)[remote]
+    return seconds, on_air + table.node_s
+
+
+def _remote(table: PointTable) -> Bools:
+    return np.asarray(table.node >= 0)

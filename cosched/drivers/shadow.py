@@ -1,0 +1,124 @@
+"""What the live policy gains over the decoupled baseline: both replayed, window by window, on what the daemon heard.
+
+A process of its own, niced, is sent reports (one a second of each UE) and offers; at the end of a window it replays
+both policies in the execution model of `cosched replay` and answers with one line. Each window begins with an empty
+site, for both alike. `python -m cosched.drivers.shadow`
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import BinaryIO, Final
+
+import msgspec
+import numpy as np
+
+from cosched import build
+from cosched.control_messages import Tally
+from cosched.core.policy import policy
+from cosched.drivers.replay import Replayer, Run, Workbook, channel_truth, units_of
+from cosched.drivers.shadow_feed import LENGTH_BYTES, Frame, Item, Outcome, Window
+from cosched.errors import CoschedError
+from cosched.fate import outcome
+from cosched.workloads.base import LOCAL
+from cosched.workloads.context import session_memory_bytes
+from telemetry.messages import TaskOffer, UeReport
+
+NICE: Final = 10
+NS: Final = 1e-9
+
+
+def main() -> None:
+    """Answer every window with one line, until stdin ends."""
+    os.nice(NICE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    items: list[Item] = []
+    while (received := _read(sys.stdin.buffer)) is not None:
+        if received.item is not None:
+            items.append(received.item)
+        elif received.window is not None:
+            answer = compare(items, received.window)
+            sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+            sys.stdout.buffer.flush()
+            items = []
+
+
+def _read(stream: BinaryIO) -> Frame | None:
+    head = stream.read(LENGTH_BYTES)
+    length = int.from_bytes(head, "little")
+    data = stream.read(length)
+    if len(head) < LENGTH_BYTES or len(data) < length:
+        return None
+    return msgspec.msgpack.decode(data, type=Frame)
+
+
+def compare(items: list[Item], window: Window) -> Outcome:
+    """Replay both policies on one window."""
+    seconds = (window.ended_ns - window.begun_ns) * NS
+    try:
+        book = _book(items, window)
+        runs = [Replayer(book, policy(name), window.core).run() for name in (window.policy, window.baseline)]
+    except CoschedError as error:
+        empty = Tally()
+        return Outcome(
+            ended_ns=window.ended_ns, window_s=seconds, offered=0, live=empty, shadow=empty, error=str(error)
+        )
+    live, shadow = (_tally(book, run) for run in runs)
+    return Outcome(ended_ns=window.ended_ns, window_s=seconds, offered=len(book.offers), live=live, shadow=shadow)
+
+
+def _tally(book: Workbook, run: Run) -> Tally:
+    met = [
+        offer.weight
+        for _, offer in book.offers
+        if offer.task in run.admitted
+        and offer.task not in run.dropped
+        and offer.task in run.served
+        and outcome(run.served[offer.task], offer) == "met"
+    ]
+    return Tally(admitted=len(run.admitted), met=len(met), value_met=sum(met))
+
+
+def _book(items: list[Item], window: Window) -> Workbook:
+    """Return the window as a trace that begins at 0."""
+    plant = build.plant(window.site_toml, "shadow", window.ue_devices)
+    cells = {c.id: i for i, c in enumerate(plant.site.cells)}
+    heard = [(max(0, item.at_ns - window.begun_ns) * NS, item.ue or item.cell or item.node) for item in items]
+    reports = [(at_s, r) for at_s, r in heard if r is not None and getattr(r, "cell", plant.site.cells[0].id) in cells]
+    truth, rows = channel_truth(reports)
+    first_cell: dict[str, str] = {}
+    for _, r in reports:
+        if isinstance(r, UeReport):
+            first_cell.setdefault(r.ue, r.cell)
+    offers = [(o.at_ns * NS, o) for item in items if (o := _moved(item, window)) is not None and o.ue in rows]
+    tables = {o.task: plant.points(o, cells[first_cell[o.ue]]) for _, o in offers}
+    alone = {task for task, table in tables.items() if (table.node == LOCAL).any()}
+    return Workbook(
+        site=plant.site,
+        reports=tuple(reports),
+        offers=tuple((at_s, o) for at_s, o in offers if o.task not in alone),
+        local=tuple(o for _, o in offers if o.task in alone),
+        units={o.task: units_of(o, None) for _, o in offers},
+        tables=tables,
+        truth=truth,
+        ue_rows=rows,
+        node_bytes=session_memory_bytes(plant.profiles),
+        cell_of_ue=first_cell,
+        tx_power_w={},
+        node_power_w=np.zeros(len(plant.site.nodes)),
+        duration_s=(window.ended_ns - window.begun_ns) * NS,
+    )
+
+
+def _moved(item: Item, window: Window) -> TaskOffer | None:
+    """Return the item's offer on the window's clock; what waited while the last one was closed comes at its begin."""
+    if item.offer is None:
+        return None
+    return msgspec.structs.replace(item.offer, at_ns=max(0, item.at_ns - window.begun_ns))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The daemon's end of the shadow comparison: sends what it hears, keeps the outcomes of the latest windows."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from cosched.control_messages import Shadow, Tally
+from cosched.core.settings import Settings
+from telemetry.messages import CellReport, Message, NodeReport, TaskOffer, UeReport, UeReportBatch
+
+NS: Final = 1e-9
+LENGTH_BYTES: Final = 4
+WINDOW_S: Final = 60.0  # replayed at once: longer than most tasks
+EVERY_NS: Final = 1_000_000_000  # of each UE's reports
+MOST_QUEUED_BYTES: Final = 64 << 20  # that wait for a shadow that is behind; then the window is given up
+
+log = structlog.get_logger()
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that was heard, at the daemon's instant `at_ns`; of the kinds below one is set."""
+
+    at_ns: int
+    ue: UeReport | None = None
+    cell: CellReport | None = None
+    node: NodeReport | None = None
+    offer: TaskOffer | None = None
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a window: by which policies and on which site it is to be replayed."""
+
+    site_toml: str
+    ue_devices: dict[str, str]
+    core: Settings
+    policy: str
+    baseline: str
+    begun_ns: int
+    ended_ns: int
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What travels."""
+
+    item: Item | None = None
+    window: Window | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a window's tasks under both policies."""
+
+    ended_ns: int
+    window_s: float
+    offered: int
+    live: Tally
+    shadow: Tally
+    error: str = ""
+
+
+def frame(item: Item | Window) -> bytes:
+    """Return it as it travels, behind its length."""
+    whole = Frame(item=item) if isinstance(item, Item) else Frame(window=item)
+    data = msgspec.msgpack.encode(whole)
+    return len(data).to_bytes(LENGTH_BYTES, "little") + data
+
+
+class ShadowFeed:
+    """`window` makes the head of a window that ends now. Does nothing until `run` is under way."""
+
+    def __init__(self, keep_s: float, window: Callable[[int, int], Window]) -> None:
+        self._keep_s = keep_s
+        self._window = window
+        self._stdin: asyncio.StreamWriter | None = None
+        self._sent_ns: dict[str, int] = {}
+        self._outcomes: deque[Outcome] = deque()
+
+    async def run(self, clock: Callable[[], int]) -> None:
+        """Start the process, close a window every minute, take the outcomes; ends when the process does."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cosched.drivers.shadow",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        self._stdin = process.stdin
+        closing = asyncio.create_task(self._close_windows(clock))
+        try:
+            assert process.stdout is not None  # noqa: S101  # it was asked for
+            while line := await process.stdout.readline():
+                self._take(msgspec.json.decode(line, type=Outcome))
+            log.warning("the shadow comparison has ended", code=await process.wait())
+        finally:
+            self._stdin = None
+            closing.cancel()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def _close_windows(self, clock: Callable[[], int]) -> None:
+        begun_ns = clock()
+        while self._stdin is not None:
+            await asyncio.sleep(WINDOW_S)
+            window = self._window(begun_ns, clock())
+            self._send(window)
+            begun_ns = window.ended_ns
+
+    def _take(self, outcome: Outcome) -> None:
+        if outcome.error:
+            log.warning("shadow window left out", why=outcome.error)
+            return
+        self._outcomes.append(outcome)
+        while (outcome.ended_ns - self._outcomes[0].ended_ns) * NS >= self._keep_s:
+            self._outcomes.popleft()
+
+    def heard(self, message: Message, at_ns: int) -> None:
+        """Send a report, if it is time for its UE's next."""
+        if self._stdin is None:
+            return
+        if isinstance(message, UeReport):
+            self._ue(message, at_ns)
+        elif isinstance(message, UeReportBatch):
+            for ue, cell, value in zip(message.ue, message.cell, message.ul_efficiency_bps_hz, strict=True):
+                report = UeReport(at_ns=0, source="", seq=0, ue=ue, cell=cell, ul_efficiency_bps_hz=value)
+                self._ue(report, at_ns)
+        elif isinstance(message, CellReport):
+            self._send(Item(at_ns=at_ns, cell=message))
+        elif isinstance(message, NodeReport):
+            self._send(Item(at_ns=at_ns, node=message))
+
+    def offered(self, offer: TaskOffer) -> None:
+        """Send an offer."""
+        self._send(Item(at_ns=offer.at_ns, offer=offer))
+
+    def _ue(self, report: UeReport, at_ns: int) -> None:
+        if at_ns - self._sent_ns.get(report.ue, -EVERY_NS) >= EVERY_NS:
+            self._sent_ns[report.ue] = at_ns
+            self._send(Item(at_ns=at_ns, ue=report))
+
+    def _send(self, item: Item | Window) -> None:
+        if self._stdin is not None and self._stdin.transport.get_write_buffer_size() < MOST_QUEUED_BYTES:
+            self._stdin.write(frame(item))
+
+    def view(self) -> Shadow:
+        """What the latest windows add up to."""
+        return Shadow(
+            baseline="",
+            window_s=sum(o.window_s for o in self._outcomes),
+            offered=sum(o.offered for o in self._outcomes),
+            live=_sum([o.live for o in self._outcomes]),
+            shadow=_sum([o.shadow for o in self._outcomes]),
+        )
+
+
+def _sum(tallies: list[Tally]) -> Tally:
+    return Tally(
+        admitted=sum(t.admitted for t in tallies),
+        met=sum(t.met for t in tallies),
+        value_met=sum(t.value_met for t in tallies),
+    )
