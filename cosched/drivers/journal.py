@@ -7,10 +7,12 @@ that led to a plan its digest and its decisions. Enough to recompute every decis
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from cosched.core.commands import Plan
 from cosched.core.events import Progress
@@ -110,10 +112,12 @@ TOPICS: Final[dict[str, type[msgspec.Struct]]] = {
 def plan_sha256(plan: Plan) -> str:
     """Digest of everything that a plan decides, bit for bit."""
     digest = hashlib.sha256()
-    digest.update(f"{plan.generation} {plan.at_s!r} {plan.valid_until_s!r} {plan.value!r} {plan.bound!r}".encode())
-    digest.update(repr(plan.tasks).encode())
-    for array in (plan.point, plan.share, plan.prbs, plan.promised, plan.planned_use, plan.variance, plan.prices):
-        digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    for part in dataclasses.fields(plan):
+        value = getattr(plan, part.name)
+        if isinstance(value, np.ndarray):
+            digest.update(f"{part.name} {value.dtype.str} {value.shape}".encode() + value.tobytes())
+        elif part.name != "decisions":  # which are recorded one by one
+            digest.update(f"{part.name} {value!r}".encode())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ What is decided stands in cosched/core, what is done about it in engine.py; here
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -119,6 +120,8 @@ class Daemon:
         settings = self.loaded.settings
         policies = (self.policy_chosen, settings.shadow.baseline, *FALLBACK)
         self.pool.start(rehearse(self.engine.plant, settings.core, policies))
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: a full collection would look through half a million objects
         pumps = self._pumps(loop)
         self.spawn(self._become_ready())
         self.spawn(self._ticks())

@@ -19,7 +19,6 @@ from cosched import control_messages as api
 from cosched.build import Plant
 from cosched.core.commands import Dispatch, Plan, Solve
 from cosched.core.core import Core
-from cosched.core.decide import LEAST_PRICE
 from cosched.core.events import Offered, Solved
 from cosched.core.planner import resource_ids
 from cosched.core.reasons import Reason
@@ -38,6 +37,7 @@ from telemetry.messages import LlmSession, TaskOffer
 MOST_PRBS: Final = 256  # more is no change that anybody could make
 MOST_TIMES: Final = 8.0  # a deadline this many times as long is another task
 STEPS: Final = 7  # halvings: a found change is least within 1 % of the greatest
+LEAST_PRICE: Final = 1e-6  # a free resource is divided as if it had a price
 SHOWN: Final = 20  # operating points
 
 Ask = Callable[[Solve], Awaitable[Solution]]

@@ -72,6 +72,8 @@ def _ingest(daemon: Daemon, now_s: float) -> api.Ingest:
     counts = [(s, r, n) for (s, r), n in sorted(intake.quarantine.counts.items())]
     if daemon.sockets.telemetry.malformed:
         counts.append(("", "not a topic and a payload", daemon.sockets.telemetry.malformed))
+    if daemon.authenticator is not None:
+        counts += [("(handshake)", reason, n) for reason, n in sorted(daemon.authenticator.refused.items())]
     return api.Ingest(
         messages=intake.messages,
         reports=intake.reports,
