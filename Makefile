@@ -47,7 +47,7 @@ install: ## as root: put program, configuration, keys and systemd units in their
 	@$(MAKE) --no-print-directory VENV=$(PREFIX) $(PREFIX)/.created
 	@$(PREFIX)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
 	@$(PREFIX)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation .
-	@echo 'compiling the kernels (a minute, once)'
+	@echo 'compiling the kernels (some minutes, once)'
 	@NUMBA_CACHE_DIR=$(PREFIX)/cache $(PREFIX)/bin/python -m cosched.warmup
 	@install -d -m 755 $(ETC) $(ETC)/keys $(UNITS)
 	@test -e $(ETC)/cosched.toml || echo '# What differs from the defaults: cosched config show' > $(ETC)/cosched.toml

@@ -44,11 +44,15 @@ class NoAnswer(CoschedError):
     """Nobody answers at the endpoint."""
 
 
-def curve(key: str, server: str) -> Curve:
+def curve(key: str, server: str) -> Curve | None:
     """Return the keys of this end: `key` is a file or a name in the keys folder, `server` the daemon's public key.
 
-    Raises BadInput.
+    None where both are empty: a plain connection. Raises BadInput.
     """
+    if not key and not server:
+        return None
+    if not key or not server:
+        raise BadInput("a key and the daemon's public key go together (--key and --server)")
     from cosched.keys import check_public, folder, read_pair
 
     path = Path(key) if key.endswith(".key") else folder() / f"{key}.key"

@@ -342,8 +342,7 @@ def _worth(t: Stage, price: Floats) -> float:
 def _climb_max(t: Stage, now: Now, price: Floats, least: float, hint: float) -> tuple[float, float]:
     """Latency over deadline at which everybody's cheapest shares cost what the room is worth: (score, that latency).
 
-    A lower bound on the least maximum. Not below `least`, which caps allow; a score below log(least) says by how much
-    even that is cheap.
+    A lower bound on the least maximum, not below `least` (of caps); a score below log(least): even that is cheap.
     """
     worth = _worth(t, price)
     spent = _look(t, now, price, least)
@@ -365,14 +364,6 @@ def _climb_max(t: Stage, now: Now, price: Floats, least: float, hint: float) -> 
             break
         z = new
     return z, math.exp(z)
-
-
-@nopython
-def _height(t: Stage, now: Now, price: Floats, least: float, target: float) -> tuple[float, float]:
-    """Dual at the prices, and the latency that goes with it; everything in `now` is of these prices."""
-    if t.kind == MAX_LATENCY:
-        return _climb_max(t, now, price, least, target)
-    return _look(t, now, price, 1.0) - _worth(t, price), 1.0
 
 
 @nopython
@@ -464,40 +455,32 @@ def _blend(t: Stage, now: Now, x: Floats) -> None:
     _used(t, x, now.use)
 
 
-@nopython
-def _proven(t: Stage, price: Floats, height: float) -> float:
-    """Lower bound on the objective: the dual at the prices with all of the room."""
-    if t.kind == MAX_LATENCY:
-        return math.exp(height) * GOAL
-    return height - _worth(t, price) * (1.0 / GOAL - 1.0)
-
-
 @cached
 def climb(t: Stage, held: Floats) -> tuple[Floats, Floats, float, int]:
     """Best shares (K,) from shares `held` (K,) that fit: (shares, prices, proven bound of the objective, steps)."""
     n, many = t.room.shape[0], t.resource.shape[0]
     legs = many * t.loads.shape[1]
-    now = Now(
-        np.zeros(many),
-        np.zeros(n),
-        np.zeros((n, n)),
-        np.zeros(legs, dtype=np.int64),
-        np.zeros(legs),
-    )
+    leg = np.zeros(legs, dtype=np.int64)
+    now = Now(np.zeros(many), np.zeros(n), np.zeros((n, n)), leg, np.zeros(legs))
     price, old, step = np.zeros(n), np.zeros(n), np.zeros(n)
     least = 0.0
     now.x[:] = t.cell[:, CAP]
     for i in range(t.first.shape[0] - 1):
         least = max(least, _late(t, now, i, 0), _late(t, now, i, 1))
     _start(t, price)
-    top, target, bound = -math.inf, 1.0, least if t.kind == MAX_LATENCY else -math.inf
-    used = 0
+    top, target, used = -math.inf, 1.0, 0
+    bound = least if t.kind == MAX_LATENCY else -math.inf
     for _ in range(STEPS):
         used += 1
-        height, target = _height(t, now, price, least, target)
+        if t.kind == MAX_LATENCY:
+            height, target = _climb_max(t, now, price, least, target)
+            proven = GOAL * math.exp(height)
+        else:
+            height = _look(t, now, price, 1.0) - _worth(t, price)
+            proven = height - _worth(t, price) * (1.0 / GOAL - 1.0)
         if height >= top - CALM * abs(top) * 1e-3:
             top = max(top, height)
-            bound = max(bound, _proven(t, price, height))
+            bound = max(bound, proven)
             if _settled(t, now, price, t.kind == MAX_LATENCY and target <= least):
                 break
             old[:] = price

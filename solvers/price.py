@@ -15,7 +15,7 @@ from solvers._dual import Dual, best_scale, flat_prices, minimise, starting_pric
 from solvers._fit import FIT, Set, fit, new_set, settle
 from solvers._jit import cached, nopython, source_digest
 from solvers._kernel import DEAD, Raw, Table, at_least, cheapest, prepare, prices_of
-from solvers._search import SAME, fill, improve, losses, repair, value_of
+from solvers._search import SAME, Losses, fill, improve, losses, repair, value_of
 from solvers._spread import spread
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, Status
@@ -25,6 +25,9 @@ NODES: Final = 1000  # of the search that closes the gap on small problems
 TOLERANCE: Final = 1e-4  # of the bound: less is not worth another evaluation
 SMALL: Final = 2000  # points: above, those that lose much at the prices of the bound are put aside after the dual
 LOSS_LIMIT: Final = 0.3  # ... more than this part of the mean value of a task
+TIGHTER: Final = 40  # steps by which a site is made smaller ...
+LESS_ROOM: Final = 0.95  # ... to this part each, where only prices of a smaller one tell points apart
+SLACK: Final = 1e-3  # of the bound at prices 0: as good as there
 FAINT: Final = 1e-9  # worth of all room at prices that stand for 0
 
 _SOLVE: Final = 0
@@ -91,6 +94,36 @@ def _bound(t: Table, start: Floats, ceiling: float, evaluations: int, tolerance:
 
 
 @nopython
+def _least_lost(t: Table, lost: Losses, i: int) -> int:
+    """Task i's point that loses least, -1 if it has none that can be served."""
+    best, found = np.inf, -1
+    for j in range(t.first[i], t.first[i + 1]):
+        if lost.point[j] < best:
+            best, found = lost.point[j], j
+    return found
+
+
+@nopython
+def _guide(t: Table, d: Dual, flat: Floats, evaluations: int, tolerance: float) -> Dual:
+    """Prices to choose points by where the bound has none: all fits in fractions, but not in whole points.
+
+    At prices of nothing all points of a task are alike, and whoever must move moves to the same resource. So the dual
+    is minimised for a site that is just too small, by steps of a twentieth.
+    """
+    guide, start, room = d, starting_prices(t, flat, d.price), t.room.copy()
+    for _ in range(TIGHTER):
+        for r in range(t.room.shape[0]):
+            t.room[r] *= LESS_ROOM
+        scale = best_scale(t, start)
+        if scale > 0.0:
+            guide = minimise(t, _scaled(start, scale), evaluations, tolerance)
+            break
+    for r in range(t.room.shape[0]):
+        t.room[r] = room[r]
+    return guide
+
+
+@nopython
 def _admit(t: Table, k: Set, flat: Floats, warm: Floats, evaluations: int, nodes: int, tolerance: float) -> Dual:
     """Choose points into k, which fits afterwards; returns the dual."""
     n_tasks = t.order.shape[0]
@@ -101,14 +134,18 @@ def _admit(t: Table, k: Set, flat: Floats, warm: Floats, evaluations: int, nodes
         settle(t, k, price)
         return Dual(ceiling, _faint(t, price), k.chosen, np.zeros(n_tasks), 1, True)
     d = _bound(t, start, ceiling, evaluations, tolerance)
-    limit = np.inf if t.value.shape[0] <= SMALL else LOSS_LIMIT * ceiling / n_tasks
-    lost = losses(t, d, limit)
+    fits_in_parts = d.bound >= ceiling * (1.0 - SLACK)
+    guide = _guide(t, d, flat, evaluations, tolerance) if fits_in_parts else d
+    limit = np.inf if fits_in_parts or t.value.shape[0] <= SMALL else LOSS_LIMIT * ceiling / n_tasks
+    lost = losses(t, guide, limit)
     for i in range(n_tasks):
-        k.chosen[i] = d.pick[i]
-    start = starting_prices(t, flat, d.price)
+        k.chosen[i] = guide.pick[i]
+        if fits_in_parts and guide.pick[i] < 0:
+            k.chosen[i] = _least_lost(t, lost, i)
+    start = starting_prices(t, flat, guide.price)
     repair(t, k, lost, start, price)
     settled = fill(t, k, start, price)
-    if d.bound - value_of(t, k.chosen) > SAME and improve(t, k, d, lost, start, price, nodes):
+    if d.bound - value_of(t, k.chosen) > SAME and improve(t, k, d, losses(t, d, np.inf), start, price, nodes):
         settled = False
     if not settled:
         settle(t, k, price)

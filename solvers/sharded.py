@@ -1,4 +1,4 @@
-"""The price solver over blocks of tasks, each on whatever machine (docs/model.md, section 6).
+"""The price solver over blocks of tasks, each on whatever machine (docs/model.md, section 2).
 
 With prices, tasks separate: what is broadcast are R prices, what comes back are R usages. A plan takes some rounds of
 the dual (`respond`), one that settles every task whose admission is clear at the prices, and one that gathers the few

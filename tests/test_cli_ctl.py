@@ -165,7 +165,7 @@ def test_no_daemon_and_half_a_key_exit_2(tmp_path: Path, capsys: pytest.CaptureF
     assert err == f"cosched: error: ipc://{tmp_path}/no.sock: no daemon is there; 'cosched run' starts one\n"
     code, _, err = run(capsys, "", "--key", "ann", "status")
     assert code == 2
-    assert "--key and --server go together" in err
+    assert "go together (--key and --server)" in err
 
 
 def test_status_imports_nothing_heavy(daemon: Peer) -> None:

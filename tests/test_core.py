@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cosched.core.channel import ChannelEstimates
 from cosched.core.commands import Command, Dispatch, Plan, Solve
 from cosched.core.core import Core, StaleEvent
+from cosched.core.decide import node_weights
 from cosched.core.events import Finished, Offered, Progress, Progressed, Solved, Telemetry, Tick
 from cosched.core.policy import POLICIES, policy
 from cosched.core.settings import Settings
@@ -247,3 +248,44 @@ def test_joint_keeps_shares_tight_where_they_are_weights():
     assert (tight.chosen >= 0).all()
     assert (tight.share <= generous.share + 1e-9).all()
     assert tight.share.sum() < 0.8 * generous.share.sum()
+
+
+def test_node_weights_give_every_session_its_share_while_it_is_served():
+    """By simulation: six sessions come and go at one node, which shares itself out by the weights of the plan."""
+    share, use = np.array([0.7, 0.4, 0.3, 0.2, 0.1, 0.1]), np.array([0.2, 0.1, 0.1, 0.1, 0.08, 0.08])
+    weight = node_weights(share, use, np.ones(6))
+    assert (np.argsort(weight) == np.argsort(share)).all()
+    rng = np.random.default_rng(1)
+    got = {False: np.zeros(6), True: np.zeros(6)}
+    for fair in (False, True):
+        w = weight if fair else share
+        left, work = (
+            rng.exponential(1.0, 6),
+            np.full(6, np.inf),
+        )  # until the next token is asked for; work of the open one
+        busy_s, done, asks_per_s = np.zeros(6), np.zeros(6), use / share / (1 - use / share)
+        for _ in range(40_000):
+            on = np.isfinite(work)
+            rate = np.where(on, w, 0.0) / max(w[on].sum(), 1e-12)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                next_s = np.where(on, work / rate, left)
+            i = int(np.argmin(next_s))
+            step = float(next_s[i])
+            busy_s += np.where(on, step, 0.0)
+            done += rate * step
+            work = np.where(on, work - rate * step, np.inf)
+            left = np.where(on, np.inf, left - step)
+            if on[i]:
+                work[i], left[i] = np.inf, rng.exponential(1.0 / asks_per_s[i])
+            else:
+                work[i], left[i] = rng.exponential(share[i]), np.inf
+        got[fair] = done / busy_s
+    assert (got[True] >= 0.95 * share).all()
+    assert got[True][0] > 1.05 * got[False][0]  # weights equal to the shares give the tightest one too little
+    assert got[False][0] < 0.95 * share[0]
+
+
+def test_node_weights_count_the_value_of_a_task():
+    share, use = np.array([0.2, 0.2]), np.array([0.1, 0.1])
+    light, heavy = node_weights(share, use, np.array([1.0, 5.0]))
+    assert heavy == pytest.approx(5 * light)

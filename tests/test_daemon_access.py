@@ -42,7 +42,7 @@ class Site:
     telemetry: str
     metrics: int
 
-    def keys_of(self, name: str) -> Curve:
+    def keys_of(self, name: str) -> Curve | None:
         return curve(str(self.folder / f"{name}.key"), self.server)
 
     def client(self, name: str, timeout_s: float = 30.0) -> Client:

@@ -18,12 +18,15 @@ import pytest
 from daemon_cases import SESSION, Daemon, Place, cosched, mode, radio, until
 
 from cosched.client import Refused
+from cosched.core.channel import ChannelRow
+from cosched.core.snapshot import TaskRow
 from cosched.drivers.capture import Capture
 from cosched.drivers.journal import TOPICS, Tick
-from cosched.drivers.store import Store
+from cosched.drivers.store import Kept, Store, StoreFailed
 from cosched.drivers.verify import verify
 from cosched.errors import BadInput
 from cosched.settings import load
+from telemetry.messages import TaskOffer
 from telemetry.trace import Recorder, read_records
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks into /proc")
@@ -241,6 +244,37 @@ def test_a_full_disk_stops_recording_with_an_alarm(tmp_path: Path) -> None:
     capture.begin(10**12, Tick)  # type: ignore[arg-type,return-value]
     assert capture.alarm == ""
     capture.close(10**12)
+
+
+def test_what_cannot_be_stored_is_not_stored_in_part(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.sqlite")
+    store.load(1)
+    kept = [_kept(f"t{n}") for n in range(200)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(StoreFailed, match="state: "):
+            store.commit(kept, [], 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert store.load(2).tasks == ()
+    store.commit(kept[:2], [], 5)
+    store.commit([], ["t0"], 6)
+    store.close()
+    again = Store(tmp_path / "state.sqlite").load(3)
+    assert [k.row.offer.task for k in again.tasks] == ["t1"]
+    assert again.generation > 6
+    snapshot = again.snapshot(10**9)
+    assert snapshot.cell_of_ue == {"u": "cell0"}
+    assert [row.ue for row in snapshot.channel] == ["u"]
+
+
+def _kept(task: str) -> Kept:
+    offer = TaskOffer(at_ns=1, source="s", seq=0, task=task, ue="u", work=SESSION)
+    return Kept(
+        row=TaskRow(offer=offer, cell="cell0", table_cell="cell0", point="k=0/edge0"),
+        channel=ChannelRow("u", 2.0, 0.1, 0.5),
+    )
 
 
 def test_captures_rotate_and_the_oldest_go(tmp_path: Path) -> None:

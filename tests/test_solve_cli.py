@@ -160,15 +160,15 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def write_million(path: Path) -> None:
-    """31 250 tasks x 32 points on two resources; about a third can be served."""
+    """31 250 tasks x 32 points on two resources; about half can be served."""
     tasks = 31_250
     with path.open("w", encoding="ascii") as file:
         file.write('{"resources":[{"id":"a"},{"id":"b"}],"tasks":[')
         for i in range(tasks):
-            need = (0.5 + i % 97 / 97) * 2.0 / tasks
+            need, lean = (0.5 + i * 0.6180339887 % 1.0) * 2.0 / tasks, 0.5 + i * 0.7548776662 % 1.0
             points = ",".join(
                 f'{{"id":"{k}","value":1,"phases":[{{"slack_s":1,"work_s":'
-                f'{{"a":{need * (1 + k) / 16:.6g},"b":{need * (33 - k) / 16:.6g}}}}}]}}'
+                f'{{"a":{need * lean * (1 + k) / 16:.6g},"b":{need * 2.0 * 0.9**k:.6g}}}}}]}}'
                 for k in range(32)
             )
             file.write(f'{"," if i else ""}{{"id":"t{i}","points":[{points}]}}')
@@ -181,7 +181,7 @@ def test_a_million_points_are_solved_in_bounded_time_and_memory(tmp_path: Path):
     write_million(path)
     measured = (
         "import resource, sys\nfrom cosched.cli.main import main\n"
-        "try:\n    main(['solve', sys.argv[1], '--json'])\nfinally:\n"
+        "try:\n    main(['solve', sys.argv[1], '--solver', 'sharded', '--json'])\nfinally:\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     )
     done = subprocess.run(

@@ -367,3 +367,12 @@ def test_many_points_that_lose_nothing(mixed: bool):
     solution = price.solve(problem)
     assert check.verify(problem, solution) == []
     assert (solution.chosen >= 0).sum() > 80
+
+
+@pytest.mark.parametrize(("load", "seed"), [(0.8, 0), (1.3, 0), (1.3, 1)])
+def test_where_all_fits_in_fractions_nearly_all_fits_in_whole_points(load: float, seed: int):
+    """The dual says nothing there (its prices are 0), and points that look alike herd to one resource."""
+    problem = instances.make(100, seed, load=load).problem
+    found = price.solve(problem)
+    assert check.verify(problem, found) == []
+    assert found.certificate.value >= found.certificate.bound - problem.n_resources * problem.value.max()

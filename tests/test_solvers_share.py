@@ -133,7 +133,7 @@ def test_loose_deadlines_lose_nothing_to_rounding():
 
 
 def most_promises(problem: Problem, solution: Solution, n_prb: int) -> float:
-    """Greatest value that any whole PRBs of resource 0 keep, resource 1 shared freely: an integer program over tables."""
+    """Greatest value that any whole PRBs of resource 0 keep, resource 1 shared freely: an integer program."""
     entries: list[tuple[int, float, float, float]] = []  # task, share of 0, least share of 1, value
     for i in np.flatnonzero(solution.promised):
         j = solution.chosen[i]
@@ -147,11 +147,8 @@ def most_promises(problem: Problem, solution: Solution, n_prb: int) -> float:
             with np.errstate(divide="ignore", invalid="ignore"):
                 mine = np.nan_to_num(problem.work[j, :, here[0]] / x, nan=0.0, posinf=np.inf) if here else np.zeros(2)
                 left = problem.slack[j] - mine
-                need = (
-                    np.where(problem.work[j, :, there[0]] > 0, problem.work[j, :, there[0]] / left, 0)
-                    if there
-                    else left * 0
-                )
+                work = problem.work[j, :, there[0]] if there else np.zeros(2)
+                need = np.where(work > 0, work / left, 0.0)
             if (left < 0).any() or not np.isfinite(need).all():
                 continue
             least = max(problem.floor[j, there[0]], need.max()) if there else 0.0

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cosched import keys
 from cosched.access import Access, Identity
+from cosched.cli import main
 from cosched.drivers.zap import Authenticator, new_pair
 from telemetry import quality
 from telemetry.agent import Gpu, Nvml, Reading, Reporter, read, tcp_rtt
@@ -204,15 +205,23 @@ def test_the_agent_speaks_under_its_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--key", "edge0"), "--key and --server go together"),
+        (("--key", "edge0"), "go together (--key and --server)"),
         (("--key", "none", "--server", "x" * 40), "none.key: No such file"),
         (("--load", "gpu", "--gpu", "99"), "NVML finds no GPU 99"),
         (("--connect", "tcp:/x"), "tcp:/x: "),
     ],
 )
-def test_wrong_usage_is_one_line(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    process = agent(*args, COSCHED_KEYS=str(tmp_path))
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
+def test_wrong_usage_is_one_line(
+    args: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COSCHED_KEYS", str(tmp_path))
+    with pytest.raises(SystemExit) as caught:
+        main.main(["agent", *args])
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1

@@ -16,6 +16,7 @@ import zmq
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
+from cosched.cli import main
 from telemetry.adapters.sources import payloads
 from telemetry.bus import Telemetry
 from telemetry.errors import BadEndpoint
@@ -147,14 +148,17 @@ def test_a_source_that_is_none_is_refused(url: str) -> None:
         (("srsran", "--from", "-"), "ul_mcs_table = 3", "options of the adapter 'srsran'"),
         (("srsran", "--from", "-"), "ul_mcs_table", "options.toml: "),
         (("oai", "--from", "-"), "", "unknown adapter 'oai'; there are: srsran, e2sm-kpm, edgeric"),
-        (("srsran", "--from", "-", "--key", "x"), SRSRAN, "--key and --server go together"),
+        (("srsran", "--from", "-", "--key", "x"), SRSRAN, "go together (--key and --server)"),
     ],
 )
-def test_wrong_usage_is_one_line(args: tuple[str, ...], options: str, message: str, tmp_path: Path) -> None:
+def test_wrong_usage_is_one_line(
+    args: tuple[str, ...], options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "options.toml"
     file.write_text(options)
-    command = [sys.executable, "-m", "cosched.cli.main", "adapter", *args, "--options", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    with pytest.raises(SystemExit) as caught:
+        main.main(["adapter", *args, "--options", str(file)])
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

@@ -44,7 +44,7 @@ TUNING: Final[dict[str, tuple[str, ...]]] = {
     "pf-admit": tuple(f"pf-admit:overbook={o}" for o in (1.5, 3, 4.5)),
     "pf-util": tuple(f"pf-util:rho={r},overbook={o}" for r in (0.75, 0.9, 1.05) for o in (3, 5)),
     "equal-rate-admit": tuple(f"equal-rate-admit:overbook={o}" for o in (1.5, 3, 4.5)),
-    "compute-only": tuple(f"compute-only:overbook={o}" for o in (1, 3)),
+    "compute-only": tuple(f"compute-only:overbook={o}" for o in (1, 2, 3)),
 }
 PLAIN: Final = ("joint", "greedy", "greedy-residual", "pf", "edge", "local")
 

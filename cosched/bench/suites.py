@@ -18,6 +18,7 @@ SUITES: Final[dict[str, str]] = {
     "replay-speed": "cosched.bench.replay_speed:run",
     "batching": "cosched.bench.batching:run",
     "tick": "cosched.bench.tick:run",
+    "solvers": "cosched.bench.solvers:run",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich import box
@@ -13,7 +14,7 @@ from cosched.bench.model import RATIO, BenchRow, Claim
 def tables(suite: str, rows: Sequence[BenchRow]) -> list[Table]:
     """One table per figure and group of cases; `1+1 offered=8` is the line `offered=8` of the group `1+1`.
 
-    Means; the greatest of a line is marked.
+    Means; the greatest of a line is marked, of times the least.
     """
     groups: dict[tuple[str, str], list[BenchRow]] = {}
     for row in rows:
@@ -22,8 +23,10 @@ def tables(suite: str, rows: Sequence[BenchRow]) -> list[Table]:
 
 
 def _split(case: str) -> tuple[str, str]:
-    """Return group and line of a case."""
+    """Return group and line of a case; `100x4x4x32` is the line `tasks=100` of the group `4x4x32`."""
     group, _, last = case.rpartition(" ")
+    if sized := re.fullmatch(r"(\d+)x(\d+x\d+x\d+)", last):
+        return f"{group} {sized[2]}".lstrip(), f"tasks={sized[1]}"
     return (group, last) if "=" in last else (case, "")
 
 
@@ -37,7 +40,7 @@ def _table(title: str, rows: Sequence[BenchRow]) -> Table:
         table.add_column(subject.replace("-", "-\n").replace(" ", "\n"), justify="right", no_wrap=True)
     for case in cases:
         cells = [value.get((subject, case)) for subject in subjects]
-        best = max(cell for cell in cells if cell is not None)
+        best = (min if rows[0].figure.endswith("ms") else max)(cell for cell in cells if cell is not None)
         table.add_row(_split(case)[1], *(_cell(cell, cell == best and rows[0].figure != RATIO) for cell in cells))
     return table
 

@@ -43,11 +43,9 @@ def adapter(
     from telemetry.bus import Publisher
     from telemetry.wire import encode
 
-    if bool(key) != bool(server):
-        raise BadInput("--key and --server go together: this end's key pair and the daemon's public key")
     stream = open_adapter(name, _options(options))
+    publisher = Publisher(connect, curve(key, server))
     incoming = payloads(source)
-    publisher = Publisher(connect, curve(key, server) if key else None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     said: set[str] = set()
     for payload in incoming:

@@ -46,13 +46,11 @@ def agent(
     from telemetry.bus import Publisher
     from telemetry.wire import encode
 
-    if bool(key) != bool(server):
-        raise BadInput("--key and --server go together: this end's key pair and the daemon's public key")
     device = Nvml.open(gpu)
     if load == "gpu" and device is None:
         raise BadInput(f"--load gpu: NVML finds no GPU {gpu}; is the driver there, and the package nvidia-ml-py?")
     names = frozenset(own or ())
-    publisher = Publisher(connect, curve(key, server) if key else None)
+    publisher = Publisher(connect, curve(key, server))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     def reading() -> Reading:

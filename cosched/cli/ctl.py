@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
+from cosched.cli import ctl_tables
 from cosched.cli.common import EXIT_FAILED, JsonFlag, print_json
 from cosched.errors import BadInput
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 Number = TypeVar("Number", int, float)
+Result = TypeVar("Result")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
 
@@ -43,13 +45,11 @@ def ctl(
 
     Example: cosched ctl status
     """
-    if bool(key) != bool(server):
-        raise BadInput("--key and --server go together: this end's key pair and the daemon's public key")
 
     def connect() -> Client:
         from cosched.client import Client, curve
 
-        return Client(endpoint, curve(key, server) if key else None, timeout)
+        return Client(endpoint, curve(key, server), timeout)
 
     ctx.obj = connect
 
@@ -59,14 +59,12 @@ def _client(ctx: typer.Context) -> Client:
     return connect()
 
 
-def _print(found: Any, draw: str, as_json: bool) -> None:
-    """Print a result as JSON, or with the function `draw` of cosched/cli/ctl_tables.py."""
+def _print(found: Result, draw: Callable[[Result], None], as_json: bool) -> None:
+    """Print a result as JSON, or with a function of cosched/cli/ctl_tables.py."""
     if as_json:
         print_json(found)
-        return
-    from cosched.cli import ctl_tables
-
-    getattr(ctl_tables, draw)(found)
+    else:
+        draw(found)
 
 
 @app.command("status", context_settings=CONTEXT)
@@ -76,7 +74,7 @@ def status(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     Example: cosched ctl status --json
     """
     with _client(ctx) as daemon:
-        _print(daemon.status(), "status", as_json)
+        _print(daemon.status(), ctl_tables.status, as_json)
 
 
 @app.command("submit", context_settings=CONTEXT)
@@ -96,7 +94,7 @@ def submit(
     """
     with _client(ctx) as daemon:
         lease = daemon.submit(task, ue, _work(work), weight=weight, fallback=fallback)
-    _print(lease, "lease", as_json)
+    _print(lease, ctl_tables.lease, as_json)
     _fail_without(lease)
 
 
@@ -108,7 +106,7 @@ def release(ctx: typer.Context, task: TaskArgument, as_json: JsonFlag = False) -
     """
     with _client(ctx) as daemon:
         found = daemon.release(task)
-    _print(found, "released", as_json)
+    _print(found, ctl_tables.released, as_json)
     if not found.released:
         raise typer.Exit(EXIT_FAILED)
 
@@ -125,7 +123,7 @@ def list_(
     Example: cosched ctl list
     """
     with _client(ctx) as daemon:
-        _print(daemon.list(prefix, limit), "tasks", as_json)
+        _print(daemon.list(prefix, limit), ctl_tables.tasks, as_json)
 
 
 @app.command("show", context_settings=CONTEXT)
@@ -135,7 +133,7 @@ def show(ctx: typer.Context, task: TaskArgument, as_json: JsonFlag = False) -> N
     Example: cosched ctl show t1
     """
     with _client(ctx) as daemon:
-        _print(daemon.show(task), "task", as_json)
+        _print(daemon.show(task), ctl_tables.task, as_json)
 
 
 @app.command("explain", context_settings=CONTEXT)
@@ -145,7 +143,7 @@ def explain(ctx: typer.Context, task: TaskArgument, as_json: JsonFlag = False) -
     Example: cosched ctl explain t1
     """
     with _client(ctx) as daemon:
-        _print(daemon.explain(task), "explanation", as_json)
+        _print(daemon.explain(task), ctl_tables.explanation, as_json)
 
 
 @app.command("whatif", context_settings=CONTEXT)
@@ -180,7 +178,7 @@ def whatif(
         copies=copies,
     )
     with _client(ctx) as daemon:
-        _print(daemon.whatif(args), "whatif", as_json)
+        _print(daemon.whatif(args), ctl_tables.whatif, as_json)
 
 
 @app.command("policy", context_settings=CONTEXT)
@@ -194,7 +192,7 @@ def policy(
     Example: cosched ctl policy pf-admit
     """
     with _client(ctx) as daemon:
-        _print(daemon.policy(name), "policy", as_json)
+        _print(daemon.policy(name), ctl_tables.policy, as_json)
 
 
 @app.command("drain", context_settings=CONTEXT)
@@ -204,7 +202,7 @@ def drain(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     Example: cosched ctl drain
     """
     with _client(ctx) as daemon:
-        _print(daemon.drain(), "mode", as_json)
+        _print(daemon.drain(), ctl_tables.mode, as_json)
 
 
 @app.command("resume", context_settings=CONTEXT)
@@ -214,7 +212,7 @@ def resume(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     Example: cosched ctl resume
     """
     with _client(ctx) as daemon:
-        _print(daemon.resume(), "mode", as_json)
+        _print(daemon.resume(), ctl_tables.mode, as_json)
 
 
 @app.command("reload", context_settings=CONTEXT)
@@ -224,7 +222,7 @@ def reload(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     Example: cosched ctl reload
     """
     with _client(ctx) as daemon:
-        _print(daemon.reload(), "reloaded", as_json)
+        _print(daemon.reload(), ctl_tables.reloaded, as_json)
 
 
 @app.command("watch", context_settings=CONTEXT)
@@ -241,11 +239,9 @@ def watch(
     """
     import msgspec
 
-    from cosched.cli.ctl_tables import lease_line
-
     with _client(ctx) as daemon:
         for n, lease in enumerate(daemon.follow(*(task or ()), timeout_s=quiet or None), start=1):
-            typer.echo(msgspec.json.encode(lease).decode() if as_json else lease_line(lease))
+            typer.echo(msgspec.json.encode(lease).decode() if as_json else ctl_tables.lease_line(lease))
             sys.stdout.flush()
             if n == count:
                 break

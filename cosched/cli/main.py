@@ -35,7 +35,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "import": Entry("cosched.cli.import_:import_", "Turn public data sets into one trace."),
     "simulate": Entry("cosched.cli.simulate:simulate", "Draw a synthetic trace from a scenario."),
     "solve": Entry("cosched.cli.solve:solve", "Solve one problem and print the plan with its certificate."),
-    "run": Entry("cosched.cli.run:run", "The daemon: telemetry in, leases out."),
+    "run": Entry("cosched.cli.run:run", "Run the daemon: telemetry in, leases out."),
     "verify": Entry("cosched.cli.verify:verify", "Recompute what a daemon decided, from its capture."),
     "config": Entry("cosched.cli.config:app", "Check or show the daemon's configuration."),
     "ctl": Entry("cosched.cli.ctl:app", "Ask and steer a running daemon."),

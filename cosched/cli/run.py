@@ -13,9 +13,9 @@ ConfigOption = Annotated[
 
 
 def run(config: ConfigOption = None) -> None:
-    """Serve: telemetry in, leases out, until SIGTERM or Ctrl-C.
+    """Run the daemon: telemetry in, leases out.
 
-    SIGHUP reloads the configuration as a whole or not at all. State and captures go to $STATE_DIRECTORY, sockets to
+    Until SIGTERM or Ctrl-C. SIGHUP reloads the configuration as a whole or not at all. State and captures go to $STATE_DIRECTORY, sockets to
     $RUNTIME_DIRECTORY, where they are set, else to the user's folders ('cosched config show').
 
     Example: cosched run --config /etc/cosched/cosched.toml

@@ -17,9 +17,9 @@ def verify(
     captures: Annotated[list[Path], typer.Argument(metavar="CAPTURE.mcap...", help="Files that a daemon recorded.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Recompute every decision that a daemon recorded, from the telemetry recorded with it.
+    """Recompute what a daemon decided, from its capture.
 
-    Exit 1: something differs by a bit, or the file is not as it was written; the first difference is named.
+    Every decision, from the telemetry recorded with it. Exit 1: something differs by a bit, or the file is not as it was written; the first difference is named.
 
     Example: cosched verify ~/.local/state/cosched/captures/20260101T120000Z-0000.mcap
     """

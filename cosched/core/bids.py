@@ -26,6 +26,7 @@ from telemetry.messages import LlmSession, TaskOffer
 MOST_ARRIVALS = 500  # remembered; more would say nothing new and cost milliseconds
 LEAST_ARRIVALS = 5  # below, nothing is known of who comes
 LEAST_SPAN_S = 5.0
+MARGIN = 0.9  # of the cost: who is worth just about what he takes is let in if there is room
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class BidPrices:
             task = layout.tasks[i]
             arrival = Arrival(0.0, task.offer, task.table, task.cell, float(planned.efficiency[i]))
             seconds, _ = _life_work(self._site, arrival, self._settings.expected_output)
-            if (task.offer.weight * task.table.quality <= (seconds * price).sum(axis=1)).all():
+            if (task.offer.weight * task.table.quality < MARGIN * (seconds * price).sum(axis=1)).all():
                 value[layout.first[i] : layout.first[i + 1]] = 0.0
         return replace(problem, value=value)
 

@@ -55,7 +55,7 @@ def make_plan(
         tasks=tuple(layout.names[i] for i in has),
         point=layout.row[rows],
         share=share,
-        node_weight=_node_weights(asked, has, rows, share[:, 1]),
+        node_weight=_node_weight_column(asked, has, rows, share[:, 1]),
         prbs=_prbs(state, layout.cell[has], share[:, 0], promised),
         promised=promised,
         efficiency=asked.planned.efficiency[has],
@@ -92,19 +92,23 @@ def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
     return used[:-1] + problem.background
 
 
-def _node_weights(asked: Asked, tasks: Ints, rows: Ints, share: Floats) -> Floats:
-    """Weights (n,) of generalised processor sharing with which points `rows` of `tasks` get shares (n,) of their node.
-
-    While it is served, a task with weight w gets w / (w + W), where W is what the others have on average, each busy for
-    u of its share x: so x takes w = x / (1 - x + u) in units of W, much more than x where x is large (statistical
-    sharing; Parekh & Gallager 1993 for the sharing itself). When a node is over-full that favours tight deadlines over
-    loose ones, and the factor of the task's own weight the more valuable. Shares that are reserved are weights.
-    """
+def _node_weight_column(asked: Asked, tasks: Ints, rows: Ints, share: Floats) -> Floats:
+    """Weights (n,) on their nodes of points `rows` of `tasks`. Shares that are reserved are weights as they are."""
     if not asked.statistical:
         return share
-    mean_use = asked.planned.mean_use[rows, 1]
-    value = np.array([asked.planned.layout.tasks[i].offer.weight for i in tasks], dtype=np.float64)
-    return np.asarray(value * share / np.maximum(1.0 - share + mean_use, LEAST_REST), dtype=np.float64)
+    own = np.array([asked.planned.layout.tasks[i].offer.weight for i in tasks], dtype=np.float64)
+    return node_weights(share, asked.planned.mean_use[rows, 1], own)
+
+
+def node_weights(share: Floats, mean_use: Floats, own: Floats) -> Floats:
+    """Weights (n,) of generalised processor sharing that give tasks shares (n,) x of a node that they use at times.
+
+    While it is served, a task with weight w gets w / (w + W), where W is what the others have on average, each busy for
+    u / x of the time: so x takes w = x / (1 - x + u) in units of W, much more than x where x is large. (Generalised
+    processor sharing: Parekh & Gallager 1993.) When a node is over-full that favours tight deadlines over loose ones,
+    and the factor `own`, the task's own weight, the more valuable.
+    """
+    return np.asarray(own * share / np.maximum(1.0 - share + mean_use, LEAST_REST), dtype=np.float64)
 
 
 def _variance(planned: Planned, rows: Ints, share: Floats) -> Floats:

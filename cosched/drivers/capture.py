@@ -83,6 +83,7 @@ class Capture:
         self._file = _File(path, stream, recorder, now_ns)
         self.alarm = ""
         self.add("config", head(), now_ns)
+        self.flush()
         self._thin_out()
 
     def _new_path(self, stamp: str) -> Path:
@@ -98,7 +99,7 @@ class Capture:
         if self._file is None:
             return
         if self._reports_ns != at_ns:
-            self._flush()
+            self._end_reports()
             self._reports_ns = at_ns
         self._reports.append(report)
 
@@ -106,10 +107,19 @@ class Capture:
         """Record anything else, after all that came before."""
         if self._file is None:
             return
-        self._flush()
+        self._end_reports()
         self._write(topic, record, at_ns, at_ns if source_ns is None else source_ns)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand the chunks that are whole to the system, where a kill -9 does not reach them."""
+        if self._file is None:
+            return
+        try:
+            self._file.stream.flush()
+        except OSError as error:
+            self._fail(error)
+
+    def _end_reports(self) -> None:
         if self._reports:
             reports, self._reports = tuple(self._reports), []
             self._write("ran.ue", Reports(reports=reports), self._reports_ns, reports[-1].at_ns)
@@ -137,7 +147,7 @@ class Capture:
         """End the file."""
         if self._file is None:
             return
-        self._flush()
+        self._end_reports()
         self._tried_ns = now_ns
         try:
             if self._file is not None:

@@ -152,6 +152,7 @@ class Engine:
     def tick(self, stale_ue_s: float) -> None:
         """End what is over or stale, then plan again."""
         self._rotate()
+        self.capture.flush()
         now_s = self.clock() * NS
         for task, tracker in list(self.trackers.items()):
             if tracker.is_over(now_s):
@@ -192,6 +193,13 @@ class Engine:
         """Begin a new capture file. The core must be quiet."""
         self.capture.begin(self.clock(), lambda: head(self.plant, self.core))
         self.alarm("capture", self.capture.alarm)
+
+    def give_up(self, why: str) -> None:
+        """Answer those that wait that there will be no decision."""
+        for waiting in self.waiting.values():
+            for reply in waiting.replies:
+                reply(None, why)
+        self.waiting.clear()
 
     def _rotate(self) -> None:
         if self.capture.is_due(self.clock()) and self.core.is_quiet:

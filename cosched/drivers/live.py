@@ -117,11 +117,6 @@ class Daemon:
             loop.add_signal_handler(number, self._ended.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self.spawn(self._hang_up()))
         self.engine.begin_capture()
-        settings = self.loaded.settings
-        policies = (self.policy_chosen, settings.shadow.baseline, *FALLBACK)
-        self.pool.start(rehearse(self.engine.plant, settings.core, policies))
-        gc.collect()
-        gc.freeze()  # what is loaded by now stays: a full collection would look through half a million objects
         pumps = self._pumps(loop)
         self.spawn(self._become_ready())
         self.spawn(self._ticks())
@@ -145,6 +140,12 @@ class Daemon:
         return pumps
 
     async def _become_ready(self) -> None:
+        settings = self.loaded.settings
+        policies = (self.policy_chosen, settings.shadow.baseline, *FALLBACK)
+        # in a thread: without a cache of compiled code this takes minutes, and `status` should say so
+        self.pool.start(await asyncio.to_thread(rehearse, self.engine.plant, settings.core, policies))
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: a full collection would look through half a million objects
         await self.pool.first.wait()
         now_s = self.clock() * NS
         if self.modes.mode is Mode.STARTING:
@@ -362,9 +363,13 @@ class Daemon:
                 plant = places.plant(fresh)
                 _, access = places.security(fresh)
                 await self._quiet()
-                core = self._successor(plant, fresh, changed)
+                chosen = fresh.settings.policy if "policy" in changed else self.policy_chosen
+                core = self._successor(plant, fresh, chosen)
+                if "policy" in changed:
+                    self.store.set_policy("")  # the file's word is later than the operator's
             except CoschedError as error:
                 raise Refused("refused_configuration", str(error), "the old one stays in force") from None
+            self.policy_chosen = chosen
             self._adopt(fresh, plant, core, access)
         log.info("reloaded", changed=changed)
         return api.Reloaded(changed=changed, generation=core.snapshot().generation)
@@ -377,11 +382,9 @@ class Daemon:
             await asyncio.sleep(QUIET_STEP_S)
         raise BadInput("the daemon is too busy: a solve is always open")
 
-    def _successor(self, plant: build.Plant, fresh: Loaded, changed: tuple[str, ...]) -> Core:
+    def _successor(self, plant: build.Plant, fresh: Loaded, policy_name: str) -> Core:
         """Return a core of the new configuration with the old state. Raises BadInput when tasks would be lost."""
-        if "policy" in changed:
-            self.policy_chosen = fresh.settings.policy
-        core = plant.core(self.policy_chosen, fresh.settings.core)
+        core = plant.core(policy_name, fresh.settings.core)
         if lost := core.restore(self.engine.core.snapshot()):
             some = ", ".join(lost[:3]) + (" ..." if len(lost) > 3 else "")
             raise BadInput(f"the new site has no place for {len(lost)} tasks ({some}): release or drain them first")
@@ -409,6 +412,7 @@ class Daemon:
         self.modes.move(Move.STOP, now_ns * NS)
         for task in list(self._tasks):
             task.cancel()
+        self.engine.give_up("the daemon is ending")
         for pump in pumps:
             pump.stop()
         self.engine.board.shorten(self.loaded.settings.shutdown.lease_s, now_ns)

@@ -7,6 +7,7 @@ site, for both alike. `python -m cosched.drivers.shadow`
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -32,7 +33,8 @@ NS: Final = 1e-9
 
 def main() -> None:
     """Answer every window with one line, until stdin ends."""
-    os.nice(NICE)
+    with contextlib.suppress(PermissionError):  # systemd's filter may not let it
+        os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     items: list[Item] = []

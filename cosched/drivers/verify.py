@@ -174,8 +174,10 @@ class _Check:
 
     def finish(self, *, whole: bool) -> None:
         """After the last record: nothing may be left over in a file that was closed. Raises Differs, BadInput."""
-        if self._core is None:
+        if self._core is None and whole:
             raise BadInput(f"{self._path}: no configuration in it: not a daemon's capture")
+        if self._core is None:
+            self._verdict.remarks.append("it was cut off before its first whole chunk: there is nothing to verify")
         if whole:
             self._missing_decisions()
             if self._plans:

@@ -46,14 +46,13 @@ def newcomers(problem: Problem) -> Ints:
 def keep_held(problem: Problem) -> Ints:
     """Points (N,) of the tasks that are running, -1 for newcomers.
 
-    A running task keeps its point. Only where memory alone no longer fits (a node lost some) the latest arrivals go.
+    A running task keeps its point. Only where rigid demand alone no longer fits (a node lost memory, sessions that are
+    behind need more on average than there is) the latest arrivals go.
     """
     chosen = problem.held.copy()
     if not (chosen >= 0).any():
         return chosen
-    memory = resources_of_kind(problem, "memory")
-    while (rigid_use(problem, chosen) > 1 + 1e-9)[memory].any():
-        over = memory & (rigid_use(problem, chosen) > 1 + 1e-9)
+    while (over := rigid_use(problem, chosen) > 1 + 1e-9).any():
         running = np.flatnonzero(chosen >= 0)
         slot, rigid = problem.slot[chosen[running]], problem.rigid[chosen[running]]
         guilty = running[(np.append(over, False)[slot] & (rigid > 0)).any(axis=1)]
