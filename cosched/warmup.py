@@ -1,4 +1,4 @@
-"""Compile the inner loops once, so that the first replay does not wait for it: `python -m cosched.warmup`.
+"""Compile the inner loops once, so that no replay and no daemon waits for it: `python -m cosched.warmup`.
 
 Machine code is kept beside the sources (or in NUMBA_CACHE_DIR); run again, this takes a second.
 """
@@ -15,8 +15,10 @@ from cosched.resources import sample_trace
 
 
 def main() -> None:
-    """Replay a few seconds of the shipped sample with every policy."""
+    """Replay a few seconds of the shipped sample with every policy, and rehearse as the daemon does."""
+    from cosched import build
     from cosched.book import make_book
+    from cosched.drivers.rehearsal import rehearse
     from telemetry.trace import read_trace
 
     started = time.monotonic()
@@ -24,6 +26,7 @@ def main() -> None:
     book = make_book(messages, "warm-up")
     for policy in POLICIES.values():
         Replayer(book, policy, Settings(), verify=False).run()
+    rehearse(build.plant(*build.site_text("balanced"), {}), Settings(), tuple(POLICIES))
     sys.stderr.write(f"compiled kernels are ready ({time.monotonic() - started:.0f} s)\n")
 
 

@@ -7,7 +7,6 @@ Its limit is one of wall time, so it takes part in comparisons and never decides
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -41,7 +40,7 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
     grid = np.array([sizes[kind == "comm"] for kind in problem.kinds], dtype=np.int64)
     columns = pareto_columns(problem, grid)
     parameters = mathopt.SolveParameters(
-        time_limit=dt.timedelta(seconds=options.get("limit_s", LIMIT_S)),
+        time_limit=np.timedelta64(round(1e3 * options.get("limit_s", LIMIT_S)), "ms").item(),
         relative_gap_tolerance=options.get("gap", GAP),
     )
     model = mathopt.Model.from_model_proto(_model(problem, columns, loads(problem, grid, columns)))

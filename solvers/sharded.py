@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -67,10 +66,6 @@ class Shard:
         self.blocks = tuple(blocks)
         self.tables = [make_table(_raw(block)) for block in blocks]
         self.bounds = list(itertools.pairwise(itertools.accumulate((b.n_tasks for b in blocks), initial=0)))
-
-    def process(self) -> int:
-        """Return the id of the process that the shard lives in."""
-        return os.getpid()
 
     def outline(self) -> tuple[int, Floats]:
         """Return the number of tasks, and the room (R,) that the background leaves."""

@@ -161,6 +161,6 @@ def test_ray_workers_give_the_plan_of_one_process(ray_shards: RayShards):
 @pytest.mark.slow
 def test_a_worker_that_dies_is_an_error_that_says_so(ray_shards: RayShards):
     """Last of this module: the pool is broken after it."""
-    os.kill(ray_shards.ask("process")[0], signal.SIGKILL)
+    os.kill(ray_shards.processes()[0], signal.SIGKILL)
     with pytest.raises(ShardLost, match="make the pool anew"):
         list(map(ray_shards.ask, ["outline"] * 50))  # the death may be noticed a few calls later

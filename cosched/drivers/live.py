@@ -121,7 +121,7 @@ class Daemon:
         self.spawn(self._become_ready())
         self.spawn(self._ticks())
         self.spawn(self._publish_status())
-        if settings.shadow.enabled:
+        if self.loaded.settings.shadow.enabled:
             self.spawn(self.shadow.run(self.clock))
         await self._ended.wait()
         await self._stop(pumps)

@@ -41,6 +41,10 @@ class RayShards:
         except RayActorError as error:
             raise ShardLost(f"a shard of the solver has died: {error}; make the pool anew") from None
 
+    def processes(self) -> list[int]:
+        """Ids of the processes that the shards live in."""
+        return list(ray.get([actor.process.remote() for actor in self._actors]))
+
     def close(self) -> None:
         """Let the actors go."""
         for actor in self._actors:
@@ -55,6 +59,9 @@ class _Worker:
 
     def ask(self, method: str, *arguments: object) -> object:
         return getattr(self._shard, method)(*arguments)
+
+    def process(self) -> int:
+        return os.getpid()
 
 
 @contextmanager
