@@ -14,7 +14,7 @@ import msgspec
 from cosched.bench import solver_referees, solver_shards, solver_ticks, tick
 from cosched.bench.model import Claim, Result
 from cosched.bench.sheet import SUITE, Sheet, case_name
-from cosched.bench.solver_referees import CP_SAT, CVXPY, DUAL, STAGE_SIZES
+from cosched.bench.solver_referees import CP_SAT, CVXPY, DUAL, HIGHS, STAGE_SIZES
 from cosched.bench.solver_shards import RAY
 from cosched.bench.solver_ticks import COMPILED, INTERPRETED, NUMPY, ROUNDED, SMALL, TICKS
 
@@ -23,7 +23,7 @@ P99_MS: Final = 3.0  # ... of 1 000 tasks
 COLD: Final = 6.0  # times warm, at most
 GAP_PERCENT: Final = 0.1  # from 1 000 tasks up
 DUAL_TOLERANCE: Final = 1e-6
-OF_PROVEN: Final = 0.995  # of CP-SAT's value
+OF_BEST: Final = 0.995  # of the best value that CP-SAT or HiGHS found
 FASTER_THAN_CP_SAT: Final = 500.0
 FASTER_THAN_CVXPY: Final = 100.0
 SAME_OBJECTIVE: Final = 1e-6  # relative
@@ -90,10 +90,13 @@ def _value(sheet: Sheet) -> Iterator[Claim]:
 def _others(sheet: Sheet) -> Iterator[Claim]:
     for n_tasks in solver_referees.SIZES:
         case = case_name(n_tasks, "grid")
-        value, time = (
-            [sheet.median(case, subject, figure) for subject in (COMPILED, CP_SAT)] for figure in ("value", "plan_ms")
+        value, cp_sat, highs = (sheet.median(case, subject, "value") for subject in (COMPILED, CP_SAT, HIGHS))
+        yield Claim(
+            text=f"{n_tasks} mixed tasks: value over the better referee's",
+            reached=value / max(cp_sat, highs),
+            asked=OF_BEST,
         )
-        yield Claim(text=f"{n_tasks} mixed tasks: value over CP-SAT's", reached=value[0] / value[1], asked=OF_PROVEN)
+        time = [sheet.median(case, subject, "plan_ms") for subject in (COMPILED, CP_SAT)]
         yield Claim(
             text=f"{n_tasks} mixed tasks: CP-SAT's time over ours", reached=time[1] / time[0], asked=FASTER_THAN_CP_SAT
         )

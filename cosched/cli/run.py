@@ -15,8 +15,9 @@ ConfigOption = Annotated[
 def run(config: ConfigOption = None) -> None:
     """Run the daemon: telemetry in, leases out.
 
-    Until SIGTERM or Ctrl-C. SIGHUP reloads the configuration as a whole or not at all. State and captures go to $STATE_DIRECTORY, sockets to
-    $RUNTIME_DIRECTORY, where they are set, else to the user's folders ('cosched config show').
+    Until SIGTERM or Ctrl-C. SIGHUP reloads the configuration as a whole or not at all. State and captures go to
+    $STATE_DIRECTORY, sockets to $RUNTIME_DIRECTORY, where they are set, else to the user's folders ('cosched config
+    show').
 
     Example: cosched run --config /etc/cosched/cosched.toml
     """

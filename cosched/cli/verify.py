@@ -19,7 +19,8 @@ def verify(
 ) -> None:
     """Recompute what a daemon decided, from its capture.
 
-    Every decision, from the telemetry recorded with it. Exit 1: something differs by a bit, or the file is not as it was written; the first difference is named.
+    Every decision, from the telemetry recorded with it. Exit 1: something differs by a bit, or the file is not as it
+    was written; the first difference is named.
 
     Example: cosched verify ~/.local/state/cosched/captures/20260101T120000Z-0000.mcap
     """
