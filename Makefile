@@ -12,7 +12,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 IS_USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq -c constraints.txt
 # What the compiled functions are made of: when it changes, set-up compiles again, so that no run has to.
-KERNELS := $(shell find solvers cosched/fluid cosched/warmup.py -name '*.py' 2>/dev/null)
+KERNELS := $(shell find solvers cosched/core cosched/fluid cosched/warmup.py -name '*.py' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench install clean

@@ -71,8 +71,8 @@ class Recorder:
     checksums: the whole file is covered, not its chunks alone, so that any flipped bit is found.
     """
 
-    def __init__(self, stream: IO[bytes], *, chunk_bytes: int = CHUNK_BYTES, checksums: bool = False) -> None:
-        self._writer = Writer(stream, chunk_size=chunk_bytes, enable_data_crcs=checksums)
+    def __init__(self, stream: IO[bytes], *, chunk_bytes: int | None = None, checksums: bool = False) -> None:
+        self._writer = Writer(stream, chunk_size=chunk_bytes or CHUNK_BYTES, enable_data_crcs=checksums)
         self._writer.start(library=LIBRARY)
         self._channels: dict[str, int] = {}
         self._encoder = msgspec.json.Encoder()

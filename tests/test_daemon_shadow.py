@@ -78,7 +78,8 @@ def test_the_process_answers_and_old_windows_go(monkeypatch: pytest.MonkeyPatch)
         feed = ShadowFeed(20.0, lambda _begun, _ended: window(ended_ns=next(ends)))
         task = asyncio.create_task(feed.run(time.monotonic_ns))
         views = [feed.view()]
-        await asyncio.sleep(0.1)  # the process is there; a window without items is one too
+        while feed._stdin is None:  # the first window begins when the process is there
+            await asyncio.sleep(0)
         for item in items():
             if item.ue is not None:
                 feed.heard(item.ue, item.at_ns)
