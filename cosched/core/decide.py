@@ -14,11 +14,13 @@ from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.core.state import State
 from cosched.workloads.base import Bools, Floats, Ints
+from solvers.price import point_costs
 from solvers.problem import Problem
 from solvers.solution import Solution
 
 PRB_EPS: Final = 1e-9  # a share that is a whole number of PRBs but for rounding is that number
 LEAST_REST: Final = 1e-3  # of a node beside a task that needs all of it
+LEAST_PRICE: Final = 1e-6  # free resources are divided as if they had a price
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +73,32 @@ def make_plan(
 def _draft(asked: Asked, solution: Solution) -> Draft:
     """Complete the solution with running sessions that it has no room for.
 
-    Such a session keeps its point and is served with what the others leave: sharing is work-conserving, so it may still
-    make it, and its lease ends only when its promise is lost for certain.
+    Such a session keeps its point and the share that it needs, so all of its weight slow down together; where tasks of
+    more weight are in the plan it is served with what they leave. Sharing is work-conserving, so it may still make it,
+    and its lease ends only when its promise is lost for certain.
     """
     held = asked.planned.layout.held
     kept = np.flatnonzero((solution.chosen < 0) & (held >= 0))
     if not len(kept):
         return Draft(solution.chosen, solution.share, solution.promised)
     chosen, share = solution.chosen.copy(), solution.share.copy()
-    chosen[kept], share[kept] = held[kept], 0.0
+    own = _own_weights(asked)
+    outweighed = own[kept] < own[chosen >= 0].max(initial=0.0)
+    chosen[kept] = held[kept]
+    needed = _needed_shares(asked.problem, solution.prices, held[kept], asked.planned.mean_use)
+    share[kept] = np.where(outweighed[:, None], 0.0, needed)
     return Draft(chosen, share, solution.promised)
+
+
+def _own_weights(asked: Asked) -> Floats:
+    """(N,) weights that the tasks came with."""
+    return np.array([task.offer.weight for task in asked.planned.layout.tasks], dtype=np.float64)
+
+
+def _needed_shares(problem: Problem, prices: Floats, points: Ints, mean_use: Floats) -> Floats:
+    """(n, S) cheapest shares with which points (n,) hold their deadlines, their mean use where none do."""
+    cost, share = point_costs(problem, np.maximum(prices, LEAST_PRICE))
+    return np.where(np.isfinite(cost[points])[:, None], share[points], mean_use[points])
 
 
 def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
@@ -96,8 +114,7 @@ def _node_weight_column(asked: Asked, tasks: Ints, rows: Ints, share: Floats) ->
     """Weights (n,) on their nodes of points `rows` of `tasks`. Shares that are reserved are weights as they are."""
     if not asked.statistical:
         return share
-    own = np.array([asked.planned.layout.tasks[i].offer.weight for i in tasks], dtype=np.float64)
-    return node_weights(share, asked.planned.mean_use[rows, 1], own)
+    return node_weights(share, asked.planned.mean_use[rows, 1], _own_weights(asked)[tasks])
 
 
 def node_weights(share: Floats, mean_use: Floats, own: Floats) -> Floats:

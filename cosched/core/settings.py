@@ -34,9 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idle_sd_max: float = 0.4
     """... up to this."""
 
-    z: float = 0.4
+    z: float = 0.8
     """Safety of statistical admission: standard deviations of the use of a resource kept free (docs/model.md, 6).
-    Smaller than for hard deadlines, as TPOT is a mean over a session (docs/performance.md has the curve)."""
+    Smaller than for hard deadlines, as TPOT is a mean over a session (docs/decisions/0010 has the trade)."""
 
     stickiness: float = 0.2
     """Value added, in multiples of its weight, for going on serving an admitted session: no newcomer of the same weight
