@@ -18,7 +18,7 @@ from cosched.site import Site, load_site
 SMALL_LOADS = (1.5, 2.0)
 SMALL_SEEDS = (100, 101)
 SMALL_S = 60.0
-RIVALS = ("pf-admit:overbook=3", "pf-util:rho=0.9,overbook=3", "compute-only:overbook=1", "compute-only:overbook=3")
+RIVALS = ("pf-admit:overbook=3", "pf-util:rho=0.9,overbook=3", "compute-only:overbook=2", "compute-only:overbook=3")
 
 
 @pytest.fixture(scope="module")
