@@ -34,11 +34,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idle_sd_max: float = 0.4
     """... up to this."""
 
-    z: float = 0.8
+    z: float = 0.6
     """Safety of statistical admission: standard deviations of the use of a resource kept free (docs/model.md, 6).
     Smaller than for hard deadlines, as TPOT is a mean over a session (docs/decisions/0010 has the trade)."""
 
-    stickiness: float = 0.2
+    stickiness: float = 1.0
     """Value added, in multiples of its weight, for going on serving an admitted session: no newcomer of the same weight
     takes its place, one of several times its weight may (docs/decisions/0010)."""
 
