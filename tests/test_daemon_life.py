@@ -232,7 +232,8 @@ def test_the_policy_changes_from_one_plan_to_the_next(client: Client):
 
 def filled(client: Client, prefix: str) -> tuple[str, LlmSession]:
     """Submit demanding tasks until one is refused for want of room; return its id and its work."""
-    work = msgspec.structs.replace(SESSION, ttft_s=1.0, tpot_s=0.08, new_tokens=256, private=True)
+    # its first token has time: a prefill that runs late needs more room from period to period
+    work = msgspec.structs.replace(SESSION, ttft_s=20.0, tpot_s=0.07, new_tokens=256, private=True)
     for n in range(200):
         name = f"{prefix}{n}"
         if client.submit(name, f"ue{n % 4}", work).reason == "rejected_no_capacity":

@@ -36,6 +36,7 @@ from telemetry.messages import LlmSession, TaskOffer
 
 MOST_PRBS: Final = 256  # more is no change that anybody could make
 MOST_TIMES: Final = 8.0  # a deadline this many times as long is another task
+EASE: Final = 1.2  # of the least change that would do: plans move on between the answer and the act
 STEPS: Final = 7  # halvings: a found change is least within 1 % of the greatest
 LEAST_PRICE: Final = 1e-6  # a free resource is divided as if it had a price
 SHOWN: Final = 20  # operating points
@@ -201,7 +202,7 @@ def _rank(view: api.PointView) -> tuple[bool, float, str]:
 
 
 async def _counterfactuals(scene: Scene, offer: TaskOffer) -> tuple[api.Counterfactual, ...]:
-    """Least changes, one of each kind, under which the task is admitted now."""
+    """About the least changes, one of each kind, under which the task is admitted now."""
     if await scene.admits(offer):
         return (api.Counterfactual(kind="now", amount=0.0, text="it would be admitted now: submit it again"),)
     core, _ = scene.core()
@@ -221,7 +222,11 @@ async def _counterfactuals(scene: Scene, offer: TaskOffer) -> tuple[api.Counterf
 
 
 async def _least(holds: Callable[[float], Awaitable[bool]], most: float, *, whole: bool = False) -> float | None:
-    """Least amount found by halving for which `holds`; None when `most` does not do. What is returned was tried."""
+    """About the least amount, found by halving, for which `holds`; None when `most` does not do.
+
+    A fifth more than the least where that holds too: on the edge the answer would be wrong a period later. What is
+    returned was tried.
+    """
     if not await holds(most):
         return None
     low, high = 0.0, most
@@ -233,7 +238,8 @@ async def _least(holds: Callable[[float], Awaitable[bool]], most: float, *, whol
             high = middle
         else:
             low = middle
-    return high
+    eased = min(float(np.ceil(high * EASE)) if whole else high * EASE, most)
+    return eased if await holds(eased) else high
 
 
 async def _admits_longer(scene: Scene, offer: TaskOffer, key: str, more_s: float) -> bool:
