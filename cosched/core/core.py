@@ -95,6 +95,7 @@ class Core:
         return []
 
     def _offered(self, event: Offered) -> list[Command]:
+        efficiency = self.state.channel.planned(event.at_s, self.settings.session_risk_sd)
         for offer in event.offers:
             ue = self.state.channel.index(offer.ue)
             cell = self.state.cell_of_ue.get(offer.ue, -1)
@@ -102,8 +103,7 @@ class Core:
                 self._dropped.append(Decision(offer.task, "rejected_no_channel", -1, EMPTY, 0.0))
                 continue
             task = Task(offer, self._points(offer, cell), ue, cell, table_cell=cell)
-            efficiency = float(self.state.channel.planned(event.at_s, self.settings.session_risk_sd)[ue])
-            self._bids.note(Arrival(event.at_s, offer, task.table, cell, efficiency))
+            self._bids.note(Arrival(event.at_s, offer, task.table, cell, float(efficiency[ue])))
             self._waiting.append(task)
         return self._solve()
 
