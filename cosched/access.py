@@ -14,7 +14,16 @@ from typing import Final, Literal
 
 import msgspec
 
-from telemetry.messages import CellReport, LinkReport, Message, NodeReport, TaskProgress, UeReport, UeReportBatch
+from telemetry.messages import (
+    CellReport,
+    LinkReport,
+    Message,
+    NodeReport,
+    TaskProgress,
+    TaskTiming,
+    UeReport,
+    UeReportBatch,
+)
 
 VIEWER: Final = "viewer"
 PUBLISHER: Final = "publisher"
@@ -34,7 +43,13 @@ DOMAINS: Final[dict[str, frozenset[str]]] = {
     "decisions": frozenset({VIEWER, OPERATOR}),
 }
 
-_SPEAKS_FOR: Final = {CellReport: "cell", NodeReport: "node", LinkReport: "link", TaskProgress: "task"}
+_SPEAKS_FOR: Final = {
+    CellReport: "cell",
+    NodeReport: "node",
+    LinkReport: "link",
+    TaskProgress: "task",
+    TaskTiming: "task",
+}
 
 KNOWN_SUBJECTS: Final = 100_000  # per identity, remembered as allowed: then the patterns are matched anew
 

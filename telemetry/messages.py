@@ -1,8 +1,8 @@
 """Typed telemetry messages; units are part of every name.
 
 Topics of the bus and of a trace (interfaces.md): `site`, `ran.ue`, `ran.cell`, `compute.node`, `link`, `task`,
-`task.progress`, `task.truth`, `decision`. `at_ns` is the instant of measurement on the trace's own clock (0 = start of
-the trace).
+`task.progress`, `task.timing`, `task.truth`, `decision`. `at_ns` is the instant of measurement on the trace's own clock
+(0 = start of the trace).
 """
 
 from __future__ import annotations
@@ -138,6 +138,27 @@ class TaskProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     finished: bool = False
 
 
+class TaskTiming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How long one LLM session's phases really took at one operating point, as its runtime measured it.
+
+    Prefill figures are of the whole prefill, token figures the mean over the `tokens` decoded after the first. Node
+    figures are time in execution: waiting for other sessions' turns is left out. None: not measured, or no such part.
+    """
+
+    at_ns: int
+    source: str
+    seq: int
+    task: str
+    point: str  # operating point that it ran at, as the lease names it
+    tokens: int = 0
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    device_prefill_s: float | None = None
+    device_token_s: float | None = None
+    node_prefill_s: float | None = None
+    node_token_s: float | None = None
+
+
 class TaskTruth(msgspec.Struct, frozen=True, kw_only=True):
     """What only the end of a session tells; fed to the execution model, never to a decision."""
 
@@ -188,6 +209,7 @@ Message = (
     | LinkReport
     | TaskOffer
     | TaskProgress
+    | TaskTiming
     | TaskTruth
     | DecisionMessage
 )
@@ -201,6 +223,7 @@ TOPICS: Final[dict[str, type]] = {
     "link": LinkReport,
     "task": TaskOffer,
     "task.progress": TaskProgress,
+    "task.timing": TaskTiming,
     "task.truth": TaskTruth,
     "decision": DecisionMessage,
 }

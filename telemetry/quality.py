@@ -24,6 +24,7 @@ from telemetry.messages import (
     SiteMessage,
     TaskOffer,
     TaskProgress,
+    TaskTiming,
     TaskTruth,
     UeReport,
     UeReportBatch,
@@ -80,6 +81,9 @@ REQUIRED_LIMITS: Final[dict[type, dict[str, Range]]] = {
     TaskProgress: _STAMP
     | {"done": _COUNT, "late": _COUNT, "decoding_s": _SECONDS, "ul_bits_left": Range(0.0, 1e15)}
     | {"node_s_left": _SECONDS},
+    TaskTiming: _STAMP
+    | {"tokens": _COUNT, "ttft_s": _SECONDS, "tpot_s": _SECONDS, "device_prefill_s": _SECONDS}
+    | {"device_token_s": _SECONDS, "node_prefill_s": _SECONDS, "node_token_s": _SECONDS},
     TaskTruth: {"at_ns": _STAMP["at_ns"], "output_tokens": _COUNT},
     DecisionMessage: _STAMP,
     LlmSession: {"context_tokens": _COUNT, "new_tokens": _COUNT, "max_output_tokens": _COUNT}

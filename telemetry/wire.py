@@ -24,6 +24,7 @@ from telemetry.messages import (
     Message,
     NodeReport,
     TaskProgress,
+    TaskTiming,
     UeReport,
     UeReportBatch,
 )
@@ -36,6 +37,7 @@ BUS: Final[dict[bytes, type]] = {
     b"compute.node": NodeReport,
     b"link": LinkReport,
     b"task": TaskProgress,
+    b"task.timing": TaskTiming,
 }
 TOPIC_OF: Final = {kind: topic for topic, kind in BUS.items()}
 
