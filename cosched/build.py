@@ -16,6 +16,7 @@ from cosched.core.core import Core
 from cosched.core.policy import policy
 from cosched.core.settings import Settings as CoreSettings
 from cosched.errors import BadInput
+from cosched.profiles.calibration import Factors
 from cosched.resources import config_dir, config_file
 from cosched.site import Site, parse_site
 from cosched.workloads import registry
@@ -34,21 +35,24 @@ class Plant:
     toml: str
     profiles: SiteProfiles
     ue_devices: Mapping[str, str]
-    _tables: dict[tuple[LlmSession | VideoClip, int, int], PointTable] = field(default_factory=dict, repr=False)
+    _tables: dict[tuple[LlmSession | VideoClip, int, int, Factors], PointTable] = field(
+        default_factory=dict, repr=False
+    )
 
     def core(self, policy_name: str, settings: CoreSettings) -> Core:
         """Return a core for this site that knows nothing yet. Raises BadInput for an unknown policy."""
         return Core(self.site, policy(policy_name), settings, self.points, session_memory_bytes(self.profiles))
 
-    def points(self, offer: TaskOffer, cell: int) -> PointTable:
+    def points(self, offer: TaskOffer, cell: int, factors: Factors = ()) -> PointTable:
         """Operating points of an offer from `cell`. Raises BadInput with what is wrong in it."""
         device = self.device(offer.ue)
-        table = self._tables.get((offer.work, device, cell))
+        key = (offer.work, device, cell, factors)
+        table = self._tables.get(key)
         if table is None:
-            table = registry.points(offer, self.profiles.context_of(device, cell))
+            table = registry.points(offer, self.profiles.context_of(device, cell, factors))
             if len(self._tables) >= KEPT_TABLES:
                 del self._tables[next(iter(self._tables))]
-            self._tables[offer.work, device, cell] = table
+            self._tables[key] = table
         return table
 
     def device(self, ue: str) -> int:

@@ -121,6 +121,7 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     done: int  # tokens out, or frames in time
     reported: bool  # progress comes from its runtime; False: taken to be on its deadlines
     lease: Lease
+    calibration: dict[str, float] = {}  # measured over profiled time in force for new sessions of this device and model
 
 
 class TaskList(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,6 +216,15 @@ class ResourceView(msgspec.Struct, frozen=True, kw_only=True):
     planned: float
     background: float
     price: float
+    tasks: int = 0  # that hold a share of it
+
+
+class CellView(msgspec.Struct, frozen=True, kw_only=True):
+    """Who reports from a cell; its load is that of the resource `<id>/ul`."""
+
+    id: str
+    ues: int  # whose latest report came from it
+    stale_ues: int  # of them, silent for longer than `telemetry.stale_input_s`
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,6 +296,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     bound: float
     gap: float
     resources: tuple[ResourceView, ...]
+    cells: tuple[CellView, ...] = ()
     counts: dict[str, int]  # offered, admitted, refused, finished, released, lost, restored, solves, solves_failed, ...
     reasons: dict[str, int]  # decisions by reason code since the start
     submit_ms: Quantiles  # request read -> decision sent

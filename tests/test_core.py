@@ -19,9 +19,11 @@ from cosched.core.policy import POLICIES, policy
 from cosched.core.settings import Settings
 from cosched.core.state import Task
 from cosched.errors import BadInput
+from cosched.profiles.calibration import Factors
 from cosched.resources import config_file
 from cosched.site import load_site
 from cosched.workloads import registry
+from cosched.workloads.base import PointTable
 from cosched.workloads.context import load_profiles, session_memory_bytes
 from solvers import check
 from solvers import registry as solvers
@@ -48,11 +50,12 @@ def session(
     return TaskOffer(at_ns=round(at_s * 1e9), source="s", seq=0, task=task, ue="ue00", work=work, weight=weight)
 
 
+def points(offer: TaskOffer, cell: int, factors: Factors) -> PointTable:
+    return registry.points(offer, PROFILES.context_of(0, cell, factors))
+
+
 def make_core(name: str = "joint") -> Core:
-    core = Core(
-        SITE, policy(name), Settings(), lambda offer, cell: registry.points(offer, PROFILES.context_of(0, cell)),
-        session_memory_bytes(PROFILES),
-    )  # fmt: skip
+    core = Core(SITE, policy(name), Settings(), points, session_memory_bytes(PROFILES))
     core.handle(Telemetry(0.0, report("ue00", 0.0, 2.0)))
     return core
 

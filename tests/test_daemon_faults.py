@@ -25,8 +25,9 @@ from cosched.drivers.journal import TOPICS, Tick
 from cosched.drivers.store import Kept, Store, StoreFailed
 from cosched.drivers.verify import verify
 from cosched.errors import BadInput
+from cosched.profiles.calibration import LEAST
 from cosched.settings import load
-from telemetry.messages import TaskOffer
+from telemetry.messages import TaskOffer, TaskTiming
 from telemetry.trace import Recorder, read_records
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks into /proc")
@@ -126,6 +127,32 @@ def test_stale_input_hands_over_to_the_baseline_and_back(tmp_path: Path) -> None
 
         until(ended)
         assert [view.task for view in client.list().tasks] == ["loud"]
+
+
+def test_measured_times_correct_profiles_and_outlive_a_kill(tmp_path: Path) -> None:
+    place = Place(tmp_path, {"TELEMETRY_STALE_INPUT_S": "1000"})
+    private = msgspec.structs.replace(SESSION, private=True)
+    with place.daemon() as daemon, daemon.ready() as client, radio(place, client) as source:
+        point = client.submit("slow", "ue0", private).point
+        stamp = {"at_ns": 0, "source": "runtime", "task": "slow", "point": point, "tokens": 9}
+        for seq in range(LEAST):
+            source.send(TaskTiming(**stamp, seq=seq, device_token_s=30.0, node_token_s=30.0))
+        until(lambda: len(client.show("slow").calibration) == 2)
+        factors = client.show("slow").calibration
+        assert set(factors.values()) == {4.0}, "bounded, however slow"
+        status = mode(client, "STEADY")
+        assert any(a.startswith("calibration: ") and "takes 4 x its profile" in a for a in status.alarms)
+        shown = cosched("ctl", "--endpoint", place.control, "show", "slow")
+        assert "takes 4 x its profile, as measured" in shown.stdout
+        daemon.stop(signal.SIGKILL)
+    with place.daemon() as daemon, daemon.ready() as client, radio(place, client):
+        assert client.show("slow").calibration == factors
+        assert any("calibration" in alarm for alarm in client.status().alarms)
+        later = client.submit("later", "ue0", private)
+        assert later.predicted_s[1:] > client.show("slow").lease.predicted_s[1:] or later.reason != "admitted"
+        assert daemon.stop()[0] == 0
+    done = cosched("verify", *map(str, place.captures))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 CONFIG = """

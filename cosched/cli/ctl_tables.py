@@ -98,6 +98,8 @@ def task(found: api.TaskView) -> None:
         f"{found.task}: {found.kind} of {found.ue}, weight {found.weight:g}, {found.age_s:.1f} s old, done {found.done}"
     )
     lease(found.lease)
+    for name, factor in found.calibration.items():
+        _say(f"{name} takes {factor:.2g} x its profile, as measured")
 
 
 def explanation(found: api.Explanation) -> None:

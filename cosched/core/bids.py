@@ -17,6 +17,7 @@ import numpy as np
 
 from cosched.core.planner import Planned
 from cosched.core.settings import Settings
+from cosched.profiles.calibration import Factors
 from cosched.site import Site
 from cosched.workloads.base import Bools, Floats, PointTable
 from solvers.price import dual_bound
@@ -38,6 +39,7 @@ class Arrival:
     table: PointTable
     cell: int
     efficiency_bps_hz: float
+    factors: Factors = ()  # that the operating points were worked out with
 
 
 class BidPrices:

@@ -22,10 +22,11 @@ from cosched.core.settings import Settings
 from cosched.core.snapshot import BidRow, Load, Snapshot, TaskRow
 from cosched.core.state import State, Task
 from cosched.errors import CoschedError
+from cosched.profiles.calibration import Factors
 from cosched.site import Site
 from cosched.workloads.base import Floats, PointTable
 from solvers import effective
-from telemetry.messages import TaskOffer
+from telemetry.messages import TaskOffer, TaskTiming
 
 LEAST_VARIANCE = 0.01  # of a resource's use: where the tangent is taken while nothing is planned yet
 
@@ -37,8 +38,8 @@ class StaleEvent(CoschedError):
 class Core:
     """State machine of one policy on one site.
 
-    points: offer, index of its UE's serving cell -> PointTable (cosched/workloads); node_bytes (nodes,): memory for
-    sessions on each node.
+    points: offer, index of its UE's serving cell, corrections of profiled times -> PointTable (cosched/workloads);
+    node_bytes (nodes,): memory for sessions on each node.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Core:
         site: Site,
         policy: Policy,
         settings: Settings,
-        points: Callable[[TaskOffer, int], PointTable],
+        points: Callable[[TaskOffer, int, Factors], PointTable],
         node_bytes: Floats,
     ) -> None:
         self.state = State(site, settings)
@@ -82,7 +83,10 @@ class Core:
         return self._handlers[type(event)](event)
 
     def _telemetry(self, event: Telemetry) -> list[Command]:
-        self.state.observe(event.at_s, event.report)
+        if isinstance(event.report, TaskTiming):
+            self.state.timed(event.report)
+        else:
+            self.state.observe(event.at_s, event.report)
         return []
 
     def _progressed(self, event: Progressed) -> list[Command]:
@@ -96,14 +100,15 @@ class Core:
 
     def _offered(self, event: Offered) -> list[Command]:
         efficiency = self.state.channel.planned(event.at_s, self.settings.session_risk_sd)
+        factors = self.state.calibration.factors
         for offer in event.offers:
             ue = self.state.channel.index(offer.ue)
             cell = self.state.cell_of_ue.get(offer.ue, -1)
             if ue < 0 or cell < 0:  # cell: it was in one that a reload took away
                 self._dropped.append(Decision(offer.task, "rejected_no_channel", -1, EMPTY, 0.0))
                 continue
-            task = Task(offer, self._points(offer, cell), ue, cell, table_cell=cell)
-            self._bids.note(Arrival(event.at_s, offer, task.table, cell, float(efficiency[ue])))
+            task = Task(offer, self._points(offer, cell, factors), ue, cell, table_cell=cell, factors=factors)
+            self._bids.note(Arrival(event.at_s, offer, task.table, cell, float(efficiency[ue]), factors))
             self._waiting.append(task)
         return self._solve()
 
@@ -219,14 +224,18 @@ class Core:
             loads={name: Load(background=float(b), price=float(p), variance=float(v), use=float(u), bid=float(w))
                    for name, (b, p, v, u, w) in zip(resource_ids(state.site), loads, strict=True)},
             bids=tuple(
-                BidRow(at_s=a.at_s, offer=a.offer, cell=cells[a.cell], efficiency_bps_hz=a.efficiency_bps_hz)
+                BidRow(
+                    at_s=a.at_s, offer=a.offer, cell=cells[a.cell], efficiency_bps_hz=a.efficiency_bps_hz,
+                    factors=a.factors,
+                )
                 for a in self._bids.arrivals
             ),
             bids_due_s=self._bids.due_s,
+            calibration=state.calibration.rows(),
             tasks=tuple(
                 TaskRow(
                     offer=t.offer, cell=cells[t.cell], table_cell=cells[t.table_cell],
-                    point=t.table.point_ids[t.point], progress=t.progress,
+                    point=t.table.point_ids[t.point], progress=t.progress, factors=t.factors,
                 )
                 for t in state.tasks.values()
             ),
@@ -248,6 +257,7 @@ class Core:
             if (load := snapshot.loads.get(name)) is not None:
                 state.background[i], state.prices[i] = load.background, load.price
                 state.variance[i], self._use[i] = load.variance, load.use
+        state.calibration.restore(snapshot.calibration)
         self._restore_bids(snapshot)
         lost = [row.offer.task for row in snapshot.tasks if not self._take_over(row)]
         state.version += 1
@@ -259,7 +269,14 @@ class Core:
         names = resource_ids(site)[: len(site.cells) + len(site.nodes)]
         price = np.array([snapshot.loads[name].bid if name in snapshot.loads else 0.0 for name in names])
         arrivals = [
-            Arrival(r.at_s, r.offer, self._points(r.offer, index[r.cell]), index[r.cell], r.efficiency_bps_hz)
+            Arrival(
+                r.at_s,
+                r.offer,
+                self._points(r.offer, index[r.cell], r.factors),
+                index[r.cell],
+                r.efficiency_bps_hz,
+                r.factors,
+            )
             for r in rows
         ]
         self._bids.restore(arrivals, price, snapshot.bids_due_s)
@@ -269,11 +286,18 @@ class Core:
         ue = self.state.channel.index(offer.ue)
         if ue < 0 or row.cell not in index or row.table_cell not in index:
             return False
-        table = self._points(offer, index[row.table_cell])
+        table = self._points(offer, index[row.table_cell], row.factors)
         if row.point not in table.point_ids:
             return False
         task = Task(
-            offer, table, ue, index[row.cell], table.point_ids.index(row.point), row.progress, index[row.table_cell]
+            offer,
+            table,
+            ue,
+            index[row.cell],
+            table.point_ids.index(row.point),
+            row.progress,
+            index[row.table_cell],
+            row.factors,
         )
         self.state.tasks[offer.task] = task
         return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cosched.core.policy import Policy
 from solvers.solution import Solution
-from telemetry.messages import CellReport, NodeReport, TaskOffer, UeReport, UeReportBatch
+from telemetry.messages import CellReport, NodeReport, TaskOffer, TaskTiming, UeReport, UeReportBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Telemetry:
     """A plausible report; implausible ones never get here (telemetry/quality.py)."""
 
     at_s: float
-    report: UeReport | UeReportBatch | CellReport | NodeReport
+    report: UeReport | UeReportBatch | CellReport | NodeReport | TaskTiming
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A decoder that is ahead is planned at no more than this multiple of its TPOT: what it is ahead by is lent to
     others. 1 lends nothing and met 3 to 5 % fewer tasks, 10 no more than 4 (docs/decisions/0010)."""
 
+    calibration_most: float = 4.0
+    """What running sessions measure corrects profiled times by a factor of at most this, and at least its inverse
+    (cosched/profiles/calibration.py). 1 corrects nothing."""
+
     congestion_price: float = 4.0
     """Price of a full resource at which newcomers' points are weighed, in value (cosched/core/congestion.py)."""
 

@@ -10,6 +10,7 @@ import msgspec
 
 from cosched.core.channel import ChannelRow
 from cosched.core.events import Progress
+from cosched.profiles.calibration import CalibrationRow, Factors
 from telemetry.messages import TaskOffer
 
 
@@ -21,15 +22,17 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     table_cell: str  # where it was offered: its operating points were worked out for that cell
     point: str
     progress: Progress | None = None
+    factors: Factors = ()  # that its operating points were worked out with
 
 
-class BidRow(msgspec.Struct, frozen=True, kw_only=True):
+class BidRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task that asked to come in of late: bid prices are learned from these (cosched/core/bids.py)."""
 
     at_s: float
     offer: TaskOffer
     cell: str
     efficiency_bps_hz: float
+    factors: Factors = ()
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,3 +57,4 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[TaskRow, ...] = ()  # in order of admission
     bids: tuple[BidRow, ...] = ()  # in order of arrival
     bids_due_s: float = 0.0
+    calibration: tuple[CalibrationRow, ...] = ()

@@ -12,9 +12,20 @@ from cosched.core.channel import ChannelEstimates
 from cosched.core.events import Progress
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
+from cosched.profiles import calibration
+from cosched.profiles.calibration import Calibration, Factors
 from cosched.site import Site
 from cosched.workloads.base import Floats, Ints, PointTable
-from telemetry.messages import CellReport, LlmSession, NodeReport, TaskOffer, UeReport, UeReportBatch, VideoClip
+from telemetry.messages import (
+    CellReport,
+    LlmSession,
+    NodeReport,
+    TaskOffer,
+    TaskTiming,
+    UeReport,
+    UeReportBatch,
+    VideoClip,
+)
 
 
 class Block(NamedTuple):
@@ -36,6 +47,7 @@ class Task:
     point: int = -1
     progress: Progress | None = None
     table_cell: int = -1  # that its table was made for: where it was offered
+    factors: Factors = ()  # that its table was made with: a session keeps what it was promised by
     row: int = field(default=-1, init=False)  # of State.progress
     _block: tuple[tuple[int, int, int], Block] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -119,6 +131,7 @@ class State:
     def __init__(self, site: Site, settings: Settings) -> None:
         self.site = site
         self.channel = ChannelEstimates(settings)
+        self.calibration = Calibration(settings.calibration_most)
         self.tasks: dict[str, Task] = {}  # admitted, in order of admission
         self.cell_of_ue: dict[str, int] = {}
         self.cell_index = {c.id: i for i, c in enumerate(site.cells)}
@@ -202,6 +215,21 @@ class State:
             task.row = self._free_rows.pop()
         if (p := task.progress) is not None:
             self.progress[task.row] = (p.done, p.first_s, p.last_s, p.ul_bits_left, p.node_s_left, p.fixed_s_left)
+
+    def timed(self, timing: TaskTiming) -> None:
+        """Hold what a session measured against its profile; a session that is not known, or was not there, is not."""
+        task = self.tasks.get(timing.task)
+        if task is None or task.table.alone_s is None or timing.point not in task.table.point_ids:
+            return
+        table, j, factors = task.table, task.table.point_ids.index(timing.point), dict(task.factors)
+        owner, node = table.owners, int(table.node[j])
+        sides = [(owner[0], table.device_s[j], (timing.device_prefill_s, timing.device_token_s))]
+        if node >= 0:
+            sides.append((owner[1 + node], task.table.alone_s[j], (timing.node_prefill_s, timing.node_token_s)))
+        for who, planned_s, measured_s in sides:
+            for q, factor in enumerate(calibration.of_owner(factors, who)):
+                which = calibration.name(who, calibration.PHASES[q])
+                self.calibration.measured(which, measured_s[q], float(planned_s[q]) / factor)
 
     def remove(self, name: str) -> None:
         """Forget a task."""

@@ -16,6 +16,7 @@ from cosched.core.reasons import Reason
 from cosched.drivers.engine import Engine, Waiting
 from cosched.drivers.mode import IllegalMove, Mode
 from cosched.errors import CoschedError
+from cosched.profiles.calibration import about
 from solvers.errors import SolverError
 from telemetry import quality
 from telemetry.bus import Asked
@@ -227,6 +228,7 @@ class Control:
             done=tracker.units_done(now_s) if tracker is not None else 0,
             reported=tracker is not None and tracker.is_reported(now_s),
             lease=lease,
+            calibration=about(engine.core.state.calibration.factors, running.table.owners) if running else {},
         )
 
     def _policy(self, args: api.PolicyArgs) -> api.PolicyView:

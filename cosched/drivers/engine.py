@@ -29,6 +29,7 @@ from cosched.drivers.progress import Tracker
 from cosched.drivers.record import decision_message
 from cosched.drivers.stats import Window
 from cosched.drivers.store import Kept, Store, StoreFailed
+from cosched.profiles.calibration import Factors
 from solvers.solution import Solution
 from telemetry.messages import (
     CellReport,
@@ -37,6 +38,7 @@ from telemetry.messages import (
     NodeReport,
     TaskOffer,
     TaskProgress,
+    TaskTiming,
     UeReport,
     UeReportBatch,
 )
@@ -89,6 +91,7 @@ class Engine:
     solve_ms: Window = field(default_factory=Window)
     submit_ms: Window = field(default_factory=Window)  # a submit is read -> its decision is sent
     _drops: list[str] = field(default_factory=list)  # ended, and still stored
+    _factors: Factors = ()  # of the calibration, that are stored
     _asked: tuple[str, int] = ("", 0)  # policy of the open Solve, and when it was asked
 
     # --- what happens -------------------------------------------------------------------------------------------
@@ -96,6 +99,8 @@ class Engine:
     def restore(self, snapshot: Snapshot) -> None:
         """Begin with what is stored; tasks that the site has no place for any more are let go, with a warning."""
         lost = self.core.restore(snapshot)
+        self._factors = self.core.state.calibration.factors
+        self.alarm("calibration", "; ".join(self.core.state.calibration.drifted))
         for task in lost:
             log.warning("task lost: the site has no place for it any more", task=task)
         self._drops.extend(lost)
@@ -111,17 +116,31 @@ class Engine:
             self.capture.report(message, at_ns)
             self._heard(message.ue, message.ul_efficiency_bps_hz is not None, at_ns)
             self.core.handle(events.Telemetry(at_ns * NS, message))
-        elif isinstance(message, UeReportBatch | CellReport | NodeReport):
+        elif isinstance(message, UeReportBatch | CellReport | NodeReport | TaskTiming):
             self.capture.add(_topic(message), message, at_ns, message.at_ns)
             if isinstance(message, UeReportBatch):
                 for ue, value in zip(message.ue, message.ul_efficiency_bps_hz, strict=True):
                     self._heard(ue, value is not None, at_ns)
             self.core.handle(events.Telemetry(at_ns * NS, message))
+            if isinstance(message, TaskTiming):
+                self._calibrated()
         elif isinstance(message, TaskProgress) and (tracker := self.trackers.get(message.task)) is not None:
             tracker.tell(message, at_ns * NS)
             if message.finished:
                 self.end(message.task, Reason.FINISHED)
                 self.flush()
+
+    def _calibrated(self) -> None:
+        """Keep factors that have changed, and say what is far off its profile."""
+        calibration = self.core.state.calibration
+        if calibration.factors is self._factors:
+            return
+        self._factors = calibration.factors
+        self.alarm("calibration", "; ".join(calibration.drifted))
+        try:
+            self.store.set_calibration(calibration.rows())
+        except StoreFailed as error:
+            self.alarm("state", str(error))
 
     def offer(self, submits: Sequence[Waiting]) -> None:
         """Have tasks decided that came at one instant. Their operating points must be known to be well-formed."""
@@ -293,6 +312,7 @@ class Engine:
             cell=cells[task.cell].id,
             table_cell=cells[task.table_cell].id,
             point=task.table.point_ids[task.point],
+            factors=task.factors,
         )
         return Kept(row=row, channel=state.channel.row(task.offer.ue))
 
@@ -320,6 +340,6 @@ def head(plant: Plant, core: Core) -> journal.Config:
     )
 
 
-def _topic(message: UeReportBatch | CellReport | NodeReport) -> str:
+def _topic(message: UeReportBatch | CellReport | NodeReport | TaskTiming) -> str:
     kind = next(k for k in type(message).__mro__ if k in TOPIC_OF)
     return TOPIC_OF[kind].decode()

@@ -17,7 +17,7 @@ import numpy as np
 from cosched.core.commands import Plan
 from cosched.core.events import Progress
 from cosched.core.snapshot import Snapshot
-from telemetry.messages import CellReport, DecisionMessage, NodeReport, TaskOffer, UeReport, UeReportBatch
+from telemetry.messages import CellReport, DecisionMessage, NodeReport, TaskOffer, TaskTiming, UeReport, UeReportBatch
 
 VERSION: Final = 1
 NS: Final = 1e-9
@@ -98,6 +98,7 @@ TOPICS: Final[dict[str, type[msgspec.Struct]]] = {
     "ran.ue.batch": UeReportBatch,
     "ran.cell": CellReport,
     "compute.node": NodeReport,
+    "task.timing": TaskTiming,
     "offered": Offers,
     "progressed": Progresses,
     "finished": Finish,

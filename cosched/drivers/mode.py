@@ -45,6 +45,9 @@ class IllegalMove(CoschedError):
     """That does not happen in this mode."""
 
 
+NOTICES: Final = frozenset({"calibration"})  # alarms that somebody should see, but nothing is decided worse for
+
+
 class Modes:
     """The mode, since when, and the alarms that are on. Time is handed in (seconds)."""
 
@@ -58,13 +61,17 @@ class Modes:
         """What is wrong, one line each, in order of its subject."""
         return tuple(f"{subject}: {text}" for subject, text in sorted(self._alarms.items()))
 
+    @property
+    def _is_degrading(self) -> bool:
+        return not self._alarms.keys() <= NOTICES
+
     def move(self, move: Move, now_s: float) -> None:
         """Go where the table says. Raises IllegalMove and changes nothing."""
         to = _TABLE.get((self.mode, move))
         if to is None:
             raise IllegalMove(f"'{move}' does not happen while {self.mode}")
         self.mode, self.since_s = to, now_s
-        if to is Mode.STEADY and self._alarms:
+        if to is Mode.STEADY and self._is_degrading:
             self.move(Move.ALARM, now_s)
 
     def alarm(self, subject: str, text: str, now_s: float) -> bool:
@@ -75,8 +82,8 @@ class Modes:
             self._alarms[subject] = text
         else:
             self._alarms.pop(subject, None)
-        if self._alarms and self.mode is Mode.STEADY:
+        if self._is_degrading and self.mode is Mode.STEADY:
             self.move(Move.ALARM, now_s)
-        elif not self._alarms and self.mode is Mode.DEGRADED:
+        elif not self._is_degrading and self.mode is Mode.DEGRADED:
             self.move(Move.CLEAR, now_s)
         return True

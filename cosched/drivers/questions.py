@@ -178,7 +178,7 @@ def _points(scene: Scene, offer: TaskOffer, problem: Problem, core: Core) -> tup
         return ()
     i = problem.task_ids.index(offer.task)
     cost, share = point_costs(problem, np.maximum(core.state.prices, LEAST_PRICE))
-    table = scene.plant.points(offer, core.state.cell_of_ue[offer.ue])
+    table = scene.plant.points(offer, core.state.cell_of_ue[offer.ue], core.state.calibration.factors)
     views = []
     for row, j in enumerate(range(int(problem.first[i]), int(problem.first[i + 1]))):
         feasible = bool(np.isfinite(cost[j]))

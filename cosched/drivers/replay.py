@@ -104,7 +104,7 @@ class Replayer:
         self._settings = settings
         self._verify = verify
         self._watch = watch
-        self._core = Core(book.site, policy, settings, lambda offer, _cell: book.tables[offer.task], book.node_bytes)
+        self._core = Core(book.site, policy, settings, lambda offer, *_: book.tables[offer.task], book.node_bytes)
         self._world = World(book.site, book.truth)
         self._offers = {o.task: o for _, o in book.offers}
         self._solver = registry.get(policy.solver)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -11,6 +12,8 @@ import numpy as np
 from cosched import __version__
 from cosched import control_messages as api
 from cosched.core.planner import resource_ids
+from cosched.core.state import State
+from cosched.workloads.base import LOCAL
 
 if TYPE_CHECKING:
     from cosched.drivers.live import Daemon
@@ -39,6 +42,7 @@ def of(daemon: Daemon) -> api.Status:
         bound=plan.bound if plan is not None else 0.0,
         gap=max(0.0, plan.bound - plan.value) if plan is not None else 0.0,
         resources=_resources(daemon),
+        cells=_cells(daemon, now_s),
         counts=dict(engine.counts),
         reasons=dict(engine.reasons),
         submit_ms=engine.submit_ms.quantiles(),
@@ -58,11 +62,32 @@ def _resources(daemon: Daemon) -> tuple[api.ResourceView, ...]:
     names = resource_ids(site)
     kinds = ["comm"] * len(site.cells) + ["compute"] * len(site.nodes) + ["memory"] * len(site.nodes)
     planned = plan.planned_use if plan is not None and len(plan.planned_use) == len(names) else np.zeros(len(names))
-    rows = zip(names, kinds, planned.tolist(), state.background.tolist(), state.prices.tolist(), strict=True)
+    columns = planned.tolist(), state.background.tolist(), state.prices.tolist(), _holders(state)
     return tuple(
-        api.ResourceView(id=name, kind=kind, planned=use, background=background, price=price)
-        for name, kind, use, background, price in rows
+        api.ResourceView(id=name, kind=kind, planned=use, background=background, price=price, tasks=tasks)
+        for name, kind, use, background, price, tasks in zip(names, kinds, *columns, strict=True)
     )
+
+
+def _holders(state: State) -> list[int]:
+    """Tasks with a point on each resource: a node's sessions are those of its memory too."""
+    on_cell, on_node = [0] * len(state.site.cells), [0] * len(state.site.nodes)
+    on_memory = on_node.copy()
+    for task in state.tasks.values():
+        node = int(task.table.node[task.point])
+        if node != LOCAL:
+            on_cell[task.cell] += 1
+            on_node[node] += 1
+            on_memory[node] += task.is_llm
+    return [*on_cell, *on_node, *on_memory]
+
+
+def _cells(daemon: Daemon, now_s: float) -> tuple[api.CellView, ...]:
+    state, heard_s = daemon.engine.core.state, daemon.engine.reported_s
+    limit_s = daemon.loaded.settings.telemetry.stale_input_s
+    ues, stale = Counter(state.cell_of_ue.values()), Counter[int]()
+    stale.update(cell for ue, cell in state.cell_of_ue.items() if now_s - heard_s.get(ue, now_s) > limit_s)
+    return tuple(api.CellView(id=cell.id, ues=ues[i], stale_ues=stale[i]) for i, cell in enumerate(state.site.cells))
 
 
 def _ingest(daemon: Daemon, now_s: float) -> api.Ingest:

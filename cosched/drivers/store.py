@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import msgspec
 from cosched.core.channel import ChannelRow
 from cosched.core.snapshot import Snapshot, TaskRow
 from cosched.errors import BadInput, CoschedError
+from cosched.profiles.calibration import CalibrationRow
 
 VERSION: Final = 1
 AHEAD: Final = 10_000  # generations that one write covers: 17 minutes at a plan every 100 ms
@@ -49,6 +50,7 @@ class Stored:
     tasks: tuple[Kept, ...]  # in order of acceptance
     generation: int
     policy: str  # "" = as configured
+    calibration: tuple[CalibrationRow, ...]
     shift_ns: int  # to be added to stored instants: the machine may have booted since
 
     def snapshot(self, now_ns: int) -> Snapshot:
@@ -61,6 +63,7 @@ class Stored:
             channel=tuple(rows.values()),
             cell_of_ue={k.row.offer.ue: k.row.cell for k in self.tasks},
             tasks=tuple(_shifted(k.row, self.shift_ns) for k in self.tasks),
+            calibration=self.calibration,
         )
 
 
@@ -99,6 +102,7 @@ class Store:
         rows = self._db.execute("SELECT kept FROM tasks ORDER BY n").fetchall()
         try:
             tasks = tuple(msgspec.json.decode(kept, type=Kept) for (kept,) in rows)
+            factors = msgspec.json.decode(self._meta("calibration") or "[]", type=tuple[CalibrationRow, ...])
         except msgspec.DecodeError as error:
             raise BadInput(f"{self._path}: {error}; move it away to begin without state") from None
         boot, unix_ns = _boot_id(), time.time_ns()
@@ -107,7 +111,7 @@ class Store:
             # monotonic clocks of two boots have nothing in common but the wall clock
             shift = int(self._meta("monotonic_less_unix_ns") or 0) * -1 + now_ns - unix_ns
         generation = self._limit = int(self._meta("generation") or 0)
-        stored = Stored(tasks, generation, self._meta("policy"), shift)
+        stored = Stored(tasks, generation, self._meta("policy"), factors, shift)
         with _Transaction(self._db):
             self._set("version", str(VERSION))
             self._set("boot", boot)
@@ -143,6 +147,11 @@ class Store:
         """Remember the policy that an operator chose. Raises StoreFailed."""
         with _Transaction(self._db):
             self._set("policy", name)
+
+    def set_calibration(self, rows: Sequence[CalibrationRow]) -> None:
+        """Remember what measured times have taught. Raises StoreFailed."""
+        with _Transaction(self._db):
+            self._set("calibration", msgspec.json.encode(rows).decode())
 
     def close(self) -> None:
         """Fold the log into the file and close."""

@@ -21,7 +21,7 @@ from cosched.drivers.pool import ask_of
 from cosched.drivers.record import decision_message
 from cosched.errors import BadInput, CoschedError
 from cosched.site import Site
-from telemetry.messages import CellReport, DecisionMessage, NodeReport, UeReportBatch
+from telemetry.messages import CellReport, DecisionMessage, NodeReport, TaskTiming, UeReportBatch
 from telemetry.trace import read_records
 
 
@@ -195,7 +195,7 @@ def _compare(where: str, recorded: dict[str, object], made: msgspec.Struct) -> N
 
 def _event(record: object, at_s: float) -> events.Event:
     """Return the event that a record stands for."""
-    if isinstance(record, UeReportBatch | CellReport | NodeReport):
+    if isinstance(record, UeReportBatch | CellReport | NodeReport | TaskTiming):
         return events.Telemetry(at_s, record)
     if isinstance(record, journal.Offers):
         return events.Offered(at_s, record.offers)

@@ -8,7 +8,7 @@ The kinds there are: registry.py. How to add one: docs/workloads.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
@@ -47,6 +47,8 @@ class PointTable:
     device_energy_j: Floats  # (J, 2) per activation, without the radio
     deadline_s: Floats  # (2,) D_q, inf where the phase does not exist
     rate_hz: Floats  # (2,) activations a second while the phase lasts, at the deadline's pace
+    alone_s: Floats | None = None  # (J, 2) of the node, executing for this task alone; None: nothing is calibrated
+    owners: tuple[str, ...] = ()  # whose times measurements correct: the device, then site.nodes ("edge0/llama-3-8b")
     guess: tuple[str, ...] = ()  # what in these numbers has no measurement behind it ("phone: prefill time")
 
     @property
@@ -78,6 +80,7 @@ class WorkloadContext:
     node_hosts: tuple[Host, ...]  # same
     models: Mapping[str, ServedModel]  # by ModelRef.id
     quality: QualityTable
+    factors: Mapping[str, float] = field(default_factory=dict)  # corrections of profiled times, 1 where not named
 
 
 class Workload(Protocol):

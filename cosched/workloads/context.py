@@ -8,12 +8,13 @@ table = registry.points(offer, context)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from cosched.errors import BadInput
 from cosched.profiles import quant
+from cosched.profiles.calibration import Factors
 from cosched.profiles.device import Device, Host, load_device, load_host
 from cosched.profiles.model import load_model
 from cosched.site import DeviceShare, ModelRef, Site
@@ -33,12 +34,16 @@ class SiteProfiles:
     quality: QualityTable
     _contexts: dict[tuple[int, int], WorkloadContext] = field(default_factory=dict, init=False, repr=False)
 
-    def context_of(self, share: int, cell: int) -> WorkloadContext:
-        """Context of a UE with the device of site.ues.devices[share] while cell number `cell` serves it."""
+    def context_of(self, share: int, cell: int, factors: Factors = ()) -> WorkloadContext:
+        """Context of a UE with the device of site.ues.devices[share] while cell number `cell` serves it.
+
+        factors: what measurements correct profiled times by (cosched/profiles/calibration.py).
+        """
         key = (share, cell)
         if key not in self._contexts:
             self._contexts[key] = self._new_context(self.site.ues.devices[share], cell)
-        return self._contexts[key]
+        context = self._contexts[key]
+        return replace(context, factors=dict(factors)) if factors else context
 
     def _new_context(self, share: DeviceShare, cell: int) -> WorkloadContext:
         return WorkloadContext(

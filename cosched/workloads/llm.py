@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from cosched.profiles import latency
+from cosched.profiles import calibration, latency
 from cosched.profiles.device import Device, Host
 from cosched.site import Node
 from cosched.workloads import checks
@@ -46,8 +46,7 @@ def all_points(offer: TaskOffer, context: WorkloadContext) -> PointTable:
     session = _checked(offer, context)
     served = context.models[session.model]
     variants = _variants(session, served, context)
-    triples = zip(context.site.nodes, context.node_devices, context.node_hosts, strict=True)
-    sides = [_node_side(session, served, variants.splits, _Server(*triple)) for triple in triples]
+    sides = [_node_side(session, served, variants.splits, server) for server in _servers(served, context)]
     return _table(session, served, context, variants, sides)
 
 
@@ -64,11 +63,12 @@ class _Variants:
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """A node with its profiles."""
+    """A node with its profiles; `factor`: measured over profiled time of prefill and decode."""
 
     node: Node
     device: Device
     host: Host
+    factor: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class _NodeSide:
 
     work_s: Floats  # (K, 2) elastic: seconds of the whole node
     fixed_s: Floats  # (K, 2) waiting for the batch, and propagation beyond the cell
+    alone_s: Floats  # (K, 2) in execution for a lone sequence
     kv_bytes: Floats  # (K,)
 
 
@@ -157,6 +158,7 @@ def _node_side(session: LlmSession, served: ServedModel, splits: Ints, server: _
     return _NodeSide(
         work_s=np.stack([prefill_s, shared_s / node.decode_batch + own_s], axis=1),
         fixed_s=np.stack([round_trip_s, round_trip_s + waiting_s], axis=1),
+        alone_s=np.stack([prefill_s, shared_s + own_s], axis=1),
         kv_bytes=layers * served.model.kv_bytes_per_token_layer() * _greatest_context(session),
     )
 
@@ -167,7 +169,7 @@ def _prefill_step(session: LlmSession, served: ServedModel, layers: Floats, embe
     new, cached = float(session.new_tokens), float(session.context_tokens)
     gpu_s = layers * latency.prefill_layer_s(model, device, new, cached, bits, fraction=fraction)
     gpu_s += latency.head_s(model, device, bits, 1, fraction) + embedded * latency.embed_s(model, device, new, fraction)
-    return latency.served_step_s(gpu_s, server.host, layers, prompt_tokens=new)
+    return server.factor[0] * latency.served_step_s(gpu_s, server.host, layers, prompt_tokens=new)
 
 
 def _decode_step(
@@ -182,7 +184,7 @@ def _decode_step(
     shared_s = layers * latency.decode_weight_read_s(model, device, bits, fraction) + head_shared_s
     step_s = latency.served_step_s(shared_s + own_s, server.host, layers)  # the launch floor is shared, too
     own_s += server.host.sequence_s
-    return step_s - own_s, own_s
+    return server.factor[1] * (step_s - own_s), server.factor[1] * own_s
 
 
 def decode_parts(offer: TaskOffer, context: WorkloadContext, table: PointTable) -> tuple[Floats, Floats]:
@@ -193,18 +195,30 @@ def decode_parts(offer: TaskOffer, context: WorkloadContext, table: PointTable) 
     session = _checked(offer, context)
     served = context.models[session.model]
     shared_s, own_s = np.zeros(table.n_points), np.zeros(table.n_points)
-    triples = zip(context.site.nodes, context.node_devices, context.node_hosts, strict=True)
-    for node, triple in enumerate(triples):
+    for node, server in enumerate(_servers(served, context)):
         rows = np.flatnonzero(table.node == node)
         split = table.split[rows]
         layers = (served.model.n_layers - split).astype(np.float64)
-        shared_s[rows], own_s[rows] = _decode_step(session, served, layers, split == 0, _Server(*triple))
+        shared_s[rows], own_s[rows] = _decode_step(session, served, layers, split == 0, server)
     return shared_s, own_s
 
 
-def _device_side(session: LlmSession, served: ServedModel, device: Device, splits: Ints) -> Floats:
+def _servers(served: ServedModel, context: WorkloadContext) -> list[_Server]:
+    """Return the site's nodes, in order, with the corrections that measurements of this model gave."""
+    owners = _owners(served, context)[1:]
+    factors = [calibration.of_owner(context.factors, owner) for owner in owners]
+    nodes = zip(context.site.nodes, context.node_devices, context.node_hosts, factors, strict=True)
+    return [_Server(*node) for node in nodes]
+
+
+def _owners(served: ServedModel, context: WorkloadContext) -> tuple[str, ...]:
+    """Return whose times measurements correct: the kind of device, then each node."""
+    return tuple(f"{key}/{served.ref.id}" for key in (context.device.key, *(n.id for n in context.site.nodes)))
+
+
+def _device_side(session: LlmSession, served: ServedModel, context: WorkloadContext, splits: Ints) -> Floats:
     """(K, 2) seconds of the UE's device; the head where it has all layers."""
-    model, bits = served.model, served.ref.weight_bits
+    model, bits, device = served.model, served.ref.weight_bits, context.device
     prefill_s = latency.prefill_layer_s(model, device, float(session.new_tokens), float(session.context_tokens), bits)
     decode_s = latency.decode_layer_s(model, device, _mean_context(session), bits)
     per_layer = np.array([prefill_s, decode_s])
@@ -212,6 +226,7 @@ def _device_side(session: LlmSession, served: ServedModel, device: Device, split
     head = latency.head_s(model, device, bits)
     k = splits[:, None]
     device_s: Floats = k * per_layer + (k > 0) * embed + (k == model.n_layers) * head
+    device_s *= calibration.of_owner(context.factors, _owners(served, context)[0])
     return device_s
 
 
@@ -230,7 +245,7 @@ def _table(
     split = np.concatenate([*[variants.splits[row]] * n_nodes, local]).astype(np.int64)
     precision = np.concatenate([*[variants.precision_bits] * n_nodes, [0] * n_local]).astype(np.int64)
     node = np.repeat([*range(n_nodes), LOCAL], [len(row)] * n_nodes + [n_local])
-    device_s = _device_side(session, served, context.device, split)
+    device_s = _device_side(session, served, context, split)
     nothing = np.zeros((n_local, 2))
     beyond_s = np.concatenate([*(s.fixed_s[row] + 2 * context.cell_one_way_s for s in sides), nothing])
     air_bits = np.concatenate([*[_air_bits(served, variants.precision_bits)] * n_nodes, nothing[:, 0]])
@@ -249,6 +264,8 @@ def _table(
         device_energy_j=device_s * context.device.power_w.busy,
         deadline_s=np.array([session.ttft_s, session.tpot_s]),
         rate_hz=np.array([1 / session.ttft_s, 1 / session.tpot_s]),
+        alone_s=np.concatenate([*(s.alone_s[row] for s in sides), nothing]),
+        owners=_owners(served, context),
         guess=_guesses(served, context, split, precision, node),
     )
 
