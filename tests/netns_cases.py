@@ -72,15 +72,11 @@ class Host:
         )  # fmt: skip
 
     def start(
-        self, command: Sequence[str], env: Mapping[str, str] | None = None, **popen: Any
-    ) -> subprocess.Popen[str]:  # noqa: ANN401
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, stdout: int | None = None
+    ) -> subprocess.Popen[str]:
         """Run a program in it; ended with the network."""
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, *command],
-            env=None if env is None else dict(env),
-            text=True,
-            **popen,
-        )
+        inside = ("ip", "netns", "exec", self.namespace, *command)
+        process = subprocess.Popen(inside, env=None if env is None else dict(env), text=True, stdout=stdout)
         self.processes.append(process)
         return process
 
