@@ -41,6 +41,7 @@ DOMAINS: Final[dict[str, frozenset[str]]] = {
     "telemetry": frozenset({PUBLISHER}),
     "control": frozenset({VIEWER, OPERATOR}),
     "decisions": frozenset({VIEWER, OPERATOR}),
+    "runtime": frozenset({PUBLISHER, OPERATOR}),  # a host of cosched.runtime: UEs and other hosts
 }
 
 _SPEAKS_FOR: Final = {

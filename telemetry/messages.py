@@ -191,8 +191,8 @@ class DecisionMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     bandwidth_hz: float = 0.0
     prbs: float = 0.0
     node_share: float = 0.0
-    predicted_s: tuple[float, ...] = ()  # latency per phase at these shares
-    slack_s: tuple[float, ...] = ()  # deadline less that
+    predicted_s: tuple[float | None, ...] = ()  # latency per phase at these shares; None: never, a share is 0
+    slack_s: tuple[float | None, ...] = ()  # deadline less that
     binding_resource: str = ""
     input_age_ms: float = 0.0  # of the UE's last valid radio sample
     efficiency_bps_hz: float = 0.0  # that it was planned with

@@ -31,11 +31,15 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "psutil": ("telemetry/agent.py",),
     "pynvml": ("telemetry/agent.py",),
     "ray": ("cosched/drivers/ray_dispatch.py", "cosched/drivers/shards.py"),
-    "rich": ("cosched/bench/tables.py", "cosched/cli/*.py", "cosched/report/table.py"),
+    "rich": ("cosched/bench/tables.py", "cosched/cli/*.py", "cosched/report/table.py", "cosched/top/*.py"),
+    "safetensors": ("cosched/runtime/weights.py",),
     "structlog": ("cosched/log.py", "cosched/drivers/*.py"),
+    "torch": ("cosched/runtime/*.py",),
+    "transformers": ("cosched/runtime/*.py",),
+    "textual": ("cosched/top/*.py",),
     "typer": ("cosched/cli/*.py",),
     "websockets": ("telemetry/adapters/sources.py",),
-    "zmq": ("telemetry/bus.py", "cosched/drivers/zap.py"),
+    "zmq": ("telemetry/bus.py", "telemetry/calls.py", "cosched/drivers/zap.py"),
 }
 
 # What decides gets time as a stamp and randomness as a generator, and reads no file, socket or environment.

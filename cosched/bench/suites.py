@@ -19,6 +19,7 @@ SUITES: Final[dict[str, str]] = {
     "batching": "cosched.bench.batching:run",
     "tick": "cosched.bench.tick:run",
     "solvers": "cosched.bench.solvers:run",
+    "gpu": "cosched.bench.card:run",
 }
 
 

@@ -14,7 +14,7 @@ from cosched.bench.model import RATIO, BenchRow, Claim
 def tables(suite: str, rows: Sequence[BenchRow]) -> list[Table]:
     """One table per figure and group of cases; `1+1 offered=8` is the line `offered=8` of the group `1+1`.
 
-    Means; the greatest of a line is marked, of times the least.
+    Means; where there are several in a line the greatest is marked, of times and errors the least.
     """
     groups: dict[tuple[str, str], list[BenchRow]] = {}
     for row in rows:
@@ -34,14 +34,15 @@ def _table(title: str, rows: Sequence[BenchRow]) -> Table:
     cases = list(dict.fromkeys(row.case for row in rows))
     subjects = list(dict.fromkeys(row.subject for row in rows))
     value = {(row.subject, row.case): row.value for row in rows}
+    figure, compared = rows[0].figure, rows[0].figure != RATIO and len(subjects) > 1
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("")
     for subject in subjects:
         table.add_column(subject.replace("-", "-\n").replace(" ", "\n"), justify="right", no_wrap=True)
     for case in cases:
         cells = [value.get((subject, case)) for subject in subjects]
-        best = (min if rows[0].figure.endswith("ms") else max)(cell for cell in cells if cell is not None)
-        table.add_row(_split(case)[1], *(_cell(cell, cell == best and rows[0].figure != RATIO) for cell in cells))
+        best = (min if figure.endswith(("ms", "percent")) else max)(cell for cell in cells if cell is not None)
+        table.add_row(_split(case)[1], *(_cell(cell, cell == best and compared) for cell in cells))
     return table
 
 

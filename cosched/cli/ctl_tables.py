@@ -35,10 +35,11 @@ def _say(text: str) -> None:
 def status(found: api.Status) -> None:
     """Print what an operator sees first."""
     shadow, ingest = found.shadow, found.ingest
+    gap = found.gap / found.bound if found.bound > 0 else 0.0
     _say(f"{found.mode} for {found.mode_since_s:.0f} s; {found.site}, policy {found.policy}, up {found.uptime_s:.0f} s")
     for alarm in found.alarms:
         _say(f"ALARM {alarm}")
-    _say(f"{found.tasks} tasks, {found.promised} promised; plan {found.generation}, gap {100 * found.gap:.2f} %")
+    _say(f"{found.tasks} tasks, {found.promised} promised; plan {found.generation}, gap {100 * gap:.2f} %")
     _table(
         ("resource", "kind", "planned", "background", "price"),
         ((r.id, r.kind, r.planned, r.background, r.price) for r in found.resources),
@@ -61,7 +62,7 @@ def lease_line(lease: api.Lease) -> str:
     if not lease.point:
         return f"{lease.task}: {lease.reason}{f' ({lease.binding_resource})' if lease.binding_resource else ''}"
     where = f"{lease.cell} {lease.prbs:.1f} PRBs, {lease.node} {100 * lease.node_share:.1f} %"
-    latency = "/".join(f"{1e3 * s:.0f}" for s in lease.predicted_s)
+    latency = "/".join("never" if s is None else f"{1e3 * s:.0f}" for s in lease.predicted_s)
     return f"{lease.task}: {lease.reason} {lease.point}; {where}; {latency} ms; valid {lease.valid_for_ms:.0f} ms"
 
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from cosched.workloads.base import Floats, Ints
+from cosched.workloads.base import Bools, Floats, Ints
 from solvers._jit import cached, nopython
 
 SLOTS: Final = 3  # cell uplink, node, node memory
@@ -216,3 +216,25 @@ def fill(
                 work[j, q, 0] *= seconds_per_bit
                 for s in range(2):
                     mean_use[j, s] = max(mean_use[j, s], min(work[j, q, s] * rate_hz[q], 1.0))
+
+
+@cached
+def unbeaten(value: Floats, seconds: Floats) -> Bools:
+    """(n,) which points no other beats: none of more value or as much (n,) takes no more seconds (n, R).
+
+    Of equal ones the first. solvers/prune.py does the same for any columns; this one is called at every submit.
+    """
+    n = value.shape[0]
+    keep = np.ones(n, dtype=np.bool_)
+    for j in range(n):
+        for i in range(n):
+            if i == j or not keep[i] or value[i] < value[j]:
+                continue
+            no_worse, equal = True, value[i] == value[j]
+            for r in range(seconds.shape[1]):
+                no_worse = no_worse and seconds[i, r] <= seconds[j, r]
+                equal = equal and seconds[i, r] == seconds[j, r]
+            if no_worse and (not equal or i < j):
+                keep[j] = False
+                break
+    return keep

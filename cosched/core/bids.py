@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
+from cosched.core._columns import unbeaten
 from cosched.core.planner import Planned
 from cosched.core.settings import Settings
 from cosched.profiles.calibration import Factors
@@ -27,6 +29,7 @@ from telemetry.messages import LlmSession, TaskOffer
 MOST_ARRIVALS = 500  # remembered; more would say nothing new and cost milliseconds
 LEAST_ARRIVALS = 5  # below, nothing is known of who comes
 LEAST_SPAN_S = 5.0
+LEAST_PART = 1e-3  # of the price that mean points would pay: a price to start from is never less
 MARGIN = 0.9  # of the cost: who is worth just about what he takes is let in if there is room
 
 
@@ -42,6 +45,14 @@ class Arrival:
     factors: Factors = ()  # that the operating points were worked out with
 
 
+class _Fluid(NamedTuple):
+    """What of an arrival the programme looks at: points (n,) that no other one of its points beats."""
+
+    value: Floats  # (n,)
+    seconds: Floats  # (n, R) of every resource in the task's life
+    mean_s: Floats  # (R,) of all its points, beaten or not: the search for prices starts there
+
+
 class BidPrices:
     """Value of a second of each uplink and node, learned from recent arrivals."""
 
@@ -49,7 +60,7 @@ class BidPrices:
         self._site = site
         self._settings = settings
         self._due_s = 0.0
-        self._fluid: dict[str, tuple[Floats, Floats]] = {}  # task -> value (n,), seconds (n, R) of its points
+        self._fluid: dict[str, _Fluid] = {}  # task -> its points
         self.arrivals: deque[Arrival] = deque()
         self.price = np.zeros(len(site.cells) + len(site.nodes))  # (R,) value per second at full share
 
@@ -70,7 +81,10 @@ class BidPrices:
         seconds, alone_s = _life_work(self._site, arrival, self._settings.expected_output)
         table = arrival.table
         good = (table.fixed_s + alone_s / self._settings.bid_share <= table.deadline_s).all(axis=1)
-        self._fluid[arrival.offer.task] = (arrival.offer.weight * table.quality[good], seconds[good])
+        value, seconds = arrival.offer.weight * table.quality[good], seconds[good]
+        mean_s = seconds.mean(axis=0) if good.any() else np.zeros_like(self.price)
+        keep = unbeaten(value, seconds)
+        self._fluid[arrival.offer.task] = _Fluid(value[keep], seconds[keep], mean_s)
         if len(self.arrivals) > MOST_ARRIVALS:
             self._forget()
 
@@ -90,13 +104,29 @@ class BidPrices:
         # Until the window is full its length is how long there has been anything to see
         span_s = max(now_s - self.arrivals[0].at_s, LEAST_SPAN_S) * self._settings.bid_fill
         problem = self._programme(span_s, background[: len(self.price)])
-        _, prices = dual_bound(problem, warm=self.price * span_s)
+        _, prices = dual_bound(problem, warm=self._start(problem, span_s))
         self.price = prices / span_s
+
+    def _start(self, problem: Problem, span_s: float) -> Floats:
+        """Prices (R,) to search from: the last ones, and where there are none those at which mean points would fit.
+
+        As `dual_bound` itself begins (solvers/_dual.py), but counting beaten points too: where the dual has many
+        minima, the start chooses among them.
+        """
+        room = np.maximum(1.0 - problem.background, 0.0)
+        mean = np.sum([self._fluid[a.offer.task].mean_s for a in self.arrivals], axis=0) / span_s
+        flat: Floats = np.square(np.divide(mean, room, out=np.zeros_like(mean), where=room > 0.0))
+        warm = self.price * span_s
+        worth, flat_worth = float(warm @ room), float(flat @ room)
+        if worth <= 0.0 or flat_worth <= 0.0:
+            return flat
+        least = LEAST_PART * (worth / flat_worth) * flat
+        return np.asarray(np.where(flat > 0.0, np.maximum(warm, least), 0.0), dtype=np.float64)
 
     def _programme(self, span_s: float, background: Floats) -> Problem:
         """Every arrival served once, its whole work as a rigid part of what the resources do in span_s."""
         rows = [self._fluid[a.offer.task] for a in self.arrivals]
-        first = np.concatenate([[0], np.cumsum([len(value) for value, _ in rows])])
+        first = np.concatenate([[0], np.cumsum([len(row.value) for row in rows])])
         n_points, n_resources = int(first[-1]), len(self.price)
         shape = (n_points, n_resources)
         none = np.zeros(0, dtype=np.int64)
@@ -104,10 +134,10 @@ class BidPrices:
             resource_ids=tuple(f"r{r}" for r in range(n_resources)), kinds=("other",) * n_resources,
             background=background, coupling_from=none, coupling_to=none, coupling_per_share=np.zeros(0),
             task_ids=tuple(a.offer.task for a in self.arrivals), first=first, point_ids=("",) * n_points,
-            value=np.concatenate([value for value, _ in rows]), slack=np.full((n_points, 2), np.inf),
+            value=np.concatenate([row.value for row in rows]), slack=np.full((n_points, 2), np.inf),
             slot=np.tile(np.arange(n_resources), (n_points, 1)), work=np.zeros((n_points, 2, n_resources)),
             floor=np.zeros(shape), cap=np.ones(shape), activity=np.ones(shape),
-            rigid=np.concatenate([seconds for _, seconds in rows]) / span_s,
+            rigid=np.concatenate([row.seconds for row in rows]) / span_s,
             held=np.full(len(rows), -1), order=np.arange(len(rows)), channel=np.ones(len(rows)),
         )  # fmt: skip
 

@@ -93,6 +93,8 @@ class Engine:
     _drops: list[str] = field(default_factory=list)  # ended, and still stored
     _factors: Factors = ()  # of the calibration, that are stored
     _asked: tuple[str, int] = ("", 0)  # policy of the open Solve, and when it was asked
+    _read_ns: int = 0  # when what the latest answer answers was asked
+    _fed_ns: int = 0  # instant of the latest event that was stamped here
 
     # --- what happens -------------------------------------------------------------------------------------------
 
@@ -111,7 +113,8 @@ class Engine:
             self.board.restored(held.offer, decision)
 
     def report(self, message: Message, at_ns: int) -> None:
-        """Take a plausible message of the telemetry bus."""
+        """Take a plausible message of the telemetry bus; an end that came with it has moved the core's time on."""
+        at_ns = max(at_ns, self._fed_ns)
         if isinstance(message, UeReport):
             self.capture.report(message, at_ns)
             self._heard(message.ue, message.ul_efficiency_bps_hz is not None, at_ns)
@@ -188,8 +191,8 @@ class Engine:
 
     def solved(self, request: int, solution: Solution | None, why: str) -> None:
         """Take the answer to a Solve."""
-        asked_policy, asked_ns = self._asked
-        self.solve_ms.add((self.clock() - asked_ns) * 1e-6)
+        asked_policy, self._read_ns = self._asked
+        self.solve_ms.add((self.clock() - self._read_ns) * 1e-6)
         self.counts["solves"] += 1
         record = journal.Answer(request=request, failed=why if solution is None else "")
         if solution is None:
@@ -227,16 +230,17 @@ class Engine:
     # --- what follows -------------------------------------------------------------------------------------------
 
     def _feed(self, topic: str, record: journal.Record, event: Callable[[float], events.Event]) -> None:
-        at_ns = self.clock()
+        at_ns = self._fed_ns = self.clock()
         self.capture.add(topic, record, at_ns)
         self._do(self.core.handle(event(at_ns * NS)))
 
     def _do(self, commands: Sequence[Command]) -> None:
-        for command in commands:
+        for command in commands:  # first what somebody else works on while the rest is done here
             if isinstance(command, Solve):
                 self._asked = (command.policy.name, self.clock())
                 self.solve(command)
-            elif isinstance(command, Dispatch):
+        for command in commands:
+            if isinstance(command, Dispatch):
                 self._dispatch(command.plan)
 
     def _dispatch(self, plan: Plan) -> None:
@@ -251,7 +255,7 @@ class Engine:
         for decision, message in zip(plan.decisions, messages, strict=True):
             self._decided(decision, message, plan, refused)
         self.board.renew(plan)
-        self.plan_ms.add((self.clock() - self._asked[1]) * 1e-6)
+        self.plan_ms.add((self.clock() - self._read_ns) * 1e-6)
         self.on_plan(plan)
 
     def _decided(self, decision: Decision, message: DecisionMessage, plan: Plan, refused: str) -> None:

@@ -11,6 +11,7 @@ from telemetry.messages import Message, UeReport, UeReportBatch
 from telemetry.wire import Intake
 
 NS: Final = 1e-9
+SLICE: Final = 100  # messages in one go, about a millisecond: a submit or a solver's answer waits no longer than that
 
 
 class Known(Container[str], Protocol):
@@ -39,8 +40,9 @@ class Ingest:
         self.max_ues = 1 << 30
 
     def drain(self) -> bool:
-        """Take in what has arrived, all at one instant; True when there may be more."""
-        frames = self._socket.drain()
+        """Take in what has arrived, up to a slice of it, all at one instant; True when there may be more."""
+        malformed = self._socket.malformed
+        frames = self._socket.drain(SLICE)
         at_ns = self._clock()
         now_s = at_ns * NS
         decode, report, refuse, access = self._intake.decode, self._report, self._intake.refuse, self.access
@@ -58,7 +60,7 @@ class Ingest:
                 refuse(getattr(message, "source", ""), f"more than {self.max_ues} UEs")
             else:
                 report(message, at_ns)
-        return len(frames) == bus.ENOUGH
+        return len(frames) + self._socket.malformed - malformed == SLICE
 
     def _is_new(self, message: Message) -> bool:
         if isinstance(message, UeReport):

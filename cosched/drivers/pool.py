@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -25,7 +24,6 @@ INLINE: Final = "local"  # the end of the fallback chain: trivial, solved where 
 START_S: Final = 60.0  # a worker that is not ready by then (cold cache: it compiles) is started anew
 STEP_S: Final = 0.02  # between two looks for a spare worker
 RETRY_S: Final = 1.0  # between two starts
-MAX_ANSWER_BYTES: Final = 1 << 28
 
 log = structlog.get_logger()
 
@@ -45,62 +43,131 @@ def ask_of(command: Solve) -> Ask:
     )
 
 
-@dataclass(eq=False, slots=True)
-class Worker:
-    """One process. `solve` may not be called while another solve of it is under way."""
+class Worker(asyncio.SubprocessProtocol):
+    """One process, one solve at a time.
 
-    process: asyncio.subprocess.Process
+    A protocol, not streams: an answer is there in the turn of the event loop in which its last byte is, and does not
+    wait for two more turns behind telemetry.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._received = bytearray()
+        self._answered: Callable[[bytes], None] | None = None  # of the message that is due; b"" when the process died
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost = False
+        self._gone = asyncio.Event()
 
     @classmethod
     async def start(cls, rehearsal: Sequence[bytes]) -> Worker:
         """Start a process and have it solve the packed Asks of a rehearsal. Raises SolveLost."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cosched.drivers.worker",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=MAX_ANSWER_BYTES,
-        )  # fmt: skip
-        worker = cls(process)
+        loop = asyncio.get_running_loop()
+        command = (sys.executable, "-m", "cosched.drivers.worker")
+        _, worker = await loop.subprocess_exec(cls, *command, stderr=None)
+        try:
+            await worker.begin()
+            for ask in rehearsal:
+                await worker.solve(ask, START_S)
+        except SolveLost:
+            await worker.kill()
+            raise
+        return worker
+
+    async def begin(self) -> None:
+        """Wait for the process to say that it is there. Raises SolveLost."""
+        heard: asyncio.Future[bytes] = self._loop.create_future()
+        self._expect(heard.set_result)
         try:
             async with asyncio.timeout(START_S):
-                hello = await worker._read()
+                hello = await heard
         except TimeoutError:
             hello = b""
         if hello != READY:
-            await worker.kill()
+            self._forget()
             raise SolveLost("the worker did not start")
-        for ask in rehearsal:
-            await worker.solve(ask, START_S)
-        return worker
+
+    def ask(self, data: bytes, budget_s: float, done: Callable[[Answer | None, str], None]) -> None:
+        """Have a packed Ask solved; `done(answer, "")`, or `done(None, why)` and the process is gone or going."""
+
+        def late() -> None:
+            self.end()
+            done(None, f"over its budget of {1e3 * budget_s:g} ms")
+
+        def answered(data: bytes) -> None:
+            done(unpack_answer(data) if data else None, "" if data else "its process died")
+
+        self._expect(answered)
+        self._timer = self._loop.call_later(budget_s, late)
+        self._stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
 
     async def solve(self, data: bytes, budget_s: float) -> Answer:
-        """Have a packed Ask solved. Raises SolveLost, and the process is then gone."""
-        stdin = self.process.stdin
-        assert stdin is not None  # noqa: S101  # it was asked for
-        try:
-            async with asyncio.timeout(budget_s):
-                stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
-                answer = await self._read()
-        except (TimeoutError, OSError):
-            answer = b""
-        if not answer:
-            died = self.process.returncode is not None or (stdin.is_closing())
-            await self.kill()
-            raise SolveLost("its process died" if died else f"over its budget of {1e3 * budget_s:g} ms")
-        return unpack_answer(answer)
+        """As `ask`, awaited. Raises SolveLost, and the process is then gone or going."""
+        answer: asyncio.Future[Answer] = self._loop.create_future()
 
-    async def _read(self) -> bytes:
-        stdout = self.process.stdout
-        assert stdout is not None  # noqa: S101  # it was asked for
-        try:
-            head = await stdout.readexactly(LENGTH_BYTES)
-            return await stdout.readexactly(int.from_bytes(head, "little"))
-        except asyncio.IncompleteReadError:
-            return b""
+        def done(found: Answer | None, why: str) -> None:
+            if answer.cancelled():
+                return
+            if found is not None:
+                answer.set_result(found)
+            else:
+                answer.set_exception(SolveLost(why))
+
+        self.ask(data, budget_s, done)
+        return await answer
+
+    def _expect(self, answered: Callable[[bytes], None]) -> None:
+        self._answered = answered
+        if self._lost:
+            self._loop.call_soon(self._answer, b"")
+
+    def _answer(self, data: bytes) -> None:
+        answered = self._answered
+        self._forget()
+        if answered is not None:
+            answered(data)
+
+    def _forget(self) -> None:
+        self._answered = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep both ends."""
+        assert isinstance(transport, asyncio.SubprocessTransport)  # noqa: S101  # of what is started here
+        stdin = transport.get_pipe_transport(0)
+        assert isinstance(stdin, asyncio.WriteTransport)  # noqa: S101  # a pipe by default
+        self._process, self._stdin = transport, stdin
+
+    def pipe_connection_lost(self, _fd: int, _: Exception | None) -> None:
+        """Whoever waits for an answer gets none."""
+        self._lost = True
+        self._answer(b"")
+
+    def pipe_data_received(self, _fd: int, data: bytes) -> None:
+        """Take what came; answer when it is whole."""
+        self._received += data
+        size = LENGTH_BYTES + int.from_bytes(self._received[:LENGTH_BYTES], "little")
+        if len(self._received) >= max(size, LENGTH_BYTES + 1):
+            whole = bytes(self._received[LENGTH_BYTES:size])
+            self._received.clear()  # one message at a time
+            self._answer(whole)
+
+    def process_exited(self) -> None:
+        """Nothing is left to kill."""
+        self._gone.set()
+
+    def end(self) -> None:
+        """Kill the process; what it was at is answered no more."""
+        self._forget()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
     async def kill(self) -> None:
-        """End the process at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        await self.process.wait()
+        """Kill the process and wait until it is gone."""
+        self.end()
+        await self._gone.wait()
+        self._process.close()
 
 
 class Pool:
@@ -113,7 +180,7 @@ class Pool:
         self._rehearsal: Sequence[bytes] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = 0
-        self._at_work = 0  # 1 while a Solve of the core is under way
+        self._at_work: Worker | None = None  # on a Solve of the core
         self._aside = asyncio.Lock()
         self.first = asyncio.Event()  # set once a worker is ready
 
@@ -131,14 +198,25 @@ class Pool:
         elif not self._ready:
             asyncio.get_running_loop().call_soon(self._done, command.request, None, "no worker is ready")
         else:
-            self._at_work = 1
-            self._spawn(self._solve(self._ready.pop(0), command))
+            worker = self._at_work = self._ready.pop(0)
+
+            def done(answer: Answer | None, why: str) -> None:
+                self._at_work = None
+                if answer is None:
+                    log.warning("solve lost", request=command.request, policy=command.policy.name, why=why)
+                    self._spawn(self._replace(worker))
+                    self._done(command.request, None, why)
+                else:
+                    self._ready.insert(0, worker)
+                    self._done(command.request, answer.solution, answer.error)
+
+            worker.ask(pack(ask_of(command)), self.budget_s, done)
 
     async def aside(self, command: Solve, budget_s: float) -> Solution:
         """Solve beside what is in force, on the spare worker. Raises SolveLost."""
         async with self._aside:
             for _ in range(round(START_S / STEP_S)):
-                if len(self._ready) + self._at_work >= 2:
+                if len(self._ready) + (self._at_work is not None) >= 2:
                     break
                 await asyncio.sleep(STEP_S)
             else:
@@ -147,25 +225,16 @@ class Pool:
             try:
                 answer = await worker.solve(pack(ask_of(command)), budget_s)
             except SolveLost:
-                self._spawn(self._refill())
+                self._spawn(self._replace(worker))
                 raise
             self._ready.append(worker)
         if answer.solution is None:
             raise SolveLost(answer.error)
         return answer.solution
 
-    async def _solve(self, worker: Worker, command: Solve) -> None:
-        try:
-            answer = await worker.solve(pack(ask_of(command)), self.budget_s)
-        except SolveLost as error:
-            self._at_work = 0
-            log.warning("solve lost", request=command.request, policy=command.policy.name, why=str(error))
-            self._spawn(self._refill())
-            self._done(command.request, None, str(error))
-            return
-        self._at_work = 0
-        self._ready.insert(0, worker)
-        self._done(command.request, answer.solution, answer.error)
+    async def _replace(self, worker: Worker) -> None:
+        await worker.kill()
+        await self._refill()
 
     async def _refill(self) -> None:
         """Start a worker, again and again until one is there."""
@@ -196,9 +265,10 @@ class Pool:
             task.get_loop().call_exception_handler({"message": "after a solve", "exception": error})
 
     async def close(self) -> None:
-        """Kill all workers."""
+        """Kill all workers; what they were at is answered no more."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(worker.kill() for worker in self._ready))
+        workers = [*self._ready, self._at_work]
+        await asyncio.gather(*(worker.kill() for worker in workers if worker is not None))
         self._ready.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from cosched.core.commands import Decision, Plan
@@ -50,8 +51,8 @@ def decision_message(site: Site, plan: Plan, decision: Decision, row: int | None
         else 0.0,
         prbs=prbs if holds else 0.0,
         node_share=float(plan.share[row, 1]) if row is not None and holds else 0.0,
-        predicted_s=predicted if holds else (),
-        slack_s=tuple(d - p for d, p in zip(table.deadline_s.tolist(), predicted, strict=False)) if holds else (),
+        predicted_s=tuple(map(_finite, predicted)),
+        slack_s=tuple(_finite(d - p) for d, p in zip(table.deadline_s.tolist(), predicted, strict=False)),
         input_age_ms=1e3 * decision.input_age_s,
         efficiency_bps_hz=decision.efficiency_bps_hz,
         binding_resource=decision.binding,
@@ -69,6 +70,11 @@ def predicted_s(site: Site, plan: Plan, decision: Decision, row: int) -> tuple[f
     node = [_time(s, share) for s in table.node_s[point].tolist()]
     phases = [q for q, d in enumerate(table.deadline_s.tolist()) if d < float("inf")]
     return tuple(float(table.fixed_s[point, q]) + air[q] + node[q] for q in phases)
+
+
+def _finite(seconds: float) -> float | None:
+    """JSON has no infinity."""
+    return seconds if math.isfinite(seconds) else None
 
 
 def _time(work: float, rate: float) -> float:

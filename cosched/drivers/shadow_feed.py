@@ -19,6 +19,7 @@ NS: Final = 1e-9
 LENGTH_BYTES: Final = 4
 WINDOW_S: Final = 60.0  # replayed at once: longer than most tasks
 EVERY_NS: Final = 1_000_000_000  # of each UE's reports
+WRITTEN_BYTES: Final = 32 << 10  # at once: a write of its own for each UE would hold the event loop up
 MOST_QUEUED_BYTES: Final = 64 << 20  # that wait for a shadow that is behind; then the window is given up
 
 log = structlog.get_logger()
@@ -78,6 +79,7 @@ class ShadowFeed:
         self._keep_s = keep_s
         self._window = window
         self._stdin: asyncio.StreamWriter | None = None
+        self._pending = bytearray()
         self._sent_ns: dict[str, int] = {}
         self._outcomes: deque[Outcome] = deque()
 
@@ -142,8 +144,13 @@ class ShadowFeed:
             self._send(Item(at_ns=at_ns, ue=report))
 
     def _send(self, item: Item | Window) -> None:
-        if self._stdin is not None and self._stdin.transport.get_write_buffer_size() < MOST_QUEUED_BYTES:
-            self._stdin.write(frame(item))
+        """Hand over with the next full write, or with the end of the window."""
+        if self._stdin is None or self._stdin.transport.get_write_buffer_size() >= MOST_QUEUED_BYTES:
+            return
+        self._pending += frame(item)
+        if len(self._pending) >= WRITTEN_BYTES or isinstance(item, Window):
+            self._stdin.write(bytes(self._pending))
+            self._pending.clear()
 
     def view(self) -> Shadow:
         """What the latest windows add up to."""

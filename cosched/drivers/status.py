@@ -11,6 +11,7 @@ import numpy as np
 
 from cosched import __version__
 from cosched import control_messages as api
+from cosched.core.commands import Plan
 from cosched.core.planner import resource_ids
 from cosched.core.state import State
 from cosched.workloads.base import LOCAL
@@ -23,7 +24,8 @@ NS: Final = 1e-9
 
 def of(daemon: Daemon) -> api.Status:
     """Return the status of a daemon."""
-    engine, modes, plan = daemon.engine, daemon.modes, daemon.engine.plan
+    engine, modes = daemon.engine, daemon.modes
+    plan = engine.plan if engine.trackers else None  # without a task nothing is planned, and the last plan is past
     now_s = daemon.clock() * NS
     return api.Status(
         version=__version__,
@@ -35,13 +37,13 @@ def of(daemon: Daemon) -> api.Status:
         mode_since_s=now_s - modes.since_s,
         alarms=modes.alarms,
         uptime_s=now_s - daemon.started_ns * NS,
-        generation=plan.generation if plan is not None else 0,
+        generation=engine.plan.generation if engine.plan is not None else 0,
         tasks=len(engine.trackers),
         promised=int(plan.promised.sum()) if plan is not None else 0,
         value=plan.value if plan is not None else 0.0,
         bound=plan.bound if plan is not None else 0.0,
         gap=max(0.0, plan.bound - plan.value) if plan is not None else 0.0,
-        resources=_resources(daemon),
+        resources=_resources(daemon, plan),
         cells=_cells(daemon, now_s),
         counts=dict(engine.counts),
         reasons=dict(engine.reasons),
@@ -56,8 +58,8 @@ def of(daemon: Daemon) -> api.Status:
     )
 
 
-def _resources(daemon: Daemon) -> tuple[api.ResourceView, ...]:
-    state, plan = daemon.engine.core.state, daemon.engine.plan
+def _resources(daemon: Daemon, plan: Plan | None) -> tuple[api.ResourceView, ...]:
+    state = daemon.engine.core.state
     site = state.site
     names = resource_ids(site)
     kinds = ["comm"] * len(site.cells) + ["compute"] * len(site.nodes) + ["memory"] * len(site.nodes)

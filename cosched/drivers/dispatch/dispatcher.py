@@ -1,0 +1,293 @@
+"""The dispatcher: brings plans to node actors, holds their reports against them, notices who is gone.
+
+One task per node of the site: at most one order is under way to it, and what plans follow meanwhile becomes one order
+with all their changes. So a slow node delays nobody, and no plan costs a node more than one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+
+from cosched.drivers.dispatch import cluster, messages
+from cosched.drivers.dispatch.follow import Follower
+from cosched.drivers.dispatch.messages import (
+    Ack,
+    Answer,
+    Assigned,
+    Begin,
+    Claim,
+    Connected,
+    Contested,
+    Fenced,
+    News,
+    NodeNews,
+    NodeSpec,
+    Refusal,
+    Report,
+    Session,
+    Taken,
+    Update,
+)
+
+DISCOVERY_S: Final = 1.0  # between two looks at Ray's nodes
+START_S: Final = 120.0  # an actor that loads its runtime takes this long at most to answer for the first time
+BACKOFF_S: Final = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  # between two starts of an actor that dies again and again
+NEWS_S: Final = 1.0  # a node is told of this often even when nothing has changed
+UNAVAILABLE: Final = 2  # calls in a row that Ray could not deliver: the node is taken for lost
+
+_answer = msgspec.msgpack.Decoder(Answer)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Gone(Exception):
+    """A node's actor does not answer any more; the text says what Ray says."""
+
+
+@dataclass(slots=True)
+class Node:
+    """One node of the site with its actor."""
+
+    spec: NodeSpec
+    follower: Follower
+    news: NodeNews
+    handle: Any = None
+    ray_node: str = ""  # that carries its label, "" = none
+    drained_on: str = ""  # Ray node and process that were given up
+    deaths: int = 0  # in a row, without a report in between
+    undelivered: int = 0
+    refused: int = 0  # of older daemons, as reported
+    told_s: float = 0.0
+    reported_s: float = 0.0
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def say(self, state: str, why: str = "") -> None:
+        """Change its state."""
+        self.news = msgspec.structs.replace(self.news, state=state, why=why)
+
+
+class Dispatcher:
+    """Works for one daemon. `tell` is given what the daemon should know."""
+
+    def __init__(self, begin: Begin, tell: Callable[[News], None]) -> None:
+        self._begin = begin
+        self._tell = tell
+        self._epoch = 0
+        self._is_fenced = False
+        self._has_plan = False
+        self._assigned: dict[str, Assigned] = {}
+        self._told: dict[str, tuple[str, str]] = {}  # node -> state and why, as told last
+        self._nodes = [
+            Node(spec, Follower(begin.unapplied_periods, begin.retries, spec.layers), NodeNews(node=spec.id, state=""))
+            for spec in begin.nodes
+        ]
+
+    # --- command ------------------------------------------------------------------------------------------------
+
+    def take_command(self, address: str) -> None:
+        """Ask the cluster for an epoch. Raises NoCluster."""
+        begin = self._begin
+        asked = Claim(epoch=begin.epoch, who=begin.who, daemon=begin.daemon, since_unix_s=time.time())
+        before, after = cluster.claim(asked, begin.least)
+        if after.daemon != begin.daemon:
+            self._fence(after.epoch, after.who)
+            return
+        self._epoch = after.epoch
+        took_over = before.who if before.daemon not in {"", begin.daemon} else ""
+        self._tell(Connected(epoch=after.epoch, address=address, took_over=took_over))
+
+    def release(self) -> None:
+        """Give command up when the daemon ends. Raises NoCluster."""
+        if self._epoch and not self._is_fenced:
+            cluster.release(self._epoch)
+
+    def _fence(self, epoch: int, who: str) -> None:
+        if not self._is_fenced:
+            self._is_fenced = True
+            self._tell(Fenced(epoch=epoch, who=who))
+
+    # --- what the daemon says -----------------------------------------------------------------------------------
+
+    def update(self, update: Update) -> None:
+        """Take a plan."""
+        self._assigned.update((one.task, one) for one in update.assigned)
+        if len(self._assigned) > 2 * len(update.tasks) + 100:
+            living = set(update.tasks)
+            self._assigned = {task: one for task, one in self._assigned.items() if task in living}
+        weight, share = np.frombuffer(update.weight).tolist(), np.frombuffer(update.share).tolist()
+        tables: list[dict[str, Session]] = [{} for _ in self._nodes]
+        for task, w, x in zip(update.tasks, weight, share, strict=True):
+            one = self._assigned.get(task)
+            if one is not None and one.node >= 0:
+                tables[one.node][task] = Session(task, one.point, one.split, one.precision_bits, w, x)
+        self._has_plan = True
+        for node, table in zip(self._nodes, tables, strict=True):
+            node.follower.plan(update.generation, table)
+            node.wake.set()
+        self._tell(Taken(generation=update.generation))
+
+    # --- the nodes ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Tend all nodes until cancelled, or until another daemon has taken over."""
+        await self.discover()
+        for node in self._nodes:
+            node.say(messages.STARTING if node.ray_node else messages.ABSENT, "" if node.ray_node else _absent(node))
+            self._tell(node.news)
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._watch())
+            await asyncio.gather(*(self._tend(node) for node in self._nodes))
+            watch.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(DISCOVERY_S)
+            await self.discover()
+
+    async def discover(self) -> None:
+        """Look which site nodes have a Ray node."""
+        alive = await asyncio.to_thread(cluster.ray_nodes)
+        for node in self._nodes:
+            node.ray_node = alive.get(node.spec.id, "")
+
+    async def _tend(self, node: Node) -> None:
+        while not self._is_fenced:
+            try:
+                if node.handle is None:
+                    await self._start(node)
+                await self._speak(node)
+            except Gone as gone:
+                await self._lose(node, str(gone))
+            self._news(node)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._begin.period_s if node.handle is not None else DISCOVERY_S):
+                    await node.wake.wait()
+            node.wake.clear()
+
+    async def _start(self, node: Node) -> None:
+        """Have an actor where a Ray node is there for it. Raises Gone."""
+        if node.deaths:
+            await asyncio.sleep(BACKOFF_S[min(node.deaths, len(BACKOFF_S)) - 1])
+        if not node.ray_node:
+            if node.news.state != messages.LOST:
+                node.say(messages.ABSENT, _absent(node))
+            return
+        if node.news.state == messages.DRAINED and node.ray_node == node.drained_on:
+            return
+        try:
+            executor = self._begin.executor
+            node.handle = await asyncio.to_thread(cluster.node_actor, node.spec, node.ray_node, executor)
+        except (RayError, ValueError) as error:
+            raise Gone(_cause(error)) from None
+        node.follower.fresh()
+        node.undelivered = node.refused = 0
+        report = await self._ask(node, "report", self._epoch, self._begin.who, patience_s=START_S)
+        if not isinstance(report, Report):
+            return
+        node.refused = report.refused
+        node.say(messages.UP)
+
+    async def _speak(self, node: Node) -> None:
+        """Send what is new, at once; then, once a period, see what is in force. Raises Gone."""
+        if node.handle is None or not self._has_plan:
+            return
+        if (order := node.follower.order(self._epoch, self._begin.who)) is not None:
+            answer = await self._ask(node, "apply", _encode(order))
+            if isinstance(answer, Ack):
+                node.follower.took(answer.generation)
+            else:
+                node.follower.repeat()
+        if time.monotonic() - node.reported_s >= self._begin.period_s:
+            node.reported_s = time.monotonic()
+            report = await self._ask(node, "report", self._epoch, self._begin.who)
+            if isinstance(report, Report):
+                await self._reported(node, report)
+
+    async def _reported(self, node: Node, report: Report) -> None:
+        node.deaths = 0
+        if report.refused > node.refused:
+            node.refused = report.refused
+            self._tell(Contested(node=node.spec.id, who=report.refused_who))
+        outcome = node.follower.reported(report)
+        follower = node.follower
+        node.news = msgspec.structs.replace(
+            node.news, asked=follower.asked, acknowledged=follower.acknowledged, applied=follower.applied,
+            sessions=len(report.sessions), used_bytes=report.used_bytes, retries=follower.retries,
+            orders=report.orders, endpoint=report.endpoint, pid=report.pid,
+        )  # fmt: skip
+        if outcome.unfit:
+            node.drained_on, handle, node.handle = node.ray_node, node.handle, None
+            node.say(messages.DRAINED, outcome.why)
+            await asyncio.to_thread(cluster.end_actor, handle)  # what it holds by now is nobody's plan
+        elif outcome.retry:
+            node.say(messages.UP, f"retry {follower.retries}: {outcome.why}")
+        elif not follower.retries:
+            node.say(messages.UP)
+
+    async def _lose(self, node: Node, why: str) -> None:
+        handle, node.handle = node.handle, None
+        node.deaths += 1
+        node.say(messages.LOST, why)
+        self._news(node)
+        if handle is None:
+            return
+        with contextlib.suppress(RayError, ValueError):  # it may be dead already, or half alive
+            await asyncio.to_thread(cluster.end_actor, handle)
+
+    def _news(self, node: Node) -> None:
+        now_s = time.monotonic()
+        if (node.news.state, node.news.why) != self._told.get(node.spec.id) or now_s - node.told_s >= NEWS_S:
+            self._told[node.spec.id] = (node.news.state, node.news.why)
+            node.told_s = now_s
+            self._tell(node.news)
+
+    async def _ask(self, node: Node, method: str, *arguments: object, patience_s: float = 0.0) -> Answer | None:
+        """Call the actor; None when Ray could not deliver the call this time, or we are not the ones to ask.
+
+        Raises Gone.
+        """
+        patience_s = patience_s or self._begin.silent_s
+        try:
+            async with asyncio.timeout(patience_s):
+                answer = _answer.decode(await getattr(node.handle, method).remote(*arguments))
+        except ActorDiedError as error:
+            raise Gone(_cause(error)) from None
+        except ActorUnavailableError as error:
+            node.undelivered += 1
+            if node.undelivered >= UNAVAILABLE:
+                raise Gone(_cause(error)) from None
+            return None
+        except TimeoutError:
+            raise Gone(f"no answer within {patience_s:g} s") from None
+        except RayError as error:
+            raise Gone(_cause(error)) from None
+        node.undelivered = 0
+        if isinstance(answer, Refusal):
+            self._refused(node, answer)
+            return None
+        return answer
+
+    def _refused(self, node: Node, refusal: Refusal) -> None:
+        if refusal.reason == messages.OLD_EPOCH:
+            self._fence(refusal.epoch, refusal.who)
+        else:
+            raise Gone(f"its actor takes no order: {refusal.reason}")
+
+
+def _absent(node: Node) -> str:
+    return f"no Ray node with the label {cluster.LABEL}={node.spec.id} is alive"
+
+
+def _cause(error: Exception) -> str:
+    """The line of Ray's message that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    because = [line for line in lines if "because" in line or "unavailable" in line]
+    return (because or lines or [type(error).__name__])[0]

@@ -1,0 +1,65 @@
+"""The file that names the processes of a local cluster, so that what a crash leaves behind can be ended: those alone."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import psutil
+
+CLOCK_TICK_S = 0.02  # a process' start is told in ticks of 10 ms (proc(5)): a number used again starts much later
+
+
+class Left(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes with the instant at which each began, and the folder that they work in."""
+
+    v: int = 1
+    processes: dict[int, float] = {}  # id -> seconds since the epoch
+    folder: str = ""
+
+
+def note(path: Path, folder: str) -> None:
+    """Write down this process and all that descend from it."""
+    found, this = {}, psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[process.pid] = process.create_time()
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(Left(processes=found, folder=folder)))
+    fresh.replace(path)
+
+
+def clean(path: Path) -> int:
+    """Kill what the file names and still runs, remove its folder and the file; return how many were killed."""
+    try:
+        left = msgspec.json.decode(path.read_bytes(), type=Left)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return 0
+    killed = kill(_same(left))
+    if left.folder:
+        shutil.rmtree(left.folder, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    return killed
+
+
+def kill(processes: Iterable[psutil.Process]) -> int:
+    """End processes at once, and wait for those that are ours to wait for."""
+    mine = list(processes)
+    for process in mine:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(mine, timeout=2.0)
+    return len(mine)
+
+
+def _same(left: Left) -> list[psutil.Process]:
+    found = []
+    for pid, began_s in left.processes.items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if abs(process.create_time() - began_s) <= CLOCK_TICK_S:
+                found.append(process)
+    return found
