@@ -107,6 +107,8 @@ class Lease(DecisionMessage, frozen=True, kw_only=True, omit_defaults=False):
     valid_for_ms: float = 0.0  # 0: no lease
     at_unix_s: float = 0.0  # wall clock, a label
     text: str = ""  # the reason in a sentence
+    node_weight: float = 0.0  # with which the node shares itself out to the task
+    node_endpoint: str = ""  # where the node takes activations; "": its serving is not started by the daemon
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,6 +278,34 @@ class Shadow(msgspec.Struct, frozen=True, kw_only=True):
     shadow: Tally = Tally()
 
 
+class ClusterNode(msgspec.Struct, frozen=True, kw_only=True):
+    """One node of the site on the cluster: what it was asked and what it reports."""
+
+    node: str
+    state: str  # starting, up, absent, lost, drained
+    why: str = ""
+    asked: int = 0  # plan of the latest order to it,
+    acknowledged: int = 0  # the latest that it has taken,
+    applied: int = 0  # and the one in force, as it reports
+    sessions: int = 0  # in force
+    used_bytes: float = 0.0  # by loaded layers
+    retries: int = 0  # since what is in force was last what was asked
+    orders: int = 0  # that its present actor has taken
+    endpoint: str = ""  # where clients send activations
+    pid: int = 0  # of its actor
+
+
+class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
+    """Dispatch: where decisions take effect."""
+
+    mode: str = "off"  # as configured: off, local, join
+    state: str = "off"  # off, starting, connected, unreachable, fenced
+    address: str = ""
+    epoch: int = 0  # of this daemon; nodes obey the largest
+    why: str = ""  # it is not connected
+    nodes: tuple[ClusterNode, ...] = ()
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator sees first; metrics are made of it too."""
 
@@ -304,6 +334,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     telemetry_ms: Quantiles  # plan's instant (tick or arrival) -> decisions published
     ingest: Ingest
     shadow: Shadow
+    cluster: ClusterView = ClusterView()
     capture: str = ""  # file being written, "" none
     capture_bytes: int = 0
     config: str = ""  # its path

@@ -77,6 +77,18 @@ class Shadow(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     window_s: float
 
 
+class Cluster(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[cluster]."""
+
+    mode: str
+    address: str
+    token_file: str
+    executor: str
+    unapplied_periods: int
+    retries: int
+    silent_s: float
+
+
 class Shutdown(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[shutdown]."""
 
@@ -116,6 +128,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     state: State
     capture: Capture
     shadow: Shadow
+    cluster: Cluster
     shutdown: Shutdown
     security: Security
     metrics: Metrics
@@ -124,7 +137,9 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 # May not change while the daemon runs: sockets, files and processes hang on them.
 FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key",
-                "metrics.listen", "telemetry.max_message_bytes", "control.max_message_bytes")  # fmt: skip
+                "metrics.listen", "telemetry.max_message_bytes", "control.max_message_bytes",
+                "cluster.mode", "cluster.address", "cluster.token_file", "cluster.executor", "cluster.unapplied_periods",
+                "cluster.retries", "cluster.silent_s")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +196,26 @@ def check(settings: Settings, where: str) -> None:
     if settings.core.lease_s < 2 * settings.core.period_s:
         raise BadInput(f"{where}: core.lease_s must be at least two periods, or leases run out between two plans")
     positive = ("solver.budget_s", "telemetry.stale_input_s", "telemetry.stale_ue_s", "capture.max_bytes",
-                "capture.max_age_s", "shadow.window_s", "control.max_waiting", "telemetry.max_ues")  # fmt: skip
+                "capture.max_age_s", "shadow.window_s", "control.max_waiting", "telemetry.max_ues",
+                "cluster.unapplied_periods", "cluster.silent_s")  # fmt: skip
     values = flatten(msgspec.to_builtins(settings))
     for key in positive:
         number = values[key]
         if not isinstance(number, int | float) or not number > 0:
             raise BadInput(f"{where}: {key} must be above 0, not {number}")
+    _check_cluster(settings.cluster, where)
+
+
+def _check_cluster(cluster: Cluster, where: str) -> None:
+    if cluster.mode not in {"off", "local", "join"}:
+        raise BadInput(f"{where}: cluster.mode '{cluster.mode}': one of off, local, join")
+    host, _, port = cluster.address.rpartition(":")
+    if cluster.mode == "join" and not (host and port.isdecimal()):
+        raise BadInput(f"{where}: cluster.address '{cluster.address}': to join, host:port of the cluster's GCS")
+    if cluster.mode == "join" and cluster.token_file and not Path(cluster.token_file).is_file():
+        raise BadInput(f"{where}: cluster.token_file '{cluster.token_file}': no such file")
+    if cluster.retries < 0:
+        raise BadInput(f"{where}: cluster.retries must be 0 or more, not {cluster.retries}")
 
 
 def _parse(path: Path) -> dict[str, Any]:

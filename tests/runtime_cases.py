@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from cosched.runtime.engine import Limits
+from cosched.runtime.host import Host
 from cosched.runtime.kv import KvCache
 from cosched.runtime.model import ModelSource, open_model
 from cosched.runtime.parts import Part
@@ -38,7 +44,7 @@ def write_config(folder: Path, family: str, **other: object) -> Path:
 
 
 def seeded(folder: Path, family: str = "llama", **other: object) -> ModelSource:
-    return open_model(write_config(folder, family, **other), seed=SEED, name="tiny")
+    return open_model(write_config(folder, family, **other), seed=SEED, name=family)
 
 
 def transformers_model(source: ModelSource) -> Any:  # noqa: ANN401
@@ -98,3 +104,41 @@ def split_steps(source: ModelSource, splits: tuple[int, ...], n_tokens: int) -> 
             found.append(parts[-1][0].logits(hidden[:, -1:])[0, -1])
             steps = [[int(found[-1].argmax())]]
     return found
+
+
+class HostProcess:
+    """`cosched host` in a process of its own, with a tiny model of each family."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        models = [f"--model={family}={write_config(folder, family)}" for family in FAMILIES]
+        command = [sys.executable, "-m", "cosched.cli.main", "host", "--node", name, "--seed", str(SEED)]
+        self.process = subprocess.Popen(
+            [*command, "--threads", "1", "--bind", "tcp://127.0.0.1:0", *models], stdout=subprocess.PIPE, text=True
+        )
+
+    def endpoint(self) -> str:
+        """Wait until it is ready."""
+        assert self.process.stdout is not None
+        found = self.process.stdout.readline().strip()
+        assert found.startswith("tcp://"), "the host did not start"
+        return found
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@contextmanager
+def host_threads(source: ModelSource, count: int = 2, limits: Limits | None = None) -> Iterator[list[Host]]:
+    """Hosts in this process, on real sockets, with all layers loaded."""
+    running = [Host(f"edge{i}", [source], bind=["tcp://127.0.0.1:0"], limits=limits) for i in range(count)]
+    for host in running:
+        host.start()
+        host.load(source.name, 0, source.n_layers)
+    try:
+        yield running
+    finally:
+        for host in running:
+            host.stop()

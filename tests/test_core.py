@@ -131,6 +131,20 @@ def test_what_arrives_while_a_solve_is_open_waits_for_the_next_one():
     assert [d.task for p in plans for d in p.decisions] == ["a", "b"]
 
 
+def test_newcomers_do_not_wait_for_a_tick_s_solve_but_take_its_place():
+    core = make_core()
+    answer(core, core.handle(Offered(0.1, (session("a"),))), 0.1)
+    (tick,) = core.handle(Tick(0.2))
+    (solve,) = core.handle(Offered(0.21, (session("b", 0.21),)))
+    with pytest.raises(StaleEvent):
+        core.handle(Solved(0.22, tick.request, solvers.get("joint")(tick.problem)))
+    assert core.handle(Tick(0.23)) == []  # somebody waits for the open one now
+    assert core.handle(Offered(0.24, (msgspec.structs.replace(session("c"), ue="ue99"),))) == []
+    plans = answer(core, [solve], 0.25)
+    assert [d.task for p in plans for d in p.decisions] == ["c", "b"]
+    assert set(plans[0].tasks) == {"a", "b"}
+
+
 def test_an_answer_to_no_open_request_is_refused():
     core = make_core()
     (solve,) = core.handle(Offered(0.1, (session("a"),)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,6 @@ from cosched.runtime.move import MIGRATED, MoveCosts
 from cosched.runtime.parts import Part
 
 L = cases.LAYERS
-
-
-@contextmanager
-def hosts(source: ModelSource, count: int = 2) -> Iterator[list[Host]]:
-    running = [Host(f"edge{i}", [source], bind=["tcp://127.0.0.1:0"]) for i in range(count)]
-    for host in running:
-        host.start()
-        host.load(source.name, 0, L)
-    try:
-        yield running
-    finally:
-        for host in running:
-            host.stop()
 
 
 def generation(source: ModelSource, route: Route, links: Links, **options: object) -> Generation:
@@ -60,7 +46,7 @@ def test_resplit_every_10_of_200_tokens(costs: MoveCosts | None, how: str | None
     source = cases.seeded(tmp_path)
     expected = cases.reference_tokens(tmp_path, "llama", 200)
     seen = set()
-    with hosts(source) as running:
+    with cases.host_threads(source) as running:
         links, routes = Links(), wander(running)
         run = generation(source, next(routes), links)
         while len(run.output) < 200:

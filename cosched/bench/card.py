@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
@@ -22,9 +22,6 @@ from cosched.profiles.fit import Floats
 from cosched.profiles.measured import OperatorRun
 from cosched.profiles.model import Model, load_model
 
-if TYPE_CHECKING:
-    import torch
-
 SUITE: Final = "gpu"
 BITS: Final = 16  # what the equations count in; on a CPU, fp32 runs at half the bandwidth in 16-bit terms
 MARGIN: Final = 1.05  # of the declared peak over the best that was seen: efficiencies stay below 1
@@ -35,6 +32,12 @@ PREFILL, DECODE = "prefill-layer-unseen", "decode-layer-unseen"
 # What may be claimed of a calibrated device and models that it was not fitted on (docs/profiles.md): part of the rows
 # within a relative error, the bars of the whole model.
 HALF_WITHIN, MOST_WITHIN, MOST = 0.10, 0.25, 0.9
+
+
+class Where(Protocol):
+    """A device of torch, which is imported by the runtime alone."""
+
+    type: str  # "cuda" or "cpu"
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,14 @@ class Layers:
 def run(*, seeds: int, progress: Callable[[float], None]) -> Result:  # noqa: ARG001  # there is nothing to draw
     """Fit on the seen models, predict the unseen ones: errors per part, the fitted numbers, and what may be claimed."""
     try:
-        import torch
+        from cosched.runtime import measure
     except ImportError:
         raise BadInput("suite gpu runs real layers: install the extra: pip install 'cosched[llm]'") from None
-    plan, name = (CUDA, "cuda") if torch.cuda.is_available() else (CPU, "cpu")
-    return measured(plan, torch.device(name), progress)
+    device = measure.best_device()
+    return measured(CUDA if device.type == "cuda" else CPU, device, progress)
 
 
-def measured(plan: Plan, device: torch.device, progress: Callable[[float], None]) -> Result:
+def measured(plan: Plan, device: Where, progress: Callable[[float], None]) -> Result:
     """Carry a plan out on a device."""
     steps = _progress(progress, 2 * (len(plan.seen) + len(plan.unseen)) + 1)
     base = _base(plan, device)
@@ -125,22 +128,17 @@ def _progress(progress: Callable[[float], None], n: int) -> Iterator[None]:
     progress(1.0)
 
 
-def _base(plan: Plan, device: torch.device) -> Device:
+def _base(plan: Plan, device: Where) -> Device:
     """Profile with the peaks of this device, as measured, and everything else to be fitted."""
     from cosched.runtime import measure
     from cosched.runtime.model import dtype_of
 
-    name = "CPU"
-    if device.type == "cuda":
-        import torch
-
-        name = torch.cuda.get_device_name(device)
     dtype = dtype_of(plan.dtype)
     per_element = dtype.itemsize / latency.ELEMENT_BYTES
     return msgspec.structs.replace(
         load_device("h200"),
         key=device.type,
-        name=name,
+        name=measure.card_name(device),
         peak_flop_s=MARGIN * measure.peak_flop_s(device, dtype),
         mem_bw_bytes_s=MARGIN * measure.peak_bytes_s(device) / per_element,
         guess=("quantised", "link", "power"),
@@ -148,7 +146,7 @@ def _base(plan: Plan, device: torch.device) -> Device:
 
 
 def _fitted(
-    plan: Plan, device: torch.device, base: Device, steps: Iterator[None]
+    plan: Plan, device: Where, base: Device, steps: Iterator[None]
 ) -> tuple[Device, Host, dict[str, list[Floats]]]:
     """Fit kernels, attention and launch floor on the seen models; also return the errors on them."""
     from cosched.runtime import measure
@@ -176,14 +174,14 @@ def _fitted(
     return card, host, errors
 
 
-def _operators(plan: Plan, key: str, device: torch.device) -> OperatorRun:
+def _operators(plan: Plan, key: str, device: Where) -> OperatorRun:
     from cosched.runtime import measure
     from cosched.runtime.model import dtype_of
 
     return measure.operators(load_model(key), plan.tokens, device, dtype_of(plan.dtype))
 
 
-def _layers(plan: Plan, key: str, chunks: Sequence[tuple[int, int]], device: torch.device) -> Layers:
+def _layers(plan: Plan, key: str, chunks: Sequence[tuple[int, int]], device: Where) -> Layers:
     from cosched.runtime import measure
     from cosched.runtime.model import dtype_of, open_model
 

@@ -148,8 +148,8 @@ class BidPrices:
         """
         layout, low, high = planned.layout, self._settings.bid_low, self._settings.bid_high
         price = self.price * np.clip((use[: len(self.price)] - low) / (high - low), 0.0, 1.0)
-        newcomers = np.flatnonzero(layout.held < 0)
-        if not price.any() or not len(newcomers):
+        newcomers = [i for i in np.flatnonzero(layout.held < 0) if layout.tasks[i].point < 0]  # who runs, was let in
+        if not price.any() or not newcomers:
             return problem
         value = problem.value.copy()
         for i in newcomers:

@@ -14,7 +14,10 @@ from solvers.problem import Floats, Ints, Problem
 
 @dataclass(frozen=True, slots=True)
 class Solve:
-    """Solve `problem` with the policy's solver and answer with Solved(request)."""
+    """Solve `problem` with the policy's solver and answer with Solved(request).
+
+    A Solve while another is open takes its place: the answer to the first is no longer wanted.
+    """
 
     request: int
     problem: Problem

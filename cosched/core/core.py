@@ -1,7 +1,7 @@
 """The core: events in, commands out; no clock, socket, thread, log or random number.
 
 A core plans for one policy. It never waits for a solver: Solve is a command, Solved an event, and what arrives in
-between waits for the next Solve.
+between waits for the next Solve. Newcomers do not wait for a tick's: their Solve takes its place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from cosched.core.bids import Arrival, BidPrices
 from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.congestion import weighed
 from cosched.core.decide import Asked, make_plan
-from cosched.core.events import Event, Finished, Offered, Progressed, Solved, SolveFailed, Switched, Telemetry, Tick
+from cosched.core.events import (
+    Barred,
+    Event,
+    Finished,
+    Offered,
+    Progressed,
+    Solved,
+    SolveFailed,
+    Switched,
+    Telemetry,
+    Tick,
+)
 from cosched.core.planner import Layout, Planned, make_layout, plan_problem, resource_ids
 from cosched.core.policy import Policy, fallback
 from cosched.core.settings import Settings
@@ -73,6 +84,7 @@ class Core:
             Solved: self._solved,
             SolveFailed: self._solve_failed,
             Switched: self._switched,
+            Barred: self._barred,
         }
 
     def handle(self, event: Event) -> list[Command]:
@@ -110,11 +122,27 @@ class Core:
             task = Task(offer, self._points(offer, cell, factors), ue, cell, table_cell=cell, factors=factors)
             self._bids.note(Arrival(event.at_s, offer, task.table, cell, float(efficiency[ue]), factors))
             self._waiting.append(task)
+        if self._waiting and self._is_superseded():
+            self._open = None
         return self._solve()
+
+    def _is_superseded(self) -> bool:
+        """Whether nobody waits for the open solve, a tick's: the next one plans all that it does, and newcomers."""
+        if self._open is None:
+            return False
+        _, asked, policy = self._open
+        return policy is self.policy and bool((asked.planned.layout.held >= 0).all())
 
     def _switched(self, event: Switched) -> list[Command]:
         self.policy = event.policy
         return []
+
+    def _barred(self, event: Barred) -> list[Command]:
+        """Plan at once: whoever is on a node that is gone waits for a new place."""
+        self.state.bar(event.nodes)
+        if self._is_superseded():
+            self._open = None
+        return self._solve() if self.state.tasks or self._waiting else []
 
     def _tick(self, event: Tick) -> list[Command]:
         if self.policy.drops_lost:
@@ -196,6 +224,7 @@ class Core:
         newcomers = {t.offer.task: t for t in planned.layout.tasks if t.point < 0}
         for decision in plan.decisions:
             if decision.point < 0:
+                self.state.remove(decision.task)  # it ran on a node that is gone; newcomers are not there yet
                 continue
             if decision.task in newcomers:
                 self.state.tasks[decision.task] = newcomers[decision.task]
@@ -232,6 +261,7 @@ class Core:
             ),
             bids_due_s=self._bids.due_s,
             calibration=state.calibration.rows(),
+            barred=tuple(n.id for i, n in enumerate(state.site.nodes) if i in state.barred),
             tasks=tuple(
                 TaskRow(
                     offer=t.offer, cell=cells[t.cell], table_cell=cells[t.table_cell],
@@ -258,6 +288,7 @@ class Core:
                 state.background[i], state.prices[i] = load.background, load.price
                 state.variance[i], self._use[i] = load.variance, load.use
         state.calibration.restore(snapshot.calibration)
+        state.bar(snapshot.barred)
         self._restore_bids(snapshot)
         lost = [row.offer.task for row in snapshot.tasks if not self._take_over(row)]
         state.version += 1

@@ -154,7 +154,9 @@ def _decisions(state: State, asked: Asked, draft: Draft, used: Floats, at_s: flo
         if j == held and held >= 0:
             continue
         reason, binding = (Reason.MOVED if held >= 0 else Reason.ADMITTED), ""
-        if j < 0:
+        if task.point >= 0 and held < 0:  # it runs, and may not stay where it is
+            reason = Reason.MOVED_NODE_LOST if j >= 0 else Reason.NODE_LOST
+        elif j < 0:
             reason, binding = _refusal(asked, i, used)
         elif held < 0 and not draft.promised[i]:
             reason = Reason.UNPROMISED

@@ -88,4 +88,12 @@ class Switched:
     policy: Policy
 
 
-Event = Telemetry | Offered | Progressed | Finished | Tick | Solved | SolveFailed | Switched
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """From here on no task may be on these nodes and on no others: they are gone, or do not do what they are told."""
+
+    at_s: float
+    nodes: tuple[str, ...]
+
+
+Event = Telemetry | Offered | Progressed | Finished | Tick | Solved | SolveFailed | Switched | Barred

@@ -63,7 +63,7 @@ def resource_ids(site: Site) -> tuple[str, ...]:
 def make_layout(state: State, newcomers: Sequence[Task], settings: Settings, node_bytes: Floats) -> Layout:
     """Gather the candidate points of all tasks. node_bytes (nodes,): memory for sessions on each node."""
     tasks = (*state.tasks.values(), *newcomers)
-    blocks = [t.block() for t in tasks]
+    blocks = [t.block(state.barred) for t in tasks]
     points = np.concatenate([np.zeros((0, col.N_POINT)), *[b.points for b in blocks]])
     task = np.concatenate([np.zeros(0), *[b.task for b in blocks]]).reshape(-1, col.N_TASK)
     gathered = col.new_gathered(len(points), len(tasks))

@@ -12,6 +12,9 @@ class Reason(enum.StrEnum):
     ADMITTED = "admitted"
     UNPROMISED = "unpromised"
     MOVED = "moved"
+    MOVED_NODE_LOST = "moved_node_lost"
+    NODE_LOST = "node_lost"
+    FENCED = "fenced"
     REJECTED_NO_CHANNEL = "rejected_no_channel"
     REJECTED_NO_POINT = "rejected_no_point"
     REJECTED_NO_CAPACITY = "rejected_no_capacity"
@@ -29,6 +32,9 @@ _SENTENCES: Final[dict[str, str]] = {
     Reason.ADMITTED: "Admitted: the plan holds every deadline of the task.",
     Reason.UNPROMISED: "Served without a promise: this policy shares with everybody who asks.",
     Reason.MOVED: "Moved to another operating point that is better by more than the switch costs.",
+    Reason.MOVED_NODE_LOST: "Moved: its node is gone, or does not do what it is told.",
+    Reason.NODE_LOST: "Ended: its node is gone, or does not do what it is told, and no other has room for it.",
+    Reason.FENCED: "Ended: another daemon has taken over the nodes that it ran on.",
     Reason.REJECTED_NO_CHANNEL: "Rejected: no radio report of its user had come in, so nothing could be planned.",
     Reason.REJECTED_NO_POINT: "Rejected: no way to serve it holds its deadlines, even with cell and node to itself.",
     Reason.REJECTED_NO_CAPACITY: "Rejected: too little is left of a cell or node that it needs.",

@@ -57,4 +57,5 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[TaskRow, ...] = ()  # in order of admission
     bids: tuple[BidRow, ...] = ()  # in order of arrival
     bids_due_s: float = 0.0
+    barred: tuple[str, ...] = ()  # nodes that no task may be on
     calibration: tuple[CalibrationRow, ...] = ()

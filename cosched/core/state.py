@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ class Task:
     table_cell: int = -1  # that its table was made for: where it was offered
     factors: Factors = ()  # that its table was made with: a session keeps what it was promised by
     row: int = field(default=-1, init=False)  # of State.progress
-    _block: tuple[tuple[int, int, int], Block] | None = field(default=None, init=False, repr=False, compare=False)
+    _block: tuple[tuple[int, int, int, frozenset[int]], Block] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def phase(self) -> int:
@@ -61,15 +62,19 @@ class Task:
         """Whether it is an LLM session."""
         return isinstance(self.offer.work, LlmSession)
 
-    def candidates(self) -> Ints:
-        """Rows of its table that it may hold from now on.
+    def is_stranded(self, barred: frozenset[int]) -> bool:
+        """Whether it runs on a node that it may not be on any more."""
+        return self.point >= 0 and int(self.table.node[self.point]) in barred
 
-        A newcomer may take any. A session keeps its split and node (moving them means moving its KV cache: for
+    def candidates(self, barred: frozenset[int] = frozenset()) -> Ints:
+        """Rows of its table that it may hold from now on, none of them on a node of `barred`.
+
+        A newcomer, and who must leave his node, may take any. A session keeps its split and node (moving them means moving its KV cache: for
         failures and drains, not for the channel), but may change the precision of its activations from one token
         to the next; a video may be split anew at every frame, on the node that it has.
         """
-        if self.point < 0:
-            return np.arange(self.table.n_points)
+        if self.point < 0 or self.is_stranded(barred):
+            return np.flatnonzero([node not in barred for node in self.table.node.tolist()])
         same = self.table.node == self.table.node[self.point]
         if self.is_llm:
             same &= self.table.split == self.table.split[self.point]
@@ -77,15 +82,17 @@ class Task:
                 same &= np.arange(self.table.n_points) == self.point
         return np.flatnonzero(same)
 
-    def block(self) -> Block:
-        """Its candidates, gathered anew when its point, its cell, or what it does next has changed."""
-        key = (self.point, self.cell, -1 if self.progress is None else self.progress.phase)
+    def block(self, barred: frozenset[int]) -> Block:
+        """Its candidates, gathered anew when its point, its cell, what it does next or a node's fate has changed."""
+        key = (self.point, self.cell, -1 if self.progress is None else self.progress.phase, barred)
         if self._block is None or self._block[0] != key:
-            self._block = (key, self._gathered())
+            self._block = (key, self._gathered(barred))
         return self._block[1]
 
-    def _gathered(self) -> Block:
-        table, rows, kind = self.table, self.candidates(), self._next()
+    def _gathered(self, barred: frozenset[int]) -> Block:
+        table, rows = self.table, self.candidates(barred)
+        is_new = self.point < 0 or self.is_stranded(barred)
+        kind = self._next(is_new=is_new)
         points = np.empty((len(rows), col.N_POINT))
         for first, column in ((col.BITS, table.ul_bits), (col.NODE_S, table.node_s), (col.FIXED_S, table.fixed_s)):
             points[:, first : first + 2] = column[rows]
@@ -93,18 +100,18 @@ class Task:
             points[:, [col.BITS, col.NODE_S]] = 0.0  # of the prefill, which is over
         points[:, col.QUALITY], points[:, col.BYTES] = table.quality[rows], table.node_bytes[rows]
         points[:, col.NODE], points[:, col.ROW] = table.node[rows], rows
-        held = int(np.flatnonzero(rows == self.point)[0]) if self.point >= 0 else -1
+        held = -1 if is_new else int(np.flatnonzero(rows == self.point)[0])
         own = (self.offer.at_ns * 1e-9, self.offer.weight, kind, len(rows), held, self.cell, self.ue)
         task = np.array([*table.deadline_s, *table.rate_hz, *own], dtype=np.float64)
         return Block(tuple(table.point_ids[r] for r in rows), points, task)
 
-    def _next(self) -> int:
-        """What kind of work it does next."""
+    def _next(self, *, is_new: bool) -> int:
+        """What kind of work it does next. is_new: on no node so far, or on none that is left."""
         if not self.is_llm:
             return col.FRAMES
         if self.phase == 1:
             return col.DECODING
-        return col.PREFILLING if self.progress is not None and self.point >= 0 else col.WAITING
+        return col.WAITING if is_new or self.progress is None else col.PREFILLING
 
     def is_lost(self, now_s: float, efficiency_hz: float) -> str:
         """Reason code when no plan can keep the task's promise any more, "" otherwise.
@@ -136,6 +143,7 @@ class State:
         self.cell_of_ue: dict[str, int] = {}
         self.cell_index = {c.id: i for i, c in enumerate(site.cells)}
         self.node_index = {n.id: i for i, n in enumerate(site.nodes)}
+        self.barred: frozenset[int] = frozenset()  # nodes that no task may be on
         n_cells, n_nodes = len(site.cells), len(site.nodes)
         self.background: Floats = np.array(
             [c.background_fraction for c in site.cells] + [n.background_fraction for n in site.nodes] + [0.0] * n_nodes
@@ -183,6 +191,11 @@ class State:
                 samples = {}
             samples[ue] = value
         self.channel.update_many(tuple(samples), at_s, np.array(list(samples.values())))
+
+    def bar(self, nodes: Iterable[str]) -> None:
+        """Let no task be on these nodes, and on all others again. Those that the site does not have are ignored."""
+        self.barred = frozenset(self.node_index[n] for n in nodes if n in self.node_index)
+        self.version += 1
 
     def _handover(self, ue: str, cell: int) -> None:
         for task in self.tasks.values():

@@ -92,7 +92,7 @@ class Engine:
     submit_ms: Window = field(default_factory=Window)  # a submit is read -> its decision is sent
     _drops: list[str] = field(default_factory=list)  # ended, and still stored
     _factors: Factors = ()  # of the calibration, that are stored
-    _asked: tuple[str, int] = ("", 0)  # policy of the open Solve, and when it was asked
+    _asked: tuple[int, str, int] = (0, "", 0)  # the open Solve, its policy, and when it was asked
     _read_ns: int = 0  # when what the latest answer answers was asked
     _fed_ns: int = 0  # instant of the latest event that was stamped here
 
@@ -190,8 +190,11 @@ class Engine:
         self._feed("tick", journal.Tick(), events.Tick)
 
     def solved(self, request: int, solution: Solution | None, why: str) -> None:
-        """Take the answer to a Solve."""
-        asked_policy, self._read_ns = self._asked
+        """Take the answer to a Solve; one that a later Solve has taken the place of is not wanted any more."""
+        asked, asked_policy, self._read_ns = self._asked
+        if request != asked:
+            self.counts["solves_superseded"] += 1
+            return
         self.solve_ms.add((self.clock() - self._read_ns) * 1e-6)
         self.counts["solves"] += 1
         record = journal.Answer(request=request, failed=why if solution is None else "")
@@ -210,6 +213,10 @@ class Engine:
         chosen = policy(name)
         if chosen.name != self.core.policy.name:
             self._feed("switched", journal.Switch(policy=name), lambda at_s: events.Switched(at_s, chosen))
+
+    def bar(self, nodes: tuple[str, ...]) -> None:
+        """Plan without these nodes, and with all others again; whoever is on them is planned elsewhere at once."""
+        self._feed("barred", journal.Barred(nodes=nodes), lambda at_s: events.Barred(at_s, nodes))
 
     def begin_capture(self) -> None:
         """Begin a new capture file. The core must be quiet."""
@@ -237,7 +244,7 @@ class Engine:
     def _do(self, commands: Sequence[Command]) -> None:
         for command in commands:  # first what somebody else works on while the rest is done here
             if isinstance(command, Solve):
-                self._asked = (command.policy.name, self.clock())
+                self._asked = (command.request, command.policy.name, self.clock())
                 self.solve(command)
         for command in commands:
             if isinstance(command, Dispatch):

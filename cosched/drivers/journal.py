@@ -82,6 +82,12 @@ class Switch(Record, frozen=True, kw_only=True):
     policy: str
 
 
+class Barred(Record, frozen=True, kw_only=True):
+    """Nodes that no task may be on from here on."""
+
+    nodes: tuple[str, ...]
+
+
 class PlanMade(Record, frozen=True, kw_only=True):
     """A plan went into force."""
 
@@ -105,6 +111,7 @@ TOPICS: Final[dict[str, type[msgspec.Struct]]] = {
     "tick": Tick,
     "solved": Answer,
     "switched": Switch,
+    "barred": Barred,
     "plan": PlanMade,
     "decision": DecisionMessage,
 }

@@ -55,8 +55,8 @@ class Running:
     since_first_s: float = 0.0
     decoding_s: float = 0.0  # from the first token to the latest
 
-    def advance(self, now_s: float) -> TaskProgress:
-        """Go on to `now_s`; return the report of it."""
+    def advance(self, now_s: float) -> TaskProgress | None:
+        """Go on to `now_s`; return the report of it, None before the first token or frame."""
         elapsed_s, self.seen_s = now_s - self.seen_s, now_s
         if isinstance(self.offer.work, VideoClip):
             self._frames(elapsed_s * self.offer.work.fps)
@@ -64,6 +64,8 @@ class Running:
             self._tokens(elapsed_s)
         elif (first_s := self._predicted_s(0)) is not None and now_s - self.begun_s >= first_s:
             self.done = 1.0
+        if self.done + self.late < 1:
+            return None
         return TaskProgress(
             at_ns=0, source=SOURCE, seq=0, task=self.offer.task, done=int(self.done), late=int(self.late),
             decoding_s=self.decoding_s, finished=self.done + self.late >= self.units,
@@ -158,9 +160,10 @@ class Player:
         while True:
             await asyncio.sleep(REPORT_S)
             for report in [running.advance(self.clock() * NS) for running in self._running.values()]:
-                self._publish(report)
-                if report.finished:
-                    del self._running[report.task]
+                if report is not None:
+                    self._publish(report)
+                    if report.finished:
+                        del self._running[report.task]
 
     def _publish(self, message: Report | TaskProgress) -> None:
         stamped = msgspec.structs.replace(message, at_ns=self.clock(), seq=self._sent[message.source])

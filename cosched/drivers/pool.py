@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final
@@ -180,7 +181,8 @@ class Pool:
         self._rehearsal: Sequence[bytes] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = 0
-        self._at_work: Worker | None = None  # on a Solve of the core
+        self._at_work: list[Worker] = []  # on Solves of the core: the open one, and one whose place it took
+        self._next: Solve | None = None  # waits for a worker
         self._aside = asyncio.Lock()
         self.first = asyncio.Event()  # set once a worker is ready
 
@@ -191,32 +193,42 @@ class Pool:
             self._spawn(self._refill())
 
     def submit(self, command: Solve) -> None:
-        """Begin a solve. One at a time: the core has at most one open."""
+        """Begin a solve, beside one that is under way: of an earlier Solve, whose place this one takes."""
+        loop = asyncio.get_running_loop()
         if command.policy.solver == INLINE:
             answer = solve_packed(pack(ask_of(command)))
-            asyncio.get_running_loop().call_soon(self._done, command.request, answer.solution, answer.error)
-        elif not self._ready:
-            asyncio.get_running_loop().call_soon(self._done, command.request, None, "no worker is ready")
+            loop.call_soon(self._done, command.request, answer.solution, answer.error)
+        elif self._ready:
+            self._ask(self._ready.pop(0), command)
+        elif self._at_work:
+            self._next = command
         else:
-            worker = self._at_work = self._ready.pop(0)
+            loop.call_soon(self._done, command.request, None, "no worker is ready")
 
-            def done(answer: Answer | None, why: str) -> None:
-                self._at_work = None
-                if answer is None:
-                    log.warning("solve lost", request=command.request, policy=command.policy.name, why=why)
-                    self._spawn(self._replace(worker))
-                    self._done(command.request, None, why)
-                else:
-                    self._ready.insert(0, worker)
-                    self._done(command.request, answer.solution, answer.error)
+    def _ask(self, worker: Worker, command: Solve) -> None:
+        self._at_work.append(worker)
+        worker.ask(pack(ask_of(command)), self.budget_s, functools.partial(self._answered, worker, command))
 
-            worker.ask(pack(ask_of(command)), self.budget_s, done)
+    def _answered(self, worker: Worker, command: Solve, answer: Answer | None, why: str) -> None:
+        self._at_work.remove(worker)
+        if answer is None:
+            log.warning("solve lost", request=command.request, policy=command.policy.name, why=why)
+            self._spawn(self._replace(worker))
+        else:
+            self._ready.insert(0, worker)
+        waiting, self._next = self._next, None
+        if waiting is not None:
+            self.submit(waiting)
+        if answer is None:
+            self._done(command.request, None, why)
+        else:
+            self._done(command.request, answer.solution, answer.error)
 
     async def aside(self, command: Solve, budget_s: float) -> Solution:
         """Solve beside what is in force, on the spare worker. Raises SolveLost."""
         async with self._aside:
             for _ in range(round(START_S / STEP_S)):
-                if len(self._ready) + (self._at_work is not None) >= 2:
+                if len(self._ready) + len(self._at_work) >= 2 and self._ready:
                     break
                 await asyncio.sleep(STEP_S)
             else:
@@ -269,6 +281,4 @@ class Pool:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        workers = [*self._ready, self._at_work]
-        await asyncio.gather(*(worker.kill() for worker in workers if worker is not None))
-        self._ready.clear()
+        await asyncio.gather(*(worker.kill() for worker in (*self._ready, *self._at_work)))

@@ -205,4 +205,6 @@ def _event(record: object, at_s: float) -> events.Event:
         return events.Finished(at_s, record.task)
     if isinstance(record, journal.Switch):
         return events.Switched(at_s, policy(record.policy))
+    if isinstance(record, journal.Barred):
+        return events.Barred(at_s, record.nodes)
     return events.Tick(at_s)

@@ -70,7 +70,7 @@ class Link:
 
     def _look(self) -> None:
         if self._caller.lost():
-            self._lost = self._lost or "has gone"
+            self._lost = self._lost or "cannot be reached (any more)"
         if self._lost:
             raise HostLost(f"the host at {self.endpoint} {self._lost}")
 
@@ -78,7 +78,7 @@ class Link:
     def is_lost(self) -> bool:
         """Whether the host has gone."""
         if self._caller.lost():
-            self._lost = self._lost or "has gone"
+            self._lost = self._lost or "cannot be reached (any more)"
         return bool(self._lost)
 
     def close(self, linger_ms: int = 0) -> None:

@@ -32,6 +32,16 @@ LAYERS: Final = 4  # run one after the other for the time of one
 Run = Callable[[], object]
 
 
+def best_device() -> torch.device:
+    """Return the CUDA card where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def card_name(device: torch.device) -> str:
+    """Name of the card, as its driver gives it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def timed(device: torch.device, run: Run) -> float:
     """Median seconds of a call, the device's queue empty before and after."""
     for _ in range(WARM_UP):
@@ -61,14 +71,14 @@ def peak_flop_s(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of the largest square GEMM that is worth waiting for."""
     size = 8192 if device.type == "cuda" else 1536
     a, b = _randn(device, dtype, size, size), _randn(device, dtype, size, size)
-    return 2 * size**3 / queued(device, lambda: a @ b)
+    return float(2 * size**3 / queued(device, lambda: a @ b))
 
 
 def peak_bytes_s(device: torch.device) -> float:
     """Bytes a second, read plus written, of copying what no cache holds."""
     source = torch.zeros(4 * CACHE_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / queued(device, lambda: target.copy_(source))
+    return float(2 * source.nbytes / queued(device, lambda: target.copy_(source)))
 
 
 def operators(model: Model, tokens: Sequence[int], device: torch.device, dtype: torch.dtype) -> OperatorRun:

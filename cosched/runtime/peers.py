@@ -61,7 +61,7 @@ class Peers:
             for frames in peer.caller.drain():
                 self._handle(peer, frames)
             if peer.caller.lost():
-                self._drop(endpoint, "has gone")
+                self._drop(endpoint, "cannot be reached (any more)")
             elif any(until_s < now_s for _, until_s in peer.waiting.values()):
                 self._drop(endpoint, f"has been silent for {self._patience_s:g} s")
 

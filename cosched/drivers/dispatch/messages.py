@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from cosched.control_messages import ClusterNode
+
 VERSION: Final = 1  # of what node actors take: daemon and nodes may be updated one after the other
 OLD_EPOCH: Final = "old_epoch"  # codes of a Refusal
 OLD_GENERATION: Final = "old_generation"
@@ -170,21 +172,8 @@ class Contested(msgspec.Struct, frozen=True, kw_only=True, tag="contested"):
     who: str
 
 
-class NodeNews(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
+class NodeNews(ClusterNode, frozen=True, kw_only=True, tag="node"):
     """A node of the site as the dispatcher sees it. States: `NODE_STATES`."""
-
-    node: str
-    state: str
-    why: str = ""
-    asked: int = 0  # generations: of the latest order sent,
-    acknowledged: int = 0  # taken,
-    applied: int = 0  # and in force as reported
-    sessions: int = 0  # in force
-    used_bytes: float = 0.0
-    retries: int = 0
-    orders: int = 0
-    endpoint: str = ""
-    pid: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

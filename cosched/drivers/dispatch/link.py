@@ -1,0 +1,368 @@
+"""The daemon's side of dispatch: a process of its own does the work, so that Ray can never hold the event loop up.
+
+A cluster that cannot be reached is an alarm and is tried again; scheduling goes on. Plans are handed over when the
+dispatcher has taken the one before: what piles up is the newest plan alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+import numpy as np
+import structlog
+
+from cosched import control_messages as api
+from cosched.build import Plant
+from cosched.core.commands import Plan
+from cosched.drivers.dispatch import messages
+from cosched.drivers.dispatch.messages import (
+    Assigned,
+    Begin,
+    Connected,
+    Contested,
+    Failed,
+    Fenced,
+    Layers,
+    News,
+    NodeNews,
+    NodeSpec,
+    Taken,
+    Update,
+)
+from cosched.drivers.dispatch.process import LENGTH_BYTES
+from cosched.settings import Cluster
+from cosched.workloads.base import PointTable
+
+OFF: Final = "off"
+RETRY_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)  # between two tries to reach a cluster
+CONNECT_S: Final = 180.0  # a dispatcher that has no cluster by then is started anew
+END_S: Final = 3.0  # a dispatcher that was told to end takes less; then it is killed
+CONTEST_S: Final = 60.0  # an alarm about another daemon stays this long after its last command
+ALARM: Final = "cluster"
+
+_news = msgspec.msgpack.Decoder(News)
+_encode = msgspec.msgpack.Encoder().encode
+
+log = structlog.get_logger()
+
+
+class Running(Protocol):
+    """What of a running task is looked at (cosched/core/state.py)."""
+
+    @property
+    def point(self) -> int: ...  # noqa: D102
+    @property
+    def table(self) -> PointTable: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which daemon this is: the id of its state, and the epochs that it had."""
+
+    daemon: str
+    least: int  # epochs below and this one are used up
+    remember: Callable[[int], None]
+
+
+class Link:
+    """Dispatch as the daemon sees it. `changed(barred, fenced)` is called when nodes or command are lost or won."""
+
+    def __init__(
+        self,
+        settings: Cluster,
+        plant: Plant,
+        identity: Identity,
+        period_s: float,
+        note: Path,
+        *,
+        changed: Callable[[], None],
+        alarm: Callable[[str, str], None],
+    ) -> None:
+        self._settings = settings
+        self._plant = plant
+        self._identity = identity
+        self._period_s = period_s
+        self._note = note
+        self._changed = changed
+        self._alarm = alarm
+        self.state = "off" if settings.mode == OFF else "starting"
+        self.why = ""
+        self.epoch = 0
+        self.address = ""
+        self.fenced_by = ""
+        self.nodes: dict[str, NodeNews] = {}
+        self.lost = 0  # times that a dispatcher or its cluster was lost
+        self._contest = ""
+        self._contest_until_s = 0.0
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = False  # for the next Update
+        self._known: dict[str, tuple[int, Assigned]] = {}  # task -> row of its point, and what the dispatcher was told
+        self._newest: Update | None = None
+        self._fresh: dict[str, Assigned] = {}  # not handed over yet
+
+    # --- beginning and end --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin, unless it is off."""
+        if self._settings.mode != OFF:
+            self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    async def close(self) -> None:
+        """End the dispatcher and, where it is local, the cluster."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._end_process()
+
+    async def restart(self, plant: Plant) -> None:
+        """Begin anew for other nodes."""
+        await self.close()
+        self._plant, self.nodes = plant, {}
+        self._known.clear()
+        self.start()
+
+    async def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            async with asyncio.timeout(END_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        await self._clean()
+
+    async def _clean(self) -> None:
+        """End what a local cluster of an earlier life has left."""
+        if self._note.exists():
+            from cosched.drivers.dispatch import processes
+
+            if killed := await asyncio.to_thread(processes.clean, self._note):
+                log.warning("ended what an earlier local cluster had left", processes=killed)
+
+    # --- the dispatcher's process -------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Have a dispatcher; when it ends, another one after a while."""
+        await self._clean()
+        tries = 0
+        while not self.fenced_by:
+            worked = await self._work()
+            if self.fenced_by:
+                return
+            tries = 0 if worked else tries + 1
+            self.lost += worked
+            await asyncio.sleep(RETRY_S[min(tries, len(RETRY_S) - 1)])
+
+    async def _work(self) -> bool:
+        """Start a dispatcher and listen to it until it ends; return whether it had a cluster."""
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cosched.drivers.dispatch.process",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        self.state, self._ready = "starting", False
+        self._send(self._begin())
+        had_cluster = False
+        with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):
+            while True:
+                async with asyncio.timeout(None if had_cluster else CONNECT_S):
+                    news = await self._read(process)
+                had_cluster = had_cluster or isinstance(news, Connected)
+                self._hear(news)
+        await self._end_process()
+        if not self.fenced_by:
+            self.why = self.why or "the dispatcher ended; the log says why"
+            self._say("unreachable")
+        return had_cluster
+
+    async def _read(self, process: asyncio.subprocess.Process) -> News:
+        assert process.stdout is not None  # noqa: S101  # it was asked for
+        head = await process.stdout.readexactly(LENGTH_BYTES)
+        news: News = _news.decode(await process.stdout.readexactly(int.from_bytes(head, "little")))
+        return news
+
+    def _send(self, message: Begin | Update) -> None:
+        data = _encode(message)
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+
+    def _begin(self) -> Begin:
+        settings, identity = self._settings, self._identity
+        return Begin(
+            mode=settings.mode,
+            address=settings.address,
+            token_file=settings.token_file,
+            executor=settings.executor,
+            nodes=node_specs(self._plant),
+            who=f"{socket.gethostname()}:{os.getpid()}",
+            daemon=identity.daemon,
+            epoch=self.epoch if settings.mode == "join" else 0,
+            least=max(identity.least, self.epoch),
+            period_s=self._period_s,
+            unapplied_periods=settings.unapplied_periods,
+            retries=settings.retries,
+            silent_s=settings.silent_s,
+            processes=str(self._note),
+        )
+
+    # --- what it says -------------------------------------------------------------------------------------------
+
+    def _hear(self, news: News) -> None:
+        if isinstance(news, Taken):
+            self._ready = True
+            self._hand_over()
+        elif isinstance(news, NodeNews):
+            before, self.nodes[news.node] = self.nodes.get(news.node), news
+            if before is None or (before.state, before.why) != (news.state, news.why):
+                self._node_changed(news)
+        elif isinstance(news, Connected):
+            self._connected(news)
+        elif isinstance(news, Contested):
+            self._contested(f"an older daemon, {news.who}, still commands {news.node}: refused")
+        elif isinstance(news, Fenced):
+            self.fenced_by = f"{news.who or 'another daemon'}, epoch {news.epoch}"
+            self._say("fenced")
+            self._changed()
+        else:
+            self.why = news.why
+
+    def _connected(self, news: Connected) -> None:
+        self.epoch, self.address, self.why = news.epoch, news.address, ""
+        self._identity.remember(news.epoch)
+        log.info("in command of the cluster", epoch=news.epoch, address=news.address)
+        if news.took_over:
+            self._contested(f"took over from {news.took_over}, whose commands are refused from here on")
+        self._fresh = {task: one for task, (_, one) in self._known.items()}
+        self._ready = True
+        self._say("connected")
+        self._hand_over()
+
+    def _node_changed(self, news: NodeNews) -> None:
+        (log.info if news.state in {messages.UP, messages.STARTING} and not news.why else log.warning)(
+            "node", node=news.node, state=news.state, why=news.why
+        )
+        self._say(self.state)
+        self._changed()
+
+    def _contested(self, text: str) -> None:
+        log.warning("cluster contested", what=text)
+        loop = asyncio.get_running_loop()
+        self._contest, self._contest_until_s = text, loop.time() + CONTEST_S
+        loop.call_later(CONTEST_S + 1.0, self._say_again)
+        self._say(self.state)
+
+    def _say_again(self) -> None:
+        self._say(self.state)
+
+    def _say(self, state: str) -> None:
+        """Take on a state, and put what is wrong into one alarm."""
+        self.state = state
+        wrong = [f"fenced: {self.fenced_by} has taken over; nothing is dispatched from here"] if self.fenced_by else []
+        if state == "unreachable":
+            wrong.append(f"unreachable, decisions are not dispatched: {self.why}")
+        if self._contest and asyncio.get_running_loop().time() < self._contest_until_s:
+            wrong.append(self._contest)
+        bad = [n for n in self.nodes.values() if n.state not in {messages.UP, messages.STARTING} or n.why]
+        if state == "connected":
+            wrong += [f"{n.node} {n.state}: {n.why}" for n in bad]
+        self._alarm(ALARM, "; ".join(wrong))
+
+    # --- what it is told ----------------------------------------------------------------------------------------
+
+    @property
+    def barred(self) -> tuple[str, ...]:
+        """Nodes that are not to be planned with, as far as is known; in order of the site."""
+        unusable = {messages.ABSENT, messages.LOST, messages.DRAINED}
+        return tuple(n.id for n in self._plant.site.nodes if n.id in self.nodes and self.nodes[n.id].state in unusable)
+
+    @property
+    def endpoints(self) -> Mapping[str, str]:
+        """Node -> where clients send activations, of nodes that serve."""
+        return {name: news.endpoint for name, news in self.nodes.items() if news.endpoint}
+
+    def plan(self, plan: Plan, running: Mapping[str, Running]) -> None:
+        """Bring a plan into force. running: the tasks that are, by name."""
+        if self._settings.mode == OFF or self.fenced_by:
+            return
+        for task in plan.tasks:
+            held, now = self._known.get(task), running.get(task)
+            if now is not None and (held is None or held[0] != now.point):
+                one = _assigned(task, now.table, now.point)
+                self._known[task] = now.point, one
+                self._fresh[task] = one
+        if len(self._known) > 2 * len(plan.tasks) + 100:
+            living = set(plan.tasks)
+            self._known = {task: one for task, one in self._known.items() if task in living}
+        self._offer(plan.generation, plan.tasks, plan.node_weight.tobytes(), plan.share[:, 1].tobytes())
+
+    def nothing(self, generation: int) -> None:
+        """No task runs: nodes are to hold none."""
+        if self._settings.mode != OFF and (self._newest is None or self._newest.tasks):
+            self._offer(generation, (), b"", b"")
+
+    def _offer(self, generation: int, tasks: Sequence[str], weight: bytes, share: bytes) -> None:
+        self._newest = Update(generation=generation, tasks=tuple(tasks), weight=weight, share=share, assigned=())
+        self._waiting = True
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._ready and self._waiting and self._newest is not None:
+            self._ready = self._waiting = False
+            self._send(msgspec.structs.replace(self._newest, assigned=tuple(self._fresh.values())))
+            self._fresh = {}
+
+    def view(self) -> api.ClusterView:
+        """Return what `status` shows."""
+        return api.ClusterView(
+            mode=self._settings.mode,
+            state=self.state,
+            address=self.address,
+            epoch=self.epoch,
+            why=self.fenced_by or self.why,
+            nodes=tuple(_view(n) for n in self.nodes.values()),
+        )
+
+
+def _assigned(task: str, table: PointTable, point: int) -> Assigned:
+    return Assigned(
+        task, int(table.node[point]), table.point_ids[point], int(table.split[point]), int(table.precision_bits[point])
+    )
+
+
+def _view(news: NodeNews) -> api.ClusterNode:
+    shared = {name: getattr(news, name) for name in api.ClusterNode.__struct_fields__}
+    return api.ClusterNode(**shared)
+
+
+def node_specs(plant: Plant) -> tuple[NodeSpec, ...]:
+    """Nodes of a site; each is to hold all layers of all models, as the site's arithmetic of memory has it."""
+    profiles = plant.profiles
+    return tuple(
+        NodeSpec(
+            id=node.id,
+            fraction=node.fraction,
+            layers=tuple(
+                Layers(
+                    name,
+                    0,
+                    served.model.n_layers,
+                    served.model.weight_bytes(served.ref.weight_bits, device.weight_format),
+                )
+                for name, served in profiles.models.items()
+            ),
+        )
+        for node, device in zip(plant.site.nodes, profiles.node_devices, strict=True)
+    )
