@@ -1,8 +1,10 @@
 # Every target does its own set-up: it needs make and Python 3.11 or newer, nothing else.
 # PYTHON=/path/to/python chooses the interpreter; ARGS="..." is handed on to the program that a target runs.
+# EXTRAS=dev leaves out torch: the tests of the split runtime are skipped then.
 # install: PREFIX, ETC and UNITS say where the program, its configuration and the systemd units go.
 
 VENV := .venv
+EXTRAS := dev,llm
 PREFIX := /opt/cosched
 ETC := /etc/cosched
 UNITS := /etc/systemd/system
@@ -76,7 +78,7 @@ $(VENV)/.created:
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "installing the packages of constraints.txt into $(VENV) (1 to 2 minutes, 1 GB)"
 	@$(PIP) setuptools
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.installed $(KERNELS)

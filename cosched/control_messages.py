@@ -189,7 +189,7 @@ class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModeView(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon's mode: STARTING, STEADY, DEGRADED, DRAINING, STOPPED; and why."""
+    """The daemon's mode: STARTING, STEADY, DEGRADED, DRAINING, FENCED, STOPPED; and why."""
 
     mode: str
     since_s: float  # seconds ago

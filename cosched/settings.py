@@ -138,8 +138,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 # May not change while the daemon runs: sockets, files and processes hang on them.
 FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key",
                 "metrics.listen", "telemetry.max_message_bytes", "control.max_message_bytes",
-                "cluster.mode", "cluster.address", "cluster.token_file", "cluster.executor", "cluster.unapplied_periods",
-                "cluster.retries", "cluster.silent_s")  # fmt: skip
+                *(f"cluster.{key}" for key in Cluster.__struct_fields__))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -63,6 +63,15 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     activation_bits: tuple[int, ...] = (16, 8, 4)
 
 
+class Transport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the way from a UE to a node adds to the bytes of a task, where the cell's efficiency does not count it."""
+
+    message_bytes: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = (
+        0.0  # framing of one message: a decoded token, CHUNK_TOKENS of a prefill, a video frame
+    )
+    overhead: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0  # headers of packets, as part of their payload
+
+
 class Mix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is asked for, where requests are drawn; see docs/site.md for each key's source."""
 
@@ -92,6 +101,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     models: tuple[ModelRef, ...]
     ues: Ues
     mix: Mix = Mix()
+    transport: Transport = Transport()
     description: str = ""
 
 

@@ -183,35 +183,18 @@ class Telemetry(Bus):
 
     def drain(self, limit: int = ENOUGH) -> list[Frame]:
         """Receive what has arrived, at most `limit` messages."""
-        return self._drain_named(limit) if self._named else self._drain_plain(limit)
-
-    def _drain_plain(self, limit: int) -> list[Frame]:
-        receive, more, out = self.socket.recv, self.socket.getsockopt, []
+        receive, named, out = self.socket.recv, self._named, []
         with contextlib.suppress(zmq.Again):
-            for _ in range(limit):
-                topic = receive(zmq.NOBLOCK)
-                parts = [topic]
-                while more(zmq.RCVMORE):
-                    parts.append(receive(zmq.NOBLOCK))
-                if len(parts) == 2:
-                    out.append(Frame(topic, parts[1], ""))
-                else:
-                    self.malformed += 1
-        return out
-
-    def _drain_named(self, limit: int) -> list[Frame]:
-        """As _drain_plain, with the sender's name, which ZeroMQ attaches to every frame of a message."""
-        receive, more, out = self.socket.recv, self.socket.getsockopt, []
-        with contextlib.suppress(zmq.Again):
-            for _ in range(limit):
-                topic = receive(zmq.NOBLOCK)
-                payload = receive(zmq.NOBLOCK, copy=False) if more(zmq.RCVMORE) else None
-                if payload is not None and not payload.more:
-                    out.append(Frame(topic, payload.bytes, user_of(payload)))
-                    continue
+            for _ in range(limit):  # frames know whether more follow; to ask the socket takes longer than to receive
+                topic = last = receive(zmq.NOBLOCK, copy=False)
+                if topic.more:
+                    last = receive(zmq.NOBLOCK, copy=False)
+                    if not last.more:
+                        out.append(Frame(topic.bytes, last.bytes, user_of(last) if named else ""))
+                        continue
                 self.malformed += 1
-                while more(zmq.RCVMORE):
-                    receive(zmq.NOBLOCK)
+                while last.more:
+                    last = receive(zmq.NOBLOCK, copy=False)
         return out
 
 

@@ -81,7 +81,7 @@ def test_the_process_answers(monkeypatch: pytest.MonkeyPatch):
             await asyncio.sleep(0)
         for item in items():
             if item.ue is not None:
-                feed.heard(item.ue, item.at_ns)
+                feed.reported((item.ue,), item.at_ns)
             elif item.offer is not None:
                 feed.offered(msgspec.structs.replace(item.offer, at_ns=item.at_ns))
         for _ in range(2000):

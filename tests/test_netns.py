@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from netns_cases import Net, why_not
+from cosched.bench.netns import Net, why_not
 
 WHY_NOT = why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)

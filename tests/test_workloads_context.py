@@ -13,11 +13,12 @@ from workload_cases import SESSION, offer, quality, shipped
 
 from cosched.errors import BadInput
 from cosched.profiles import quant
-from cosched.resources import config_dir
-from cosched.site import DeviceShare, ModelRef, Site, Ues
-from cosched.workloads import registry
+from cosched.resources import config_dir, config_file
+from cosched.site import DeviceShare, ModelRef, Site, Transport, Ues, load_site
+from cosched.workloads import llm, registry
 from cosched.workloads.context import load_profiles, session_memory_bytes
 from cosched.workloads.quality import load_quality
+from telemetry.messages import LlmSession
 
 NODE_BOUND = shipped("node-bound")
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "measure_activation_quality.py"
@@ -129,3 +130,18 @@ def test_measuring_tool_explains_itself_without_torch() -> None:
     done = subprocess.run([sys.executable, TOOL, "--help"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
     assert "config/quality.toml" in done.stdout
+
+
+@pytest.mark.parametrize(("new", "messages"), [(1, 1), (64, 1), (65, 2), (500, 8)])
+def test_the_transport_adds_framing_and_headers_to_what_crosses_the_air(new: int, messages: int) -> None:
+    site = load_site(config_file("sites", "node-bound.toml"))
+    framed = msgspec.structs.replace(site, transport=Transport(message_bytes=100.0, overhead=0.04))
+    work = LlmSession(
+        model="llama-3-8b", context_tokens=0, new_tokens=new, max_output_tokens=10, ttft_s=9.0, tpot_s=9.0
+    )
+    plain, added = (llm.all_points(offer(work), load_profiles(s).context_of(0, 0)) for s in (site, framed))
+    away = plain.node >= 0
+    assert added.point_ids == plain.point_ids
+    expected = 1.04 * plain.ul_bits[away] + 800.0 * np.array([messages, 1.0])
+    np.testing.assert_allclose(added.ul_bits[away], expected, rtol=1e-12)
+    assert (added.ul_bits[~away] == 0).all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -48,12 +48,16 @@ class Sink:
 
     def __post_init__(self) -> None:
         self.intake = Intake()
-        self.ingest = Ingest(self.socket, self.intake, self._report, self.known, time.monotonic_ns)
+        self.ingest = Ingest(self.socket, self.intake, self._reports, self._report, self.known, time.monotonic_ns)
         self.ingest.access = self.access
 
+    def _reports(self, reports: Sequence[UeReport], at_ns: int) -> None:
+        self.reports += len(reports)
+        self.core.handle(Telemetry(at_ns * NS, tuple(reports)))
+
     def _report(self, message: Message, at_ns: int) -> None:
-        self.reports += 1 if isinstance(message, UeReport) else ROWS
-        self.core.handle(Telemetry(at_ns * NS, message))  # type: ignore[arg-type]  # reports of UEs alone come here
+        self.reports += ROWS
+        self.core.handle(Telemetry(at_ns * NS, message))  # type: ignore[arg-type]  # batches alone come here
 
     def take(self, reports: int) -> None:
         """Take in until so many more reports have come. Raises BadInput when they do not."""

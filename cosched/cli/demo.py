@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -20,20 +22,29 @@ if TYPE_CHECKING:
     from cosched.cli.demo_live import Played
     from cosched.report.model import ReplayResult
 
+LIVE: Final = """
+1. Live: a daemon of its own, and a player that sends it the recording over ZeroMQ, {speed:g} x as fast.
+   Reports and tasks come {speed:g} x as often, and tasks are so much shorter; deadlines stay what they are."""
+REPLAY: Final = """
+2. Replay: the recording at its own pace, with {n} policies. What becomes of a task is worked out on the channel
+   that came after its decision; every decision is verified by independent code."""
+VERIFY: Final = """
+3. Verify: the daemon's decisions, recomputed from what it recorded."""
+
 
 def demo(
     report: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("cosched-report.html"),
-    speed: Annotated[float, typer.Option(min=0.1, max=20.0, help="Of the live part, as a multiple of real time.")] = 2.0,
+    speed: Annotated[float, typer.Option(min=0.1, max=20.0, help="Of the live part, in multiples of real time.")] = 2.0,
 ) -> None:
     """Run the whole chain once on the shipped sample trace.
 
-    A daemon is started; a player sends it the trace's radio reports and tasks over ZeroMQ. Then the same trace is
-    replayed with every policy, and what the daemon recorded is recomputed. Under a minute; needs no file, no root, no
-    GPU, and leaves nothing but the report.
+    A daemon is started, and a player sends it the trace's radio reports and tasks over ZeroMQ. Then the same trace is
+    replayed with every policy, and what the daemon recorded is recomputed. Needs no file, no root, no GPU; leaves
+    nothing but the report.
 
     Example: cosched demo --report /tmp/report.html
     """
-    from cosched.cli.demo_live import play_live, prepare
+    from cosched.cli.demo_live import play_live, prepare, summary
     from cosched.cli.replay import read_book, run, show, write_report_file
     from cosched.core.policy import POLICIES
     from cosched.resources import sample_trace
@@ -43,23 +54,76 @@ def demo(
     book, sha256 = read_book(path)
     site = book.site
     typer.echo(
-        f"site {site.name}: {len(site.cells)} cells, {len(site.nodes)} nodes, {len(book.ue_rows)} UEs; "
-        f"{len(book.offers)} tasks need the network in {book.duration_s:.0f} s, "
-        f"{len(book.local)} more are served by their device alone"
+        f"Site {site.name}: {len(site.cells)} cells, {len(site.nodes)} nodes, {len(book.ue_rows)} UEs. "
+        f"{len(book.offers)} tasks need the network in {book.duration_s:.0f} s;\n"
+        f"{len(book.local)} more are served by their device alone and left out."
     )
     with _ended_in_order(), _folder() as folder:
-        typer.echo(
-            f"\n1. Live: a daemon of its own, and a player that sends it the recording over ZeroMQ, {speed:g} x as fast.\n"
-            f"   Reports and tasks come {speed:g} x as often and tasks are as much shorter; deadlines stay what they are."
-        )
+        typer.echo(LIVE.format(speed=speed))
         played = asyncio.run(play_live(prepare(folder, path, book), book, speed))
-        typer.echo(
-            f"\n2. Replay: the recording at its own pace with {len(POLICIES)} policies. What becomes of a task is worked out on the "
-            "channel that came.\n   Every decision is checked by code that shares nothing with the solvers."
-        )
+        typer.echo(summary(played))
+        typer.echo(REPLAY.format(n=len(POLICIES)))
         result = run(book, list(POLICIES.values()), path=path, sha256=sha256)
         show(result)
         typer.echo(_side_by_side(played, result))
         write_report_file(result, [], report)
-        typer.echo("\n3. Verify: every decision of the live daemon, recomputed from what it recorded.")
+        typer.echo(VERIFY)
         _verify(played)
+
+
+def _refuse_unwritable(report: Path) -> None:
+    """Say at once that the report cannot be written, not after a minute. Raises BadInput."""
+    folder = report.resolve().parent
+    if report.is_dir() or not folder.is_dir() or not os.access(report if report.exists() else folder, os.W_OK):
+        raise BadInput(f"--report {report}: it cannot be written there; name a file in a folder of yours")
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield a folder for the daemon's sockets, state and captures; it goes at the end. Raises BadInput."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="cosched-demo-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise BadInput(f"no folder for temporary files can be written ({error}); name one in $TMPDIR") from None
+    with made as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Have SIGTERM and a closed terminal end the demo as Ctrl-C does: with its daemon, and its folder."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _side_by_side(played: Played, result: ReplayResult) -> str:
+    """What the live part and the replay have in common, and what not."""
+    joint = result.policies["joint"].summary
+    return (
+        f"Live, the daemon admitted {played.admitted} of {len(played.answers)} tasks; in the replay, joint admitted "
+        f"{joint.admitted} of {joint.offered}.\nThe same core decided; pace, lengths of tasks and instants of arrival "
+        "are not the same."
+    )
+
+
+def _verify(played: Played) -> None:
+    """Recompute the captures; exit 1 when anything differs."""
+    from cosched.drivers.verify import verify
+
+    for capture in played.captures:
+        verdict = verify(capture)
+        if verdict.difference:
+            typer.echo(f"   NOT EQUAL: {verdict.difference}")
+            raise typer.Exit(EXIT_FAILED)
+        typer.echo(
+            f"   {verdict.decisions} decisions in {verdict.plans} plans recomputed, equal to the last bit "
+            f"({verdict.duration_s:.0f} s, {capture.stat().st_size / 1e6:.1f} MB of capture)."
+        )

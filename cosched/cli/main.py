@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS: Final[dict[str, Entry]] = {
-    "demo": Entry("cosched.cli.demo:demo", "Replay the shipped sample trace with every policy."),
+    "demo": Entry("cosched.cli.demo:demo", "Run the whole chain once on the shipped sample trace."),
     "replay": Entry("cosched.cli.replay:replay", "Decide on recorded telemetry, several policies side by side."),
     "import": Entry("cosched.cli.import_:import_", "Turn public data sets into one trace."),
     "simulate": Entry("cosched.cli.simulate:simulate", "Draw a synthetic trace from a scenario."),

@@ -11,10 +11,10 @@ from telemetry.messages import CellReport, NodeReport, TaskOffer, TaskTiming, Ue
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """A plausible report; implausible ones never get here (telemetry/quality.py)."""
+    """A plausible report, or UE reports that came together; implausible ones never get here (telemetry/quality.py)."""
 
     at_s: float
-    report: UeReport | UeReportBatch | CellReport | NodeReport | TaskTiming
+    report: tuple[UeReport, ...] | UeReport | UeReportBatch | CellReport | NodeReport | TaskTiming
 
 
 @dataclass(frozen=True, slots=True)

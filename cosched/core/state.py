@@ -50,7 +50,9 @@ class Task:
     table_cell: int = -1  # that its table was made for: where it was offered
     factors: Factors = ()  # that its table was made with: a session keeps what it was promised by
     row: int = field(default=-1, init=False)  # of State.progress
-    _block: tuple[tuple[int, int, int, frozenset[int]], Block] | None = field(default=None, init=False, repr=False, compare=False)
+    _block: tuple[tuple[int, int, int, frozenset[int]], Block] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     @property
     def phase(self) -> int:
@@ -69,9 +71,9 @@ class Task:
     def candidates(self, barred: frozenset[int] = frozenset()) -> Ints:
         """Rows of its table that it may hold from now on, none of them on a node of `barred`.
 
-        A newcomer, and who must leave his node, may take any. A session keeps its split and node (moving them means moving its KV cache: for
-        failures and drains, not for the channel), but may change the precision of its activations from one token
-        to the next; a video may be split anew at every frame, on the node that it has.
+        A newcomer, and who must leave his node, may take any. A session keeps its split and node (moving them means
+        moving its KV cache: for failures and drains, not for the channel), but may change the precision of its
+        activations from one token to the next; a video may be split anew at every frame, on the node that it has.
         """
         if self.point < 0 or self.is_stranded(barred):
             return np.flatnonzero([node not in barred for node in self.table.node.tolist()])
@@ -154,10 +156,14 @@ class State:
         self.progress: Floats = np.zeros((1, col.N_PROGRESS))  # a row per running task, in no order: Task.row
         self._free_rows = [0]
 
-    def observe(self, at_s: float, report: UeReport | UeReportBatch | CellReport | NodeReport) -> None:
-        """Take a report in. Cells and nodes that the site does not have are somebody else's."""
-        if isinstance(report, UeReportBatch):
-            self._observe_batch(at_s, report)
+    def observe(
+        self, at_s: float, report: tuple[UeReport, ...] | UeReport | UeReportBatch | CellReport | NodeReport
+    ) -> None:
+        """Take a report in, or several. Cells and nodes that the site does not have are somebody else's."""
+        if isinstance(report, tuple):
+            self._observe_many(at_s, [(r.ue, r.cell, r.ul_efficiency_bps_hz) for r in report])
+        elif isinstance(report, UeReportBatch):
+            self._observe_many(at_s, zip(report.ue, report.cell, report.ul_efficiency_bps_hz, strict=True))
         elif isinstance(report, UeReport):
             cell = self.cell_index.get(report.cell)
             if cell is None:
@@ -174,10 +180,10 @@ class State:
             row = len(self.site.cells) + self.node_index[report.node]
             self.background[row] = report.background_fraction if report.up else 1.0
 
-    def _observe_batch(self, at_s: float, batch: UeReportBatch) -> None:
-        """Take many reports of one instant in, as if they had come one by one."""
+    def _observe_many(self, at_s: float, rows: Iterable[tuple[str, str, float | None]]) -> None:
+        """Take (UE, cell, efficiency) of one instant in, as if they had come one by one."""
         samples: dict[str, float] = {}
-        for ue, cell_id, value in zip(batch.ue, batch.cell, batch.ul_efficiency_bps_hz, strict=True):
+        for ue, cell_id, value in rows:
             cell = self.cell_index.get(cell_id)
             if cell is None:
                 continue

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 import msgspec
 import structlog
 
-from cosched.drivers.journal import Config, Reports
+from cosched.drivers.journal import Config
 from cosched.settings import Capture as CaptureSettings
-from telemetry.messages import UeReport
 from telemetry.trace import Recorder
 
 CHUNK_BYTES: Final = 64 * 1024  # what a crash can lose
@@ -42,8 +41,6 @@ class Capture:
     folder: Path
     alarm: str = ""
     _file: _File | None = None
-    _reports: list[UeReport] = field(default_factory=list)
-    _reports_ns: int = 0
     _tried_ns: int = 0
 
     @property
@@ -94,21 +91,14 @@ class Capture:
                 return path
         raise FileExistsError(17, "ten thousand captures in one second", str(self.folder))
 
-    def report(self, report: UeReport, at_ns: int) -> None:
-        """Record a UE's report; those of one instant become one record."""
-        if self._file is None:
-            return
-        if self._reports_ns != at_ns:
-            self._end_reports()
-            self._reports_ns = at_ns
-        self._reports.append(report)
-
     def add(self, topic: str, record: msgspec.Struct, at_ns: int, source_ns: int | None = None) -> None:
-        """Record anything else, after all that came before."""
+        """Record what happened at `at_ns`; `source_ns`: the sender's stamp, where there is one."""
         if self._file is None:
             return
-        self._end_reports()
-        self._write(topic, record, at_ns, at_ns if source_ns is None else source_ns)
+        try:
+            self._file.recorder.record(topic, record, at_ns=at_ns, source_ns=at_ns if source_ns is None else source_ns)
+        except OSError as error:
+            self._fail(error)
 
     def flush(self) -> None:
         """Hand the chunks that are whole to the system, where a kill -9 does not reach them."""
@@ -119,24 +109,11 @@ class Capture:
         except OSError as error:
             self._fail(error)
 
-    def _end_reports(self) -> None:
-        if self._reports:
-            reports, self._reports = tuple(self._reports), []
-            self._write("ran.ue", Reports(reports=reports), self._reports_ns, reports[-1].at_ns)
-
-    def _write(self, topic: str, record: msgspec.Struct, at_ns: int, source_ns: int) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.recorder.record(topic, record, at_ns=at_ns, source_ns=source_ns)
-        except OSError as error:
-            self._fail(error)
-
     def _fail(self, error: OSError) -> None:
         """Recording stops; what is on disk can be read up to its last whole chunk."""
         self.alarm = f"capture: {error.strerror}"
         log.error("capture stopped", why=str(error))
-        file, self._file, self._reports = self._file, None, []
+        file, self._file = self._file, None
         if file is not None:
             try:
                 file.stream.close()
@@ -147,12 +124,10 @@ class Capture:
         """End the file."""
         if self._file is None:
             return
-        self._end_reports()
         self._tried_ns = now_ns
         try:
-            if self._file is not None:
-                self._file.recorder.finish()
-                self._file.stream.close()
+            self._file.recorder.finish()
+            self._file.stream.close()
         except OSError as error:
             self._fail(error)
         self._file = None

@@ -153,6 +153,8 @@ class Control:
             answer(engine.board.current(offer.task, engine.clock()))
         elif self._host.mode in {Mode.DRAINING, Mode.STOPPED}:
             raise Refused("draining", "no new task is taken at present", "'cosched ctl resume' ends a drain")
+        elif self._host.mode is Mode.FENCED:
+            raise Refused("draining", "another daemon has taken over the cluster", "ask that one, or restart this one")
         elif len(engine.waiting) + len(self._submits) >= self._max_waiting:
             raise Refused("busy", f"{self._max_waiting} submits wait for their decisions", "try again later")
         else:

@@ -114,12 +114,11 @@ class Engine:
 
     def report(self, message: Message, at_ns: int) -> None:
         """Take a plausible message of the telemetry bus; an end that came with it has moved the core's time on."""
-        at_ns = max(at_ns, self._fed_ns)
         if isinstance(message, UeReport):
-            self.capture.report(message, at_ns)
-            self._heard(message.ue, message.ul_efficiency_bps_hz is not None, at_ns)
-            self.core.handle(events.Telemetry(at_ns * NS, message))
-        elif isinstance(message, UeReportBatch | CellReport | NodeReport | TaskTiming):
+            self.reports((message,), at_ns)
+            return
+        at_ns = max(at_ns, self._fed_ns)
+        if isinstance(message, UeReportBatch | CellReport | NodeReport | TaskTiming):
             self.capture.add(_topic(message), message, at_ns, message.at_ns)
             if isinstance(message, UeReportBatch):
                 for ue, value in zip(message.ue, message.ul_efficiency_bps_hz, strict=True):
@@ -132,6 +131,15 @@ class Engine:
             if message.finished:
                 self.end(message.task, Reason.FINISHED)
                 self.flush()
+
+    def reports(self, reports: Sequence[UeReport], at_ns: int) -> None:
+        """Take plausible UE reports that came one after the other, as of one instant."""
+        at_ns = max(at_ns, self._fed_ns)
+        record = journal.Reports(reports=tuple(reports))
+        self.capture.add("ran.ue", record, at_ns, reports[-1].at_ns)
+        for report in reports:
+            self._heard(report.ue, report.ul_efficiency_bps_hz is not None, at_ns)
+        self.core.handle(events.Telemetry(at_ns * NS, record.reports))
 
     def _calibrated(self) -> None:
         """Keep factors that have changed, and say what is far off its profile."""
@@ -260,12 +268,12 @@ class Engine:
         self.plan = plan
         refused = self._store(plan.decisions)
         for decision, message in zip(plan.decisions, messages, strict=True):
-            self._decided(decision, message, plan, refused)
+            self._decided(decision, message, plan, rows.get(decision.task), refused)
         self.board.renew(plan)
         self.plan_ms.add((self.clock() - self._read_ns) * 1e-6)
         self.on_plan(plan)
 
-    def _decided(self, decision: Decision, message: DecisionMessage, plan: Plan, refused: str) -> None:
+    def _decided(self, decision: Decision, message: DecisionMessage, plan: Plan, row: int | None, refused: str) -> None:
         """Tell whoever waits for it, and everybody else, of one decision."""
         task = decision.task
         waiting = self.waiting.pop(task, None)
@@ -278,7 +286,7 @@ class Engine:
         offer = waiting.offer if waiting is not None else tracker.offer if tracker is not None else None
         if offer is None:  # it ended while the solver worked
             return
-        lease = self.board.decided(offer, decision, message, plan)
+        lease = self.board.decided(offer, decision, message, plan, row)
         self._count(decision.reason, task)
         if decision.point < 0:
             self.trackers.pop(task, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Final, Protocol
 
 from cosched.access import Access
@@ -21,18 +21,24 @@ class Known(Container[str], Protocol):
 
 
 class Ingest:
-    """Drains one bus. report(message, at_ns) takes what is plausible and permitted; `known` are its UEs."""
+    """Drains one bus; `known` are its UEs.
+
+    What is plausible and permitted goes to reports(UE reports that came one after the other, at_ns), anything else to
+    report(message, at_ns).
+    """
 
     def __init__(
         self,
         socket: bus.Telemetry,
         intake: Intake,
+        reports: Callable[[Sequence[UeReport], int], None],
         report: Callable[[Message, int], None],
         known: Known,
         clock: Callable[[], int],
     ) -> None:
         self._socket = socket
         self._intake = intake
+        self._reports = reports
         self._report = report
         self._known = known
         self._clock = clock
@@ -45,22 +51,34 @@ class Ingest:
         frames = self._socket.drain(SLICE)
         at_ns = self._clock()
         now_s = at_ns * NS
-        decode, report, refuse, access = self._intake.decode, self._report, self._intake.refuse, self.access
+        decode, access = self._intake.decode, self.access
+        run: list[UeReport] = []
         for topic, payload, user in frames:
             named = access if user else None
             if named is not None and (reason := named.receive(user, len(payload), now_s)):
-                refuse(user, reason)
+                self._intake.refuse(user, reason)
                 continue
             message = decode(topic, payload, user)
             if message is None:
                 continue
             if named is not None and (reason := named.publish(user, message)):
-                refuse(user, reason)
-            elif len(self._known) >= self.max_ues and self._is_new(message):
-                refuse(getattr(message, "source", ""), f"more than {self.max_ues} UEs")
+                self._intake.refuse(user, reason)
+                continue
+            if not isinstance(message, UeReport) or len(self._known) + len(run) >= self.max_ues:
+                self._hand_over(run, at_ns)
+            if len(self._known) >= self.max_ues and self._is_new(message):
+                self._intake.refuse(getattr(message, "source", ""), f"more than {self.max_ues} UEs")
+            elif isinstance(message, UeReport):
+                run.append(message)
             else:
-                report(message, at_ns)
+                self._report(message, at_ns)
+        self._hand_over(run, at_ns)
         return len(frames) + self._socket.malformed - malformed == SLICE
+
+    def _hand_over(self, run: list[UeReport], at_ns: int) -> None:
+        if run:
+            self._reports(run, at_ns)
+            run.clear()
 
     def _is_new(self, message: Message) -> bool:
         if isinstance(message, UeReport):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -51,13 +51,16 @@ class Board:
     def __init__(self, site: Site, publish: Publish) -> None:
         self.site = site
         self.held: dict[str, Held] = {}
+        self.endpoints: Mapping[str, str] = {}  # node -> where clients send activations
         self.ended: OrderedDict[str, Ended] = OrderedDict()
         self._publish = publish
         self._encode = msgspec.json.Encoder().encode
 
-    def decided(self, offer: TaskOffer, decision: Decision, message: DecisionMessage, plan: Plan) -> Lease:
-        """Publish a decision of a plan; return it as the consumer sees it."""
-        lease = lease_of(offer, message, decision, plan.valid_until_s - plan.at_s)
+    def decided(
+        self, offer: TaskOffer, decision: Decision, message: DecisionMessage, plan: Plan, row: int | None
+    ) -> Lease:
+        """Publish a decision of a plan; return it as the consumer sees it. row: the task's in the plan."""
+        lease = self._lease_of(offer, message, decision, plan, row)
         if decision.point >= 0:
             self.held[offer.task] = Held(offer, decision, lease)
         else:
@@ -84,8 +87,17 @@ class Board:
                 held.decision, efficiency_bps_hz=float(plan.efficiency[row]), promised=bool(plan.promised[row])
             )
             message = decision_message(self.site, plan, decision, row)
-            held.lease = lease_of(held.offer, message, decision, plan.valid_until_s - plan.at_s)
+            held.lease = self._lease_of(held.offer, message, decision, plan, row)
             self._tell(held.lease)
+
+    def _lease_of(
+        self, offer: TaskOffer, message: DecisionMessage, decision: Decision, plan: Plan, row: int | None
+    ) -> Lease:
+        lease = lease_of(offer, message, decision, plan.valid_until_s - plan.at_s)
+        if row is None or not message.node:
+            return lease
+        endpoint = self.endpoints.get(message.node, "")
+        return msgspec.structs.replace(lease, node_weight=float(plan.node_weight[row]), node_endpoint=endpoint)
 
     def end(self, offer: TaskOffer, reason: str, generation: int, now_ns: int) -> Lease:
         """Tell that a task holds nothing any more."""

@@ -10,7 +10,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,12 +19,14 @@ import structlog
 from cosched import build
 from cosched import control_messages as api
 from cosched.access import Access
-from cosched.core.commands import Solve
+from cosched.core.commands import Plan, Solve
 from cosched.core.core import Core
 from cosched.core.policy import FALLBACK, POLICIES
+from cosched.core.reasons import Reason
 from cosched.drivers import places, questions, status
 from cosched.drivers.capture import Capture
 from cosched.drivers.control import Control, Refused
+from cosched.drivers.dispatch.link import Link
 from cosched.drivers.engine import Engine
 from cosched.drivers.ingest import Ingest
 from cosched.drivers.leases import Board
@@ -40,7 +42,7 @@ from cosched.log import configure
 from cosched.settings import FIXED, Loaded, load
 from solvers.solution import Solution
 from telemetry import bus
-from telemetry.messages import Message
+from telemetry.messages import Message, UeReport
 from telemetry.wire import Intake
 
 NS: Final = 1e-9
@@ -68,6 +70,7 @@ class Daemon:
         self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
+        self._barred: tuple[str, ...] = ()  # nodes that are not planned with
         self._planned_ns = self.started_ns  # the latest tick that led to a plan, or had nothing to plan
         settings = loaded.settings
         plant = places.plant(loaded)
@@ -79,7 +82,9 @@ class Daemon:
         self.pool = Pool(settings.solver.budget_s, self._solved)
         self.intake = Intake(settings.telemetry.max_message_bytes)
         self.engine = self._first_engine(plant)
-        self.ingest = Ingest(self.sockets.telemetry, self.intake, self._report, self.engine.reported_s, self.clock)
+        self.cluster = self._cluster_link(plant)
+        takers = (self._reports, self._report)
+        self.ingest = Ingest(self.sockets.telemetry, self.intake, *takers, self.engine.reported_s, self.clock)
         self.ingest.access, self.ingest.max_ues = self.access, settings.telemetry.max_ues
         self.shadow = ShadowFeed(settings.shadow.window_s, self._shadow_window)
         self.control = Control(
@@ -103,11 +108,18 @@ class Daemon:
             clock=self.clock,
             solve=self.pool.submit,
             alarm=self.alarm,
-            on_plan=lambda _: self._planned(),
+            on_plan=self._planned,
             on_offer=lambda offer: self.shadow.offered(offer),  # noqa: PLW0108  # made after the engine
         )
         engine.restore(stored.snapshot(now_ns))
         return engine
+
+    def _cluster_link(self, plant: build.Plant) -> Link:
+        settings = self.loaded.settings
+        note = places.place(settings.state.dir) / "cluster.json"
+        return Link(
+            settings.cluster, plant, self.store, settings.core.period_s, note, self._cluster_changed, self.alarm
+        )
 
     async def run(self) -> int:
         """Serve until a signal ends it; return the exit code."""
@@ -153,6 +165,7 @@ class Daemon:
             await self._quiet()
             self.modes.move(Move.READY, now_s)
         self.notifier.ready()
+        self.cluster.start()  # now: its seconds of processor time are not to be missed above
         log.info(
             "ready",
             site=self.engine.plant.site.name,
@@ -163,6 +176,10 @@ class Daemon:
         )
 
     # --- what the sockets bring ---------------------------------------------------------------------------------
+
+    def _reports(self, reports: Sequence[UeReport], at_ns: int) -> None:
+        self.engine.reports(reports, at_ns)
+        self.shadow.reported(reports, at_ns)
 
     def _report(self, message: Message, at_ns: int) -> None:
         self.engine.report(message, at_ns)
@@ -222,12 +239,32 @@ class Daemon:
         self.engine.tick(settings.telemetry.stale_ue_s)
         if idle and self.engine.core.is_quiet:
             self._planned_ns = now_ns  # nothing to plan
+        self._tick_cluster()
         if self.notifier.watchdog_s and (now_ns - self._planned_ns) * NS < self.notifier.watchdog_s / 2:
             self.notifier.alive()
         self._decisions_pump.again()
 
-    def _planned(self) -> None:
+    def _tick_cluster(self) -> None:
+        """Say to the cluster that nobody is served any more, which no plan says, and end all where it is lost."""
+        if self.modes.mode is Mode.FENCED:
+            for task in list(self.engine.trackers):
+                self.engine.end(task, Reason.FENCED)
+            self.engine.flush()
+        if not self.engine.core.state.tasks:
+            self.cluster.nothing(self.engine.plan.generation if self.engine.plan is not None else 0)
+
+    def _cluster_changed(self) -> None:
+        """Nodes or command of the cluster are lost or won: plan with the nodes that there are."""
+        self.engine.board.endpoints = self.cluster.endpoints
+        if self.cluster.fenced_by and self.modes.mode not in {Mode.FENCED, Mode.STOPPED}:
+            self.modes.move(Move.FENCE, self.clock() * NS)
+        if self.cluster.barred != self._barred:
+            self._barred = self.cluster.barred
+            self.engine.bar(self._barred)
+
+    def _planned(self, plan: Plan) -> None:
         self._planned_ns = self.clock()
+        self.cluster.plan(plan, self.engine.core.state.tasks)
         self._decisions_pump.again()
 
     def _watch_input(self, now_ns: int) -> None:
@@ -394,6 +431,7 @@ class Daemon:
         settings = fresh.settings
         self.loaded = fresh
         self.engine.plant, self.engine.core, self.engine.board.site = plant, core, plant.site
+        self.spawn(self.cluster.adopt(plant))
         self.engine.capture.settings = settings.capture
         self.pool.budget_s = settings.solver.budget_s
         self.access = self.ingest.access = access
@@ -416,6 +454,7 @@ class Daemon:
         for pump in pumps:
             pump.stop()
         self.engine.board.shorten(self.loaded.settings.shutdown.lease_s, now_ns)
+        await self.cluster.close()
         await self.pool.close()
         self.engine.capture.close(self.clock())
         self.engine.flush()

@@ -15,6 +15,7 @@ class Mode(enum.StrEnum):
     STEADY = "STEADY"
     DEGRADED = "DEGRADED"  # an alarm is on: a simpler policy decides, or something is not recorded
     DRAINING = "DRAINING"  # no new task is taken
+    FENCED = "FENCED"  # another daemon has taken over the cluster: this one serves nobody any more
     STOPPED = "STOPPED"
 
 
@@ -26,6 +27,7 @@ class Move(enum.StrEnum):
     CLEAR = "clear"
     DRAIN = "drain"
     RESUME = "resume"
+    FENCE = "fence"
     STOP = "stop"
 
 
@@ -37,6 +39,7 @@ _TABLE: Final[dict[tuple[Mode, Move], Mode]] = {
     (Mode.STEADY, Move.DRAIN): Mode.DRAINING,
     (Mode.DEGRADED, Move.DRAIN): Mode.DRAINING,
     (Mode.DRAINING, Move.RESUME): Mode.STEADY,
+    **{(mode, Move.FENCE): Mode.FENCED for mode in (Mode.STARTING, Mode.STEADY, Mode.DEGRADED, Mode.DRAINING)},
     **{(mode, Move.STOP): Mode.STOPPED for mode in Mode if mode is not Mode.STOPPED},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -119,13 +119,17 @@ class ShadowFeed:
         while (outcome.ended_ns - self._outcomes[0].ended_ns) * NS >= self._keep_s:
             self._outcomes.popleft()
 
+    def reported(self, reports: Sequence[UeReport], at_ns: int) -> None:
+        """Send the reports of UEs whose next one is due."""
+        if self._stdin is not None:
+            for report in reports:
+                self._ue(report, at_ns)
+
     def heard(self, message: Message, at_ns: int) -> None:
-        """Send a report, if it is time for its UE's next."""
+        """Send any other report; of a batch, of UEs whose next one is due."""
         if self._stdin is None:
             return
-        if isinstance(message, UeReport):
-            self._ue(message, at_ns)
-        elif isinstance(message, UeReportBatch):
+        if isinstance(message, UeReportBatch):
             for ue, cell, value in zip(message.ue, message.cell, message.ul_efficiency_bps_hz, strict=True):
                 report = UeReport(at_ns=0, source="", seq=0, ue=ue, cell=cell, ul_efficiency_bps_hz=value)
                 self._ue(report, at_ns)

@@ -153,6 +153,15 @@ class Store:
         with _Transaction(self._db):
             self._set("calibration", msgspec.json.encode(rows).decode())
 
+    def recall(self, name: str) -> str:
+        """Return what is remembered under a name, "" when nothing is."""
+        return self._meta(f"own/{name}")
+
+    def remember(self, name: str, value: str) -> None:
+        """Remember something across restarts. Raises StoreFailed."""
+        with _Transaction(self._db):
+            self._set(f"own/{name}", value)
+
     def close(self) -> None:
         """Fold the log into the file and close."""
         with closing(self._db):

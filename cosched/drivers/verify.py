@@ -133,8 +133,7 @@ class _Check:
                 self._plans.append(command.plan)
 
     def _reports(self, record: journal.Reports, at_ns: int) -> None:
-        for report in record.reports:
-            self._feed(events.Telemetry(at_ns * journal.NS, report))
+        self._feed(events.Telemetry(at_ns * journal.NS, record.reports))
 
     def _solved(self, record: journal.Answer, at_ns: int) -> None:
         if self._open is None or self._open.request != record.request:
@@ -197,14 +196,14 @@ def _event(record: object, at_s: float) -> events.Event:
     """Return the event that a record stands for."""
     if isinstance(record, UeReportBatch | CellReport | NodeReport | TaskTiming):
         return events.Telemetry(at_s, record)
-    if isinstance(record, journal.Offers):
-        return events.Offered(at_s, record.offers)
-    if isinstance(record, journal.Progresses):
-        return events.Progressed(at_s, record.tasks)
-    if isinstance(record, journal.Finish):
-        return events.Finished(at_s, record.task)
-    if isinstance(record, journal.Switch):
-        return events.Switched(at_s, policy(record.policy))
-    if isinstance(record, journal.Barred):
-        return events.Barred(at_s, record.nodes)
-    return events.Tick(at_s)
+    return _MADE[type(record)](at_s, record)
+
+
+_MADE: Final[dict[type, Callable[[float, Any], events.Event]]] = {
+    journal.Offers: lambda at_s, record: events.Offered(at_s, record.offers),
+    journal.Progresses: lambda at_s, record: events.Progressed(at_s, record.tasks),
+    journal.Finish: lambda at_s, record: events.Finished(at_s, record.task),
+    journal.Switch: lambda at_s, record: events.Switched(at_s, policy(record.policy)),
+    journal.Barred: lambda at_s, record: events.Barred(at_s, record.nodes),
+    journal.Tick: lambda at_s, _: events.Tick(at_s),
+}

@@ -72,7 +72,7 @@ def decode(frame: bytes, width: int, dtype: torch.dtype, device: torch.device) -
         hidden = torch.frombuffer(payload, dtype=kind).view(1, tokens, width)
     else:
         hidden = _restored(payload, tokens, width, bits)
-    return hidden.to(device=device, dtype=dtype)
+    return hidden.to(device=device, dtype=dtype, copy=True)  # aligned, as what was computed here is
 
 
 def _quantised(rows: torch.Tensor, bits: int) -> bytes:

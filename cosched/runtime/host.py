@@ -144,11 +144,11 @@ class Host:
         now_s = time.monotonic()
         if self._guard is not None:
             self._guard.drain()
+        for session in self.engine.expire(now_s):
+            self._queue.forget(session)
         for call in self._served.drain():
             self._receive(call, now_s)
         self._peers.turn(now_s)
-        for session in self.engine.expire(now_s):
-            self._queue.forget(session)
         if len(self._queue):
             self._step(self._queue.pop())
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,17 +29,12 @@ class ModelSource:
     sizes: Model
     config: Any
     weights: Weights
+    fingerprint: str  # what both sides of a split compare: all that is computed with, and the identity of the weights
 
     @property
     def n_layers(self) -> int:
         """Decoder layers."""
         return self.sizes.n_layers
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What both sides of a split compare before they work together: configuration and identity of the weights."""
-        told = json.dumps(self.config.to_dict(), sort_keys=True, default=str)
-        return hashlib.sha256(f"{told}\n{self.weights.identity}".encode()).hexdigest()[:16]
 
 
 def open_model(path_or_key: str | Path, *, seed: int | None = None, name: str = "") -> ModelSource:
@@ -56,7 +51,15 @@ def open_model(path_or_key: str | Path, *, seed: int | None = None, name: str = 
     if sizes.stored_weight_bits is not None:
         raise BadModel(f"{path}: quantised weights are not run here; use the checkpoint in 16 or 32 bit")
     weights: Weights = open_checkpoint(path.parent) if seed is None else Seeded(seed)
-    return ModelSource(name or sizes.name, sizes, _read_config(path), weights)
+    config = _read_config(path)
+    return ModelSource(name or sizes.name, sizes, config, weights, _fingerprint(sizes, config, weights))
+
+
+def _fingerprint(sizes: Model, config: Any, weights: Weights) -> str:  # noqa: ANN401  # as for _read_config
+    """Hash what the answer depends on; of the configuration, versions of transformers write the rest differently."""
+    told = dataclasses.asdict(sizes) | {"name": "", "rope": config.rope_parameters, "eps": config.rms_norm_eps}
+    text = json.dumps(told | {"act": config.hidden_act, "weights": weights.identity}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _config_path(path_or_key: str | Path) -> Path:

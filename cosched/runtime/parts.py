@@ -102,8 +102,9 @@ class Part:
         return module.eval().requires_grad_(False)
 
     def _read(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        """Read tensors into memory of their own: a product's last bits may depend on how its operands are aligned."""
         found = self.source.weights.read(shapes)
-        return {name: tensor.to(device=self.device, dtype=self.dtype) for name, tensor in found.items()}
+        return {name: tensor.to(device=self.device, dtype=self.dtype, copy=True) for name, tensor in found.items()}
 
     def _keep_ends(self) -> None:
         """Hold the embedding, the norm and the head where their layers are, and only there."""

@@ -83,6 +83,12 @@ class WorkloadContext:
     factors: Mapping[str, float] = field(default_factory=dict)  # corrections of profiled times, 1 where not named
 
 
+def on_air(context: WorkloadContext, payload_bits: Floats, messages: int) -> Floats:
+    """(J,) bits on the air of payloads in so many messages each, with what the transport adds; nothing is nothing."""
+    transport = context.site.transport
+    return payload_bits * (1 + transport.overhead) + (payload_bits > 0) * 8 * transport.message_bytes * messages
+
+
 class Workload(Protocol):
     """A pure function: equal offers and contexts give equal tables, bit for bit."""
 

@@ -14,6 +14,7 @@ Equations with symbols: docs/workloads.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,11 +26,12 @@ from cosched.profiles import calibration, latency
 from cosched.profiles.device import Device, Host
 from cosched.site import Node
 from cosched.workloads import checks
-from cosched.workloads.base import LOCAL, Bools, Floats, Ints, PointTable, ServedModel, WorkloadContext
+from cosched.workloads.base import LOCAL, Bools, Floats, Ints, PointTable, ServedModel, WorkloadContext, on_air
 from cosched.workloads.pruning import prune
 from telemetry.messages import LlmSession, TaskOffer
 
 TOKEN_ID_BITS: Final = 32  # vocabularies have 17 or 18 bits; sent as int32
+CHUNK_TOKENS: Final = 64  # of a prefill, sent as one message (cosched/runtime does so)
 NO_QUANTISATION: Final = 1.0  # quality where no activation crosses the air
 
 
@@ -249,6 +251,7 @@ def _table(
     nothing = np.zeros((n_local, 2))
     beyond_s = np.concatenate([*(s.fixed_s[row] + 2 * context.cell_one_way_s for s in sides), nothing])
     air_bits = np.concatenate([*[_air_bits(served, variants.precision_bits)] * n_nodes, nothing[:, 0]])
+    prefill_bits = on_air(context, air_bits * session.new_tokens, math.ceil(session.new_tokens / CHUNK_TOKENS))
     quality = [_quality(context, variants.precision_bits)] * n_nodes
     return PointTable(
         point_ids=_names(variants.names, tuple(n.id for n in context.site.nodes), variants.local),
@@ -258,7 +261,7 @@ def _table(
         quality=np.concatenate([*quality, [NO_QUANTISATION] * n_local]),
         fixed_s=device_s + beyond_s,
         device_s=device_s,
-        ul_bits=air_bits[:, None] * np.array([session.new_tokens, 1.0]),
+        ul_bits=np.stack([prefill_bits, on_air(context, air_bits, 1)], axis=1),
         node_s=np.concatenate([*(s.work_s[row] for s in sides), nothing]),
         node_bytes=np.concatenate([*(s.kv_bytes[row] for s in sides), nothing[:, 0]]),
         device_energy_j=device_s * context.device.power_w.busy,

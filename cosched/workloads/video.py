@@ -13,7 +13,7 @@ import numpy as np
 
 from cosched.profiles.device import Device
 from cosched.workloads import checks
-from cosched.workloads.base import LOCAL, Floats, Ints, PointTable, WorkloadContext
+from cosched.workloads.base import LOCAL, Floats, Ints, PointTable, WorkloadContext, on_air
 from cosched.workloads.pruning import prune
 from telemetry.messages import TaskOffer, VideoClip
 
@@ -47,7 +47,7 @@ def all_points(offer: TaskOffer, context: WorkloadContext) -> PointTable:
         quality=np.ones(len(split)),
         fixed_s=_first_phase(device_s + _round_trip_s(context)[node]),
         device_s=_first_phase(device_s),
-        ul_bits=_first_phase(ul_bits),
+        ul_bits=_first_phase(on_air(context, ul_bits, 1)),
         node_s=_first_phase((1 - on_device) * clip.frame_flop / _node_flop_s(context)[node]),
         node_bytes=ul_bits / 8,
         device_energy_j=_first_phase(device_s * context.device.power_w.busy),

@@ -1,1 +1,1 @@
-"""Plans into force on a Ray cluster (docs/cluster.md). Only process.py, cluster.py and node_actor.py say `import ray`."""
+"""Plans into force on a Ray cluster (docs/cluster.md). Only dispatcher.py, cluster.py and node_actor.py import ray."""

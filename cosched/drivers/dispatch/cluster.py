@@ -62,7 +62,8 @@ class Local:
 
     def note(self) -> None:
         """Write down its processes, and let those that have died go: a Ray node is gone only when it is no zombie."""
-        for node in self._cluster.list_all_nodes():
+        nodes: Any = self._cluster
+        for node in nodes.list_all_nodes():
             for infos in node.all_processes.values():
                 for info in infos:
                     info.process.poll()
@@ -87,13 +88,18 @@ def join(address: str) -> None:
 
 def ray_nodes() -> dict[str, str]:
     """Site node -> id of the Ray node that carries its label; the first by id where there are several."""
-    found = sorted((n["NodeID"], n["Labels"].get(LABEL)) for n in ray.nodes() if n["Alive"])
-    return {label: node for node, label in reversed(found) if label is not None}
+    found = sorted((n["Labels"][LABEL], n["NodeID"]) for n in _alive() if LABEL in n["Labels"])
+    return dict(reversed(found))
 
 
 def has_gpu(ray_node: str) -> bool:
     """Whether a Ray node has any GPU to give."""
-    return any(n["NodeID"] == ray_node and n["Resources"].get("GPU", 0) > 0 for n in ray.nodes())
+    return any(n["NodeID"] == ray_node and n["Resources"].get("GPU", 0) > 0 for n in _alive())
+
+
+def _alive() -> list[dict[str, Any]]:
+    api: Any = ray  # parts of it have no types
+    return [n for n in api.nodes() if n["Alive"]]
 
 
 def claim(asked: Claim, least: int) -> tuple[Claim, Claim]:

@@ -257,7 +257,7 @@ class Dispatcher:
         patience_s = patience_s or self._begin.silent_s
         try:
             async with asyncio.timeout(patience_s):
-                answer = _answer.decode(await getattr(node.handle, method).remote(*arguments))
+                answer: Answer = _answer.decode(await getattr(node.handle, method).remote(*arguments))
         except ActorDiedError as error:
             raise Gone(_cause(error)) from None
         except ActorUnavailableError as error:
@@ -271,11 +271,11 @@ class Dispatcher:
             raise Gone(_cause(error)) from None
         node.undelivered = 0
         if isinstance(answer, Refusal):
-            self._refused(node, answer)
+            self._refused(answer)
             return None
         return answer
 
-    def _refused(self, node: Node, refusal: Refusal) -> None:
+    def _refused(self, refusal: Refusal) -> None:
         if refusal.reason == messages.OLD_EPOCH:
             self._fence(refusal.epoch, refusal.who)
         else:

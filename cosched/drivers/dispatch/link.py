@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
-import numpy as np
 import structlog
 
 from cosched import control_messages as api
@@ -29,7 +28,6 @@ from cosched.drivers.dispatch.messages import (
     Begin,
     Connected,
     Contested,
-    Failed,
     Fenced,
     Layers,
     News,
@@ -39,6 +37,7 @@ from cosched.drivers.dispatch.messages import (
     Update,
 )
 from cosched.drivers.dispatch.process import LENGTH_BYTES
+from cosched.drivers.store import Store, StoreFailed
 from cosched.settings import Cluster
 from cosched.workloads.base import PointTable
 
@@ -48,6 +47,8 @@ CONNECT_S: Final = 180.0  # a dispatcher that has no cluster by then is started 
 END_S: Final = 3.0  # a dispatcher that was told to end takes less; then it is killed
 CONTEST_S: Final = 60.0  # an alarm about another daemon stays this long after its last command
 ALARM: Final = "cluster"
+EPOCH: Final = "epoch"  # keys of what is remembered across restarts
+DAEMON: Final = "daemon"
 
 _news = msgspec.msgpack.Decoder(News)
 _encode = msgspec.msgpack.Encoder().encode
@@ -64,15 +65,6 @@ class Running(Protocol):
     def table(self) -> PointTable: ...  # noqa: D102
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which daemon this is: the id of its state, and the epochs that it had."""
-
-    daemon: str
-    least: int  # epochs below and this one are used up
-    remember: Callable[[int], None]
-
-
 class Link:
     """Dispatch as the daemon sees it. `changed(barred, fenced)` is called when nodes or command are lost or won."""
 
@@ -80,16 +72,15 @@ class Link:
         self,
         settings: Cluster,
         plant: Plant,
-        identity: Identity,
+        store: Store,
         period_s: float,
         note: Path,
-        *,
         changed: Callable[[], None],
         alarm: Callable[[str, str], None],
     ) -> None:
         self._settings = settings
         self._plant = plant
-        self._identity = identity
+        self._store = store
         self._period_s = period_s
         self._note = note
         self._changed = changed
@@ -106,6 +97,7 @@ class Link:
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = False  # for the next Update
+        self._waiting = False  # there is one
         self._known: dict[str, tuple[int, Assigned]] = {}  # task -> row of its point, and what the dispatcher was told
         self._newest: Update | None = None
         self._fresh: dict[str, Assigned] = {}  # not handed over yet
@@ -124,12 +116,14 @@ class Link:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._end_process()
 
-    async def restart(self, plant: Plant) -> None:
-        """Begin anew for other nodes."""
-        await self.close()
-        self._plant, self.nodes = plant, {}
-        self._known.clear()
-        self.start()
+    async def adopt(self, plant: Plant) -> None:
+        """Go on with a site that was loaded anew; with other nodes or models the dispatcher begins anew."""
+        same, self._plant = node_specs(plant) == node_specs(self._plant), plant
+        if not same and self._task is not None:
+            await self.close()
+            self.nodes = {}
+            self._known.clear()
+            self.start()
 
     async def _end_process(self) -> None:
         process, self._process = self._process, None
@@ -200,7 +194,7 @@ class Link:
             self._process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
 
     def _begin(self) -> Begin:
-        settings, identity = self._settings, self._identity
+        settings = self._settings
         return Begin(
             mode=settings.mode,
             address=settings.address,
@@ -208,15 +202,21 @@ class Link:
             executor=settings.executor,
             nodes=node_specs(self._plant),
             who=f"{socket.gethostname()}:{os.getpid()}",
-            daemon=identity.daemon,
+            daemon=self._daemon(),
             epoch=self.epoch if settings.mode == "join" else 0,
-            least=max(identity.least, self.epoch),
+            least=max(int(self._store.recall(EPOCH) or 0), self.epoch),
             period_s=self._period_s,
             unapplied_periods=settings.unapplied_periods,
             retries=settings.retries,
             silent_s=settings.silent_s,
             processes=str(self._note),
         )
+
+    def _daemon(self) -> str:
+        """Id of this daemon's state, made at first: after a restart it is the same daemon."""
+        if not self._store.recall(DAEMON):
+            self._store.remember(DAEMON, secrets.token_hex(8))
+        return self._store.recall(DAEMON)
 
     # --- what it says -------------------------------------------------------------------------------------------
 
@@ -228,6 +228,8 @@ class Link:
             before, self.nodes[news.node] = self.nodes.get(news.node), news
             if before is None or (before.state, before.why) != (news.state, news.why):
                 self._node_changed(news)
+            elif before.endpoint != news.endpoint:
+                self._changed()
         elif isinstance(news, Connected):
             self._connected(news)
         elif isinstance(news, Contested):
@@ -241,7 +243,10 @@ class Link:
 
     def _connected(self, news: Connected) -> None:
         self.epoch, self.address, self.why = news.epoch, news.address, ""
-        self._identity.remember(news.epoch)
+        try:
+            self._store.remember(EPOCH, str(news.epoch))
+        except StoreFailed as error:
+            log.warning("epoch not stored", why=str(error))
         log.info("in command of the cluster", epoch=news.epoch, address=news.address)
         if news.took_over:
             self._contested(f"took over from {news.took_over}, whose commands are refused from here on")

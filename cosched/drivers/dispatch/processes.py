@@ -1,4 +1,4 @@
-"""The file that names the processes of a local cluster, so that what a crash leaves behind can be ended: those alone."""
+"""The file that names a local cluster's processes, so that what a crash leaves behind can be ended: those alone."""
 
 from __future__ import annotations
 
