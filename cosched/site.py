@@ -64,12 +64,15 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Transport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the way from a UE to a node adds to the bytes of a task, where the cell's efficiency does not count it."""
+    """What the way from a UE to a node adds to the bytes of a task, where the cell's efficiency does not count it.
 
-    message_bytes: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = (
-        0.0  # framing of one message: a decoded token, CHUNK_TOKENS of a prefill, a video frame
-    )
-    overhead: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0  # headers of packets, as part of their payload
+    chunk_tokens: of a prefill, sent while the next chunk is computed; 0: a prefill is one message. message_bytes:
+    framing of a decoded token, a chunk, a video frame. overhead: headers of packets, as part of their payload.
+    """
+
+    chunk_tokens: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+    message_bytes: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    overhead: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
 
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

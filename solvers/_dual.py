@@ -1,4 +1,7 @@
-"""Minimising the dual over prices: scale first, then BFGS in log prices (docs/model.md, section 3)."""
+"""Minimising the dual over prices: a bundle in log prices with the smoothed second derivative as its metric.
+
+docs/model.md, section 3, and docs/decisions/0007.
+"""
 
 from __future__ import annotations
 
@@ -8,50 +11,34 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers._jit import nopython
-from solvers._kernel import DEAD, RIGID, ROOT, Table, rounded
-from solvers._oracle import evaluate, least_costs, new_screen
+from solvers._kernel import DEAD, OTHER, RIGID, Prices, Table, at_least, prices_of, rounded
+from solvers._oracle import Look, Screen, evaluate, new_look
+from solvers._point import Point
 from solvers.problem import Floats, Ints
 
+SAMPLE: Final = 2000  # tasks that the cold start looks at: about as many are enough to know the whole
 SCALE_STEPS: Final = 24  # tangents tried for the common scale of the prices; 6 to 10 are used
 LONGEST: Final = 2.0  # no log price moves by more in one step: a factor of 7
 SHORTEST: Final = 1e-4  # trust region at kinks does not shrink below
-PATIENCE: Final = 8  # steps in a row that gain next to nothing before it stops
-ARMIJO: Final = 1e-4  # part of the promised descent that is asked for (Nocedal & Wright, 3.1)
+KEPT: Final = 6  # evaluations that the bundle keeps, above one per price
+PAIRS: Final = 300  # pairs of weights that are balanced for one direction
+ARMIJO: Final = 0.05  # part of the promised descent that makes a step a serious one
+NEAR: Final = 0.3  # part of the tolerance that is kept close to the ceiling
+MISMATCH: Final = 4e-3  # of the worth of all room: use that is off by more is worth another evaluation ...
+MISMATCH_TASKS: Final = 8.0  # ... beside what so many tasks take
+FINE: Final = 0.01  # part of the tolerance at which the use does not matter any more
+RIDGE: Final = 0.05  # of price x room added to the second derivative, which kinks leave unknown
 FADED: Final = 1e-12  # a price times room below this part of the bound is as good as nothing
 
 
 class Dual(NamedTuple):
-    """Result of the minimisation: the best bound, the prices (R,) it holds at, what tasks choose there."""
+    """Result of the minimisation: the best bound, the prices (R,) it holds at, what was seen there."""
 
     bound: float
     price: Floats
-    pick: Ints  # (N,)
-    net: Floats  # (N,)
+    look: Look
     evaluations: int
     converged: bool
-
-
-@nopython
-def flat_prices(t: Table) -> Floats:
-    """Prices (R,) at which the average point would just be held, each resource by itself: the cold start.
-
-    With no deadline active the square of sum sqrt(work activity) / room clears a resource (docs/model.md, section 5).
-    """
-    n = t.room.shape[0] - 1
-    pull = np.zeros(n + 1)
-    for i in t.order:
-        many = max(1, t.first[i + 1] - t.first[i])
-        for j in range(t.first[i], t.first[i + 1]):
-            if t.mode[j] != DEAD:
-                for s in range(t.slot.shape[1]):
-                    pull[t.slot[j, s]] += max(t.cell[j, ROOT, s], t.cell[j, ROOT + 1, s], t.cell[j, RIGID, s]) / many
-    price = np.zeros(n)
-    for c in range(t.link.shape[0]):
-        pull[t.link[c, 1]] += math.sqrt(t.kappa[c]) * pull[t.link[c, 0]]
-    for r in range(n):
-        if t.room[r] > 0.0 and pull[r] > 0.0:
-            price[r] = rounded((pull[r] / t.room[r]) ** 2)
-    return price
 
 
 @nopython
@@ -64,9 +51,52 @@ def worth(t: Table, price: Floats) -> float:
 
 
 @nopython
-def starting_prices(t: Table, flat: Floats, warm: Floats) -> Floats:
+def _stride(t: Table) -> int:
+    """Every how many tasks the cold start looks at one."""
+    return max(1, t.most.shape[0] // SAMPLE)
+
+
+@nopython
+def _pull(t: Table, j: int, many: int, pull: Floats) -> None:
+    """Add what one of `many` points of a task pulls at its resources."""
+    if t.mode[j] != DEAD:
+        for s in range(t.root.shape[1]):
+            most = max(t.root[j, s], t.cell[j, OTHER, s], t.cell[j, RIGID, s])
+            pull[t.slot[j, s]] += most / many
+
+
+@nopython
+def flat_prices(t: Table) -> Floats:
+    """Prices (R,) at which the average point would just be held, each resource by itself: the cold start.
+
+    With no deadline active the square of sum sqrt(work activity) / room clears a resource (docs/model.md, section 5).
+    """
+    n, stride = t.room.shape[0] - 1, _stride(t)
+    pull = np.zeros(n + 1)
+    for place in range(0, t.most.shape[0], stride):
+        i = t.order[place]
+        many = max(1, t.first[i + 1] - t.first[i])
+        for j in range(t.first[i], t.first[i + 1]):
+            _pull(t, j, many, pull)
+    price = np.zeros(n)
+    for c in range(t.link.shape[0]):
+        pull[t.link[c, 1]] += math.sqrt(t.kappa[c]) * pull[t.link[c, 0]]
+    for r in range(n):
+        if t.room[r] > 0.0 and pull[r] > 0.0:
+            price[r] = rounded((stride * pull[r] / t.room[r]) ** 2)
+    return price
+
+
+@nopython
+def starting_prices(t: Table, warm: Floats) -> Floats:
     """Warm prices; a resource with demand but without a price gets a small one, so that logarithms exist."""
-    whole, flat_whole = worth(t, warm), worth(t, flat)
+    whole, least = worth(t, warm), math.inf
+    for r in range(warm.shape[0]):
+        least = min(least, warm[r])
+    if least > 0.0 and 0.0 < whole < math.inf:
+        return warm.copy()
+    flat = flat_prices(t)
+    flat_whole = worth(t, flat)
     price = flat.copy()
     if 0.0 < whole < math.inf and flat_whole > 0.0:
         for r in range(warm.shape[0]):
@@ -75,17 +105,35 @@ def starting_prices(t: Table, flat: Floats, warm: Floats) -> Floats:
 
 
 @nopython
+def _sampled_costs(t: Table, p: Prices, cost: Floats) -> float:
+    """Lower bounds on the costs of the sampled tasks' points into cost (J,); returns the greatest value per cost."""
+    high = 0.0
+    for place in range(0, t.most.shape[0], _stride(t)):
+        i = t.order[place]
+        for j in range(t.first[i], t.first[i + 1]):
+            if t.mode[j] != DEAD:
+                cost[j] = at_least(t, j, p)
+                if cost[j] > 0.0:
+                    high = max(high, t.value[j] / cost[j])
+    return high
+
+
+@nopython
 def _slope(t: Table, cost: Floats, scale: float) -> tuple[float, float]:
     """Dual function along a ray, less the term of the room: (sum of net values, minus its slope)."""
     total = spent = 0.0
-    for i in t.order:
+    stride = _stride(t)
+    for place in range(0, t.most.shape[0], stride):
+        i = t.order[place]
         net, paid = 0.0, 0.0
         for j in range(t.first[i], t.first[i + 1]):
-            if t.mode[j] != DEAD and t.value[j] - scale * cost[j] > net:
-                net, paid = t.value[j] - scale * cost[j], cost[j]
+            if t.mode[j] != DEAD:
+                gain = t.value[j] - scale * cost[j]
+                if gain > net or (gain == net and cost[j] < paid):
+                    net, paid = gain, cost[j]
         total += net
         spent += paid
-    return total, spent
+    return stride * total, stride * spent
 
 
 @nopython
@@ -96,12 +144,9 @@ def best_scale(t: Table, price: Floats) -> float:
     of the costs will do here. 0 when everything fits at these price ratios.
     """
     cost = np.empty(t.value.shape[0])
-    least_costs(t, price, cost)
+    high = _sampled_costs(t, prices_of(t, price), cost)
     room = worth(t, price)
-    low, high = 0.0, 0.0
-    for j in range(cost.shape[0]):
-        if t.mode[j] != DEAD and cost[j] > 0.0:
-            high = max(high, t.value[j] / cost[j])
+    low = 0.0
     low_net, low_spent = _slope(t, cost, low)
     if low_spent <= room or high <= 0.0:
         return 0.0
@@ -123,21 +168,148 @@ def best_scale(t: Table, price: Floats) -> float:
     return scale
 
 
+class Bundle(NamedTuple):
+    """Linear functions below the dual, one per evaluation kept: level + slope price (in prices, not in logs)."""
+
+    slope: Floats  # (M, R)
+    level: Floats  # (M,)
+    weight: Floats  # (M,) in the last direction; < 0: empty
+    pick: Ints  # (M, N) what tasks chose
+
+
 @nopython
-def _direction(hessian: Floats, slope: Floats, step: Floats, limit: float) -> float:
-    """Step = -hessian slope, no component beyond `limit`; returns its descent (negative if it is one)."""
-    n = slope.shape[0]
-    longest = descent = 0.0
+def new_bundle(t: Table) -> Bundle:
+    """Nothing kept."""
+    n = t.room.shape[0] - 1
+    many = n + KEPT
+    return Bundle(
+        np.zeros((many, n)), np.zeros(many), np.full(many, -1.0), np.empty((many, t.most.shape[0]), dtype=np.int64)
+    )
+
+
+@nopython
+def _keep(bundle: Bundle, t: Table, price: Floats, value: float, look: Look) -> None:
+    """Put an evaluation into the bundle, in place of the one that counted least."""
+    place = 0
+    for m in range(bundle.weight.shape[0]):
+        if bundle.weight[m] < bundle.weight[place]:
+            place = m
+    bundle.level[place], bundle.weight[place] = value, 0.0
+    for r in range(price.shape[0]):
+        bundle.slope[place, r] = t.room[r] - look.use[r]
+        bundle.level[place] -= bundle.slope[place, r] * price[r]
+    bundle.weight[place] = math.inf  # the next direction must look at it
+    for i in range(look.pick.shape[0]):
+        bundle.pick[place, i] = look.pick[i]
+
+
+@nopython
+def _moves(bundle: Bundle, hessian: Floats, price: Floats, moved: Floats, product: Floats) -> None:
+    """Each function's own step -hessian slope (M, R), slopes in log prices, and the slopes' products in that metric."""
+    n, many = price.shape[0], bundle.weight.shape[0]
+    for m in range(many):
+        for r in range(n):
+            for s in range(n):
+                moved[m, r] -= hessian[r, s] * bundle.slope[m, s] * price[s]
+    for m in range(many):
+        for k in range(many):
+            for r in range(n):
+                product[m, k] -= moved[k, r] * bundle.slope[m, r] * price[r]
+
+
+@nopython
+def _below(bundle: Bundle, m: int, price: Floats, bound: float) -> float:
+    """How far function m lies below the dual, which is `bound` at `price`; inf for an empty place."""
+    if bundle.weight[m] < 0.0:
+        return math.inf
+    here: float = bundle.level[m]
+    for r in range(price.shape[0]):
+        here += bundle.slope[m, r] * price[r]
+    return max(0.0, bound - here)
+
+
+@nopython
+def _direction(bundle: Bundle, hessian: Floats, price: Floats, bound: float, step: Floats) -> float:
+    """Best step in log prices from `price`, where the dual is `bound`; returns the descent it promises (< 0).
+
+    The shortest combination of the bundle's slopes in the metric of the inverse Hessian, each burdened with how far
+    its function lies below the dual here: the dual form of the proximal bundle step (Lemarechal & Sagastizabal 1997).
+    """
+    n, many = price.shape[0], bundle.weight.shape[0]
+    moved, product, burden = np.zeros((many, n)), np.zeros((many, many)), np.empty(many)
+    for m in range(many):
+        burden[m] = _below(bundle, m, price, bound)
+    _moves(bundle, hessian, price, moved, product)
+    _weigh(product, burden, bundle.weight)
+    descent = 0.0
     for r in range(n):
         step[r] = 0.0
-        for s in range(n):
-            step[r] -= hessian[r, s] * slope[s]
-        longest = max(longest, abs(step[r]))
-    shrink = limit / longest if longest > limit else 1.0
-    for r in range(n):
-        step[r] *= shrink
-        descent += step[r] * slope[r]
+        for m in range(many):
+            step[r] += max(0.0, bundle.weight[m]) * moved[m, r]
+        descent += step[r] * _along(bundle, price, r)
+    for m in range(many):
+        if bundle.weight[m] > 0.0:
+            descent -= bundle.weight[m] * burden[m]
     return descent
+
+
+@nopython
+def _along(bundle: Bundle, price: Floats, r: int) -> float:
+    """Slope of the combination in log price r."""
+    total = 0.0
+    for m in range(bundle.weight.shape[0]):
+        if bundle.weight[m] > 0.0:
+            total += bundle.weight[m] * bundle.slope[m, r] * price[r]
+    return total
+
+
+@nopython
+def _mismatch(bundle: Bundle, price: Floats) -> float:
+    """Worth of what the combination's use is off the room."""
+    total = 0.0
+    for r in range(price.shape[0]):
+        total += abs(_along(bundle, price, r))
+    return total
+
+
+@nopython
+def _weigh(product: Floats, burden: Floats, weight: Floats) -> None:
+    """Minimise weight' product weight / 2 + burden' weight over the simplex, two weights at a time."""
+    many = weight.shape[0]
+    first = 0
+    for m in range(many):
+        if burden[m] < burden[first]:
+            first = m
+    rise = burden.copy()  # gradient
+    for m in range(many):
+        rise[m] += product[m, first]
+        weight[m] = -1.0 if math.isinf(burden[m]) else 0.0
+    weight[first] = 1.0
+    for _ in range(PAIRS):
+        low, high = first, -1
+        for m in range(many):
+            if weight[m] >= 0.0 and rise[m] < rise[low]:
+                low = m
+            if weight[m] > 0.0 and (high < 0 or rise[m] > rise[high]):
+                high = m
+        curve = product[low, low] + product[high, high] - 2.0 * product[low, high]
+        if rise[high] - rise[low] <= 1e-12 * abs(rise[high]) or curve <= 0.0:
+            break
+        part = min(weight[high], (rise[high] - rise[low]) / curve)
+        weight[low] += part
+        weight[high] -= part
+        for m in range(many):
+            rise[m] += part * (product[m, low] - product[m, high])
+
+
+@nopython
+def _shorten(step: Floats, limit: float) -> float:
+    """Scale a step so that no component is beyond `limit`; returns the factor."""
+    longest = _greatest(step)
+    factor = limit / longest if longest > limit else 1.0
+    for r in range(step.shape[0]):
+        step[r] *= factor
+    return factor
 
 
 @nopython
@@ -146,47 +318,6 @@ def _greatest(step: Floats) -> float:
     for r in range(step.shape[0]):
         most = max(most, abs(step[r]))
     return most
-
-
-@nopython
-def _reset(t: Table, price: Floats, hessian: Floats) -> None:
-    """Inverse Hessian of a resource by itself: use falls as the root of its price, so it is 2 / (price room)."""
-    most = 0.0
-    for r in range(price.shape[0]):
-        most = max(most, price[r] * t.room[r])
-    for r in range(price.shape[0]):
-        for s in range(price.shape[0]):
-            hessian[r, s] = 0.0
-        if price[r] > 0.0:
-            hessian[r, r] = 1.0 / max(price[r] * t.room[r], 1e-3 * most)
-
-
-@nopython
-def _update(hessian: Floats, step: Floats, change: Floats) -> None:
-    """BFGS update of the inverse Hessian (Nocedal & Wright, eq. 6.17)."""
-    n = step.shape[0]
-    curve = 0.0
-    for r in range(n):
-        curve += step[r] * change[r]
-    if not curve > 1e-14:
-        return
-    moved = np.zeros(n)
-    twice = 0.0
-    for r in range(n):
-        for s in range(n):
-            moved[r] += hessian[r, s] * change[s]
-        twice += change[r] * moved[r]
-    for r in range(n):
-        for s in range(n):
-            hessian[r, s] += (1.0 + twice / curve) * step[r] * step[s] / curve
-            hessian[r, s] -= (moved[r] * step[s] + step[r] * moved[s]) / curve
-
-
-@nopython
-def _slopes(t: Table, price: Floats, use: Floats, slope: Floats) -> None:
-    """Gradient in log prices."""
-    for r in range(price.shape[0]):
-        slope[r] = price[r] * (t.room[r] - use[r])
 
 
 @nopython
@@ -199,74 +330,76 @@ def _moved(price: Floats, step: Floats, faded: float, t: Table, new: Floats) -> 
 
 
 @nopython
-def _aggregate(hessian: Floats, whole: Floats, other: Floats) -> None:
-    """Whole = the shortest vector, in the metric of the inverse Hessian, between `whole` and `other`.
-
-    At a kink no single subgradient points downhill; the shortest combination of those on its sides does
-    (Wolfe 1975; Lemarechal's bundle methods with a bundle of two).
-    """
-    n = whole.shape[0]
-    along = across = 0.0
+def _invert(matrix: Floats, inverse: Floats) -> None:
+    """Inverse of a symmetric positive definite matrix, which is used up (Gauss and Jordan, no pivoting)."""
+    n = matrix.shape[0]
     for r in range(n):
-        row = 0.0
-        for s in range(n):
-            row += hessian[r, s] * (other[s] - whole[s])
-        along -= whole[r] * row
-        across += (other[r] - whole[r]) * row
-    part = min(1.0, max(0.0, along / across)) if across > 0.0 else 0.0
-    for r in range(n):
-        whole[r] += part * (other[r] - whole[r])
+        for c in range(n):
+            inverse[r, c] = 1.0 if r == c else 0.0
+    for k in range(n):
+        pivot = matrix[k, k]
+        for c in range(n):
+            matrix[k, c] /= pivot
+            inverse[k, c] /= pivot
+        for r in range(n):
+            part = matrix[r, k]
+            if r != k and part != 0.0:
+                for c in range(n):
+                    matrix[r, c] -= part * matrix[k, c]
+                    inverse[r, c] -= part * inverse[k, c]
 
 
 @nopython
-def _log_steps(price: Floats, new: Floats, step: Floats) -> None:
-    """Step that was really made, in log prices."""
-    for r in range(price.shape[0]):
-        step[r] = math.log(new[r] / price[r]) if price[r] > 0.0 else 0.0
+def _metric(t: Table, price: Floats, bend: Floats, inverse: Floats) -> None:
+    """Inverse of the second derivative, made definite: a resource by itself bends by about price x room / 2."""
+    n = price.shape[0]
+    matrix, whole = bend.copy(), worth(t, price)
+    for r in range(n):
+        matrix[r, r] += RIDGE * price[r] * t.room[r] + 1e-6 * whole
+        if price[r] <= 0.0:
+            matrix[r, r] = 1.0
+    _invert(matrix, inverse)
 
 
 @nopython
-def minimise(t: Table, start: Floats, evaluations: int, tolerance: float) -> Dual:
-    """Minimise the dual from prices `start` (R,) within a number of evaluations.
+def minimise(
+    t: Table, start: Dual, ceiling: float, screen: Screen, bundle: Bundle, limits: tuple[int, float], o: Point
+) -> Dual:
+    """Minimise the dual from `start`; limits: a number of evaluations, those of `start` counted, and a tolerance.
 
-    BFGS steps in log prices while they descend; where they do not, a kink is in the way and subgradients are
-    combined. Stops early when little descent is left to hope for (`tolerance` of the bound). Every evaluation is a
-    bound; the best is returned.
+    A proximal bundle in log prices: where the dual looks smooth its steps are Newton's with the second derivative
+    that a look estimates, at kinks the bundle finds the way down. Stops when the descent promised is below the
+    tolerance of the bound (or of its distance from the `ceiling`, its value at prices 0: there a small part of the
+    bound is many tasks) and use is near the room. Every evaluation is a bound; the best is returned. `bundle`
+    (written) ends with the weights whose combination of uses is about the room.
     """
-    n, n_tasks = start.shape[0], t.order.shape[0]
-    price, new = start.copy(), np.zeros(n)
-    pick, net = np.empty(n_tasks, dtype=np.int64), np.empty(n_tasks)
-    pick_new, net_new = np.empty(n_tasks, dtype=np.int64), np.empty(n_tasks)
-    use, step, whole = np.empty(n + 1), np.empty(n), np.empty(n)
-    slope, slope_new = np.empty(n), np.empty(n)
-    hessian, screen = np.empty((n, n)), new_screen(t)
-    bound = evaluate(t, price, screen, pick, net, use)
-    _slopes(t, price, use, slope)
-    _slopes(t, price, use, whole)
-    _reset(t, price, hessian)
-    used, longest, small = 1, LONGEST, 0
-    while used < evaluations and small < PATIENCE:
-        descent = _direction(hessian, whole, step, longest)
-        if -descent < tolerance * bound * 0.1 and longest > 0.01:
+    n = start.price.shape[0]
+    price, new, look, other, bound = start.price.copy(), np.zeros(n), start.look, new_look(t), start.bound
+    step, inverse = np.empty(n), np.empty((n, n))
+    loose = MISMATCH + MISMATCH_TASKS / max(1, t.most.shape[0])
+    for m in range(bundle.weight.shape[0]):
+        bundle.weight[m] = -1.0
+    _keep(bundle, t, price, bound, look)
+    _metric(t, price, look.bend, inverse)
+    used, longest, converged = start.evaluations, LONGEST, False
+    while used < limits[0]:
+        descent = _direction(bundle, inverse, price, bound, step)
+        least = limits[1] * min(bound, 10.0 * abs(ceiling - bound) + NEAR * bound)
+        matched = _mismatch(bundle, price) <= loose * worth(t, price) or -descent <= FINE * least
+        converged = matched and -descent <= least
+        if converged:
             break
+        descent *= _shorten(step, longest)
         _moved(price, step, FADED * bound, t, new)
-        trial = evaluate(t, new, screen, pick_new, net_new, use)
+        trial = evaluate(t, new, screen, other, o)
         used += 1
-        _slopes(t, new, use, slope_new)
-        small = small + 1 if bound - trial < tolerance * bound else 0
+        _keep(bundle, t, new, trial, other)
         if trial > bound + ARMIJO * descent:
-            _aggregate(hessian, whole, slope_new)
             longest = max(SHORTEST, 0.5 * min(longest, _greatest(step)))
             continue
         longest = min(LONGEST, 2.0 * longest)
-        _log_steps(price, new, step)
-        for r in range(n):
-            whole[r] = slope_new[r]
-            slope[r] = slope_new[r] - slope[r]
-        _update(hessian, step, slope)
         bound = trial
         price, new = new, price
-        slope, slope_new = slope_new, slope
-        pick, pick_new = pick_new, pick
-        net, net_new = net_new, net
-    return Dual(bound, price, pick, net, used, used < evaluations)
+        look, other = other, look
+        _metric(t, price, look.bend, inverse)
+    return Dual(bound, price, look, used, converged)

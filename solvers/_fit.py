@@ -16,22 +16,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers._jit import nopython
-from solvers._kernel import (
-    ACTIVITY,
-    CAP,
-    EDGE,
-    FLOOR,
-    RIGID,
-    Prices,
-    Table,
-    add_use,
-    cheapest,
-    latency,
-    mixed,
-    prices_of,
-    rounded,
-)
+from solvers._jit import lean, nopython
+from solvers._kernel import ACTIVITY, DOUBLE, EDGE, HIGH, LOW, RIGID, Prices, Table, prices_of, rounded, with_couplings
+from solvers._point import ACT, CAP, FLOOR, Point, bill, cheapest, latency, legs, load, mixed, stretch
 from solvers.problem import Floats, Ints
 
 STEPS: Final = 20  # of one search; 1 to 6 are used
@@ -39,7 +26,7 @@ JUMP: Final = 3.0  # no log price moves by more in one step
 GOAL: Final = 1.0 - 1e-6  # part of the room that is aimed at, so that it is reached from within
 CLOSE: Final = 1e-7  # part of the room by which the goal may be missed when shares are settled
 CALM: Final = 1e-5  # part of the dual's value: when a step of a set that fits gains less, it is settled
-HELD: Final = 1e-10  # of deadlines and room: rounding that shares found earlier may show
+FADING: Final = 1e-3  # of the worth of all room: a price below it that still falls is on its way to 0
 SLIP: Final = 1e-9  # part of the dual's value that a step may lose to rounding
 STIFF: Final = 1e-4  # of price x room added to the second derivative: use that does not respond moves no price far
 LEVEL: Final = 0.1  # a proof of no fit is sharpened until it gains less than this part of the excess
@@ -47,11 +34,17 @@ FIT: Final = 1
 NO_FIT: Final = 0  # proven, by the prices returned
 UNKNOWN: Final = -1  # on the edge: treated as no fit
 
+ROOT: Final = 2  # of Set.row, beside LOW and HIGH
+ACTS: Final = 3
+
 
 class Set(NamedTuple):
     """A set of chosen points and its shares; arrays are written in place."""
 
     chosen: Ints  # (N,) point or -1
+    slot: Ints  # (N, S) of the chosen point
+    row: Floats  # (N, 4, S) LOW, HIGH, ROOT, ACTS of it: side by side for all tasks, a look at them is quick
+    bill: Floats  # (N,) price of its tight shares
     share: Floats  # (N, S) tight
     wide: Floats  # (N, S) of the dual's minimiser
     use: Floats  # (2, R + 1) elastic use by tight and by wide shares
@@ -70,29 +63,26 @@ class Climb(NamedTuple):
 @nopython
 def new_set(t: Table) -> Set:
     """No task chosen."""
-    n, n_tasks, n_slots = t.room.shape[0], t.order.shape[0], t.slot.shape[1]
-    chosen = np.full(n_tasks, -1, dtype=np.int64)
+    n, n_tasks, n_slots = t.room.shape[0], t.most.shape[0], t.root.shape[1]
+    chosen, slot = np.full(n_tasks, -1, dtype=np.int64), np.zeros((n_tasks, n_slots), dtype=np.int64)
+    row, bills = np.zeros((n_tasks, 4, n_slots)), np.zeros(n_tasks)
     share, wide = np.zeros((n_tasks, n_slots)), np.zeros((n_tasks, n_slots))
-    return Set(chosen, share, wide, np.zeros((2, n)), np.zeros(n), np.zeros((n - 1, n - 1)))
+    return Set(chosen, slot, row, bills, share, wide, np.zeros((2, n)), np.zeros(n), np.zeros((n - 1, n - 1)))
 
 
-@nopython
-def copy_shares(source: Floats, target: Floats) -> None:
-    """Copy (N, S)."""
-    for i in range(source.shape[0]):
-        for s in range(source.shape[1]):
-            target[i, s] = source[i, s]
+@lean
+def put(t: Table, k: Set, i: int, j: int) -> None:
+    """Let task i have point j, or none (-1)."""
+    k.chosen[i] = j
+    k.bill[i] = 0.0
+    if j >= 0:
+        for s in range(t.root.shape[1]):
+            k.slot[i, s] = t.slot[j, s]
+            k.row[i, ROOT, s], k.row[i, ACTS, s] = t.root[j, s], t.cell[j, ACTIVITY, s]
+            k.row[i, LOW, s], k.row[i, HIGH, s] = t.cell[j, LOW, s], t.cell[j, HIGH, s]
 
 
-@nopython
-def copy_set(source: Set, target: Set) -> None:
-    """Points and tight shares of one set into another."""
-    for i in range(source.chosen.shape[0]):
-        target.chosen[i] = source.chosen[i]
-    copy_shares(source.share, target.share)
-
-
-@nopython
+@lean
 def elastic_room(t: Table, k: Set) -> int:
     """Fill k.room; returns a resource that rigid demand alone overfills, or -1."""
     n = t.room.shape[0] - 1
@@ -101,8 +91,8 @@ def elastic_room(t: Table, k: Set) -> int:
     for i in t.order:
         j = k.chosen[i]
         if j >= 0:
-            for s in range(t.slot.shape[1]):
-                k.room[t.slot[j, s]] -= t.cell[j, RIGID, s]
+            for s in range(t.root.shape[1]):
+                k.room[k.slot[i, s]] -= t.cell[j, RIGID, s]
     for r in range(n):
         if k.room[r] < -EDGE:
             return r
@@ -110,87 +100,180 @@ def elastic_room(t: Table, k: Set) -> int:
 
 
 @nopython
-def _widen(t: Table, j: int, theta: float, y: float, p: Prices, x: Floats, wide: Floats) -> bool:
-    """Shares of multiplier 1 into `wide` where the tight x (multiplier 1 / y^2) need less. True: they do."""
-    for s in range(x.shape[0]):
-        wide[s] = x[s]
+def _at_a_glance(t: Table, k: Set, p: Prices) -> Climb:  # noqa: C901 - one loop, as in _oracle.py
+    """Add use and response of tasks whose shares meet no limit; the bill of the others becomes -1."""
+    chosen, slot, row, bills, use, pull = k.chosen, k.slot, k.row, k.bill, k.use, k.pull
+    mode, root, back, order, n = t.mode, p.root, p.back, t.order, k.pull.shape[0]
+    height = spent = roots = 0.0
+    for i in order:
+        bills[i] = 0.0
+        if chosen[i] < 0:
+            continue
+        bills[i] = -1.0
+        if mode[chosen[i]] == DOUBLE:
+            continue
+        total, inside = 0.0, True
+        for s in range(slot.shape[1]):
+            total += row[i, ROOT, s] * root[slot[i, s]]
+        wide = max(total, 1.0)
+        for s in range(slot.shape[1]):
+            unit = row[i, ROOT, s] * back[slot[i, s]]
+            inside = inside and row[i, LOW, s] <= unit * total and unit * wide <= row[i, HIGH, s]
+        if not inside:
+            continue
+        bills[i] = total * total
+        spent += total * total
+        roots += total
+        height += wide * total + min(total, 1.0)
+        for s in range(slot.shape[1]):
+            r = slot[i, s]
+            unit = row[i, ROOT, s] * back[r]
+            use[0, r] += unit * total
+            use[1, r] += unit * wide
+            if r < n:
+                paid = row[i, ROOT, s] * root[r]
+                pull[r, r] += paid * wide
+                if total >= 1.0:
+                    for z in range(slot.shape[1]):
+                        if slot[i, z] < n:
+                            pull[r, slot[i, z]] -= paid * row[i, ROOT, z] * root[slot[i, z]]
+    return Climb(height, spent, roots)
+
+
+@lean
+def _widen(o: Point, theta: float, y: float, p: Prices) -> bool:
+    """Shares of multiplier 1 into o.y where the tight o.x (multiplier 1 / y^2) need less. True: they do."""
+    for s in range(o.x.shape[0]):
+        o.y[s] = o.x[s]
     if y <= 1.0:
         return False
-    for s in range(x.shape[0]):
-        a = mixed(t, j, s, theta)
+    for s in range(o.x.shape[0]):
+        a = mixed(o, s, theta)
         if a > 0.0:
-            paid = p.share[t.slot[j, s]] * t.cell[j, ACTIVITY, s]
+            paid = p.share[o.slot[s]] * o.cell[ACT, s]
             wish = math.sqrt(a / paid) if paid > 0.0 else math.inf
-            wide[s] = max(x[s], min(t.cell[j, CAP, s], wish))
+            o.y[s] = max(o.x[s], min(o.cell[CAP, s], wish))
     return True
 
 
-@nopython
-def _leg(legs: Floats, many: int, r: int, paid: float) -> int:
-    legs[0, many], legs[1, many] = float(r), paid
-    return many + 1
+@lean
+def _exact(t: Table, i: int, j: int, p: Prices, o: Point) -> tuple[float, bool]:
+    """Tight shares of point j into o.x, wide ones into o.y. Returns (theta, whether the deadline does not bind)."""
+    load(t, j, o)
+    theta, y = cheapest(o, t.mode[j] == DOUBLE, t.theta[i], p)
+    if t.mode[j] == DOUBLE:
+        t.theta[i] = theta
+        stretch(o, theta)
+    return theta, _widen(o, theta, y, p)
 
 
-@nopython
-def _respond(t: Table, j: int, theta: float, eased: bool, p: Prices, wide: Floats, k: Set, legs: Floats) -> None:
-    """Add to k.pull how the bill of point j moves with log prices.
+@lean
+def _add_exact(t: Table, k: Set, i: int, p: Prices, o: Point) -> float:
+    """As _add_quick, for any point; k.bill[i] becomes the bill of the tight shares."""
+    theta, eased = _exact(t, i, k.chosen[i], p, o)
+    k.bill[i] = bill(o, p, o.x)
+    height = bill(o, p, o.y) + theta * latency(o, 0, o.y) + (1.0 - theta) * latency(o, 1, o.y)
+    for s in range(o.x.shape[0]):
+        act = o.cell[ACT, s]
+        k.use[0, o.slot[s]] += act * o.x[s]
+        k.use[1, o.slot[s]] += act * o.y[s]
+        moves = mixed(o, s, theta) > 0.0 and o.cell[FLOOR, s] < o.y[s] < o.cell[CAP, s]
+        o.y[s] = act * o.y[s] if moves else 0.0
+    _respond(t, eased, p, k, o)
+    return height
 
-    With v[r] what its shares at neither limit pay to resource r: diag(v), less v v' / sum(v) where the deadline
-    binds, for then what leaves one resource comes back at the others. `legs` (2, slots x (1 + couplings)) is scratch.
+
+@lean
+def _respond(t: Table, eased: bool, p: Prices, k: Set, o: Point) -> None:
+    """Add to k.pull how the bill of the counted shares o.y moves with log prices.
+
+    With v[r] what they pay to resource r: diag(v), less v v' / sum(v) where the deadline binds, for then what leaves
+    one resource comes back at the others.
     """
-    many, free = 0, 0.0
-    for s in range(wide.shape[0]):
-        if mixed(t, j, s, theta) > 0.0 and t.cell[j, FLOOR, s] < wide[s] < t.cell[j, CAP, s]:
-            r = t.slot[j, s]
-            counted = t.cell[j, ACTIVITY, s] * wide[s]
-            free += p.share[r] * counted
-            many = _leg(legs, many, r, p.rigid[r] * counted)
-            for c in range(t.link.shape[0]):
-                if t.link[c, 0] == r:
-                    many = _leg(legs, many, t.link[c, 1], p.rigid[t.link[c, 1]] * t.kappa[c] * counted)
+    many, free = legs(t, o, p), 0.0
     for m in range(many):
-        r = int(legs[0, m])
-        k.pull[r, r] += legs[1, m]
+        free += o.paid[m]
+    for m in range(many):
+        r = o.leg[m]
+        k.pull[r, r] += o.paid[m]
         if not eased and free > 0.0:
             for z in range(many):
-                k.pull[r, int(legs[0, z])] -= legs[1, m] * legs[1, z] / free
+                k.pull[r, o.leg[z]] -= o.paid[m] * o.paid[z] / free
+
+
+@lean
+def _one_by_one(t: Table, k: Set, p: Prices, c: Climb, o: Point) -> Climb:
+    """Add the other tasks to c."""
+    height, spent, roots = c.height, c.spent, c.roots
+    for i in t.order:
+        if k.bill[i] < 0.0:
+            height += _add_exact(t, k, i, p, o)
+            spent += k.bill[i]
+            roots += math.sqrt(k.bill[i])
+    return Climb(height, spent, roots)
 
 
 @nopython
-def _serve(t: Table, k: Set, p: Prices) -> Climb:
-    """Everyone's tight and wide shares at these prices into k."""
+def _serve(t: Table, k: Set, p: Prices, o: Point) -> Climb:
+    """What everyone's tight and wide shares at these prices use and cost, into k."""
     n = t.room.shape[0] - 1
-    work, legs = np.zeros((2, t.slot.shape[1])), np.empty((2, t.slot.shape[1] * (1 + t.link.shape[0])))
+    linked = t.link.shape[0] > 0
     for r in range(n + 1):
         k.use[0, r] = k.use[1, r] = 0.0
     for r in range(n):
         for q in range(n):
             k.pull[r, q] = 0.0
-    height = spent = roots = 0.0
-    for i in t.order:
-        j = k.chosen[i]
-        if j >= 0:
-            x, wide = k.share[i], k.wide[i]
-            _, theta, y = cheapest(t, j, p, x, work)
-            eased = _widen(t, j, theta, y, p, x, wide)
-            add_use(t, j, x, k.use[0])
-            add_use(t, j, wide, k.use[1])
-            _respond(t, j, theta, eased, p, wide, k, legs)
-            bill = _bill(t, j, p, x)
-            spent += bill
-            roots += math.sqrt(bill)
-            height += _bill(t, j, p, wide)
-            height += theta * latency(t, j, 0, wide) + (1.0 - theta) * latency(t, j, 1, wide)
-    return Climb(height, spent, roots)
+    c = Climb(0.0, 0.0, 0.0)
+    if linked:
+        for i in range(k.bill.shape[0]):
+            k.bill[i] = -1.0 if k.chosen[i] >= 0 else 0.0
+    else:
+        c = _at_a_glance(t, k, p)
+    c = _one_by_one(t, k, p, c, o)
+    with_couplings(t, k.use[0])
+    with_couplings(t, k.use[1])
+    return c
 
 
 @nopython
-def _bill(t: Table, j: int, p: Prices, x: Floats) -> float:
-    """Price the shares x (S,), without rigid demand."""
-    total = 0.0
-    for s in range(x.shape[0]):
-        total += p.share[t.slot[j, s]] * t.cell[j, ACTIVITY, s] * x[s]
-    return total
+def _write(t: Table, k: Set, price: Floats, wide: bool, out: Floats, o: Point) -> None:
+    """Everyone's tight or wide shares at prices (R,) into out (N, S)."""
+    p = prices_of(t, price)
+    if _write_quick(t, k, p, wide, out) > 0:
+        _write_others(t, k, p, wide, out, o)
+
+
+@lean
+def _write_others(t: Table, k: Set, p: Prices, wide: bool, out: Floats, o: Point) -> None:
+    for i in t.order:
+        if out[i, 0] < 0.0:
+            _exact(t, i, k.chosen[i], p, o)
+            for s in range(out.shape[1]):
+                out[i, s] = o.y[s] if wide else o.x[s]
+
+
+@nopython
+def _write_quick(t: Table, k: Set, p: Prices, wide: bool, out: Floats) -> int:
+    """Shares that meet no limit into out (N, S); returns for how many tasks -1 is there instead."""
+    chosen, slot, row, mode, root, back = k.chosen, k.slot, k.row, t.mode, p.root, p.back
+    left = 0
+    for i in range(out.shape[0]):
+        j, total = chosen[i], 0.0
+        for s in range(out.shape[1]):
+            out[i, s] = 0.0
+        if j < 0:
+            continue
+        for s in range(out.shape[1]):
+            total += row[i, ROOT, s] * root[slot[i, s]]
+        most, inside = max(total, 1.0), mode[j] != DOUBLE
+        for s in range(out.shape[1]):
+            unit = row[i, ROOT, s] * back[slot[i, s]]
+            inside = inside and row[i, LOW, s] <= unit * total and unit * most <= row[i, HIGH, s]
+        for s in range(out.shape[1]):
+            unit = row[i, ROOT, s] * back[slot[i, s]] / row[i, ACTS, s]
+            out[i, s] = -1.0 if not inside else unit * (most if wide else total)
+        left += 0 if inside or out.shape[1] == 0 else 1
+    return left
 
 
 @nopython
@@ -213,7 +296,7 @@ def solve_linear(matrix: Floats, right: Floats) -> None:
 
 @nopython
 def _newton(k: Set, price: Floats, step: Floats) -> None:
-    """Step in log prices: pull step = 2 price (wide use - room), no component beyond JUMP."""
+    """Newton step in log prices: pull step = 2 price (wide use - room), no component beyond JUMP."""
     n = price.shape[0]
     matrix = np.empty((n, n))
     for r in range(n):
@@ -224,11 +307,14 @@ def _newton(k: Set, price: Floats, step: Floats) -> None:
         if matrix[r, r] <= 0.0:
             matrix[r, r] = 1.0
     solve_linear(matrix, step)
+    whole = _worth(k, price)
     for r in range(n):
         step[r] = min(JUMP, max(-JUMP, step[r]))
+        if price[r] * k.room[r] < FADING * whole and k.use[1, r] < GOAL * k.room[r]:
+            step[r] = -JUMP
 
 
-@nopython
+@lean
 def _worst(k: Set) -> float:
     """Greatest tight use over room; inf where there is use but no room."""
     worst = 0.0
@@ -238,7 +324,7 @@ def _worst(k: Set) -> float:
     return worst
 
 
-@nopython
+@lean
 def _settled(k: Set, price: Floats) -> bool:
     """Wide shares fill every resource that has a price that matters."""
     whole = _worth(k, price)
@@ -249,7 +335,7 @@ def _settled(k: Set, price: Floats) -> bool:
     return True
 
 
-@nopython
+@lean
 def _no_room(k: Set) -> int:
     """Find a resource with elastic demand but no room; -1 if there is none."""
     for r in range(k.room.shape[0] - 1):
@@ -258,7 +344,7 @@ def _no_room(k: Set) -> int:
     return -1
 
 
-@nopython
+@lean
 def _worth(k: Set, price: Floats) -> float:
     total = 0.0
     for r in range(price.shape[0]):
@@ -266,7 +352,7 @@ def _worth(k: Set, price: Floats) -> float:
     return total
 
 
-@nopython
+@lean
 def _ratio(k: Set, price: Floats, spent: float) -> float:
     """Bill of the tight shares over the worth of the room; above 1 it proves that the set does not fit."""
     whole = _worth(k, price)
@@ -287,115 +373,130 @@ def _next(old: Floats, step: Floats, risen: bool, k: Set, price: Floats) -> None
         price[r] = rounded(max(1e-200, old[r] * math.exp(step[r]))) if old[r] > 0.0 else 0.0
 
 
-@nopython
-def _look(t: Table, k: Set, price: Floats) -> int:
-    """First look: serve at these price ratios, then scale the prices so that multipliers are about 1.
+@lean
+def _scale(t: Table, k: Set, whole: float, c: Climb) -> float:
+    """Factor on all prices at which the wide shares cost what the room is worth.
 
-    As if no deadline bound: (sum of roots of bills / worth)^2.
+    With B the root of a task's bill and u the root of 1 / factor: sum of max(B^2, B u) = whole, convex in u; Newton
+    from above. Where the tight shares alone cost more, as if no deadline bound.
     """
+    u = whole / c.roots
+    if c.spent < whole:
+        for _ in range(STEPS):
+            tight = eased = 0.0
+            for i in t.order:
+                if k.chosen[i] >= 0:
+                    root = math.sqrt(k.bill[i])
+                    if root >= u:
+                        tight += k.bill[i]
+                    else:
+                        eased += root
+            if eased <= 0.0 or not 0.0 < (whole - tight) / eased < u * (1.0 - 1e-9):
+                break
+            u = (whole - tight) / eased
+    return (1.0 / u) ** 2
+
+
+@nopython
+def _look(t: Table, k: Set, price: Floats, o: Point) -> int:
+    """First look: serve at these price ratios, then scale the prices to where the wide shares about fill the room."""
     full = elastic_room(t, k)
     if full < 0:
-        c = _serve(t, k, prices_of(t, price))
+        c = _serve(t, k, prices_of(t, price), o)
         full = _no_room(k)
     if full >= 0:
         for r in range(price.shape[0]):
             price[r] = 1.0 if r == full else 0.0
         return NO_FIT
-    whole, ratio = _worth(k, price), _ratio(k, price, c.spent)
-    if c.roots > 0.0 and whole > 0.0:
-        for r in range(price.shape[0]):
-            price[r] *= (c.roots / whole) ** 2
+    whole, ratio, verdict = _worth(k, price), _ratio(k, price, c.spent), UNKNOWN
     if _worst(k) <= 1.0 + EDGE:
-        return FIT
-    return NO_FIT if ratio > 1.0 + EDGE else UNKNOWN
+        verdict = FIT
+    elif ratio > 1.0 + EDGE:
+        verdict = NO_FIT
+    if verdict != FIT and c.roots > 0.0 and whole > 0.0:
+        factor = _scale(t, k, whole, c)
+        for r in range(price.shape[0]):
+            price[r] *= factor
+    return verdict
 
 
 @nopython
-def fit(t: Table, k: Set, price: Floats) -> int:
+def fit(t: Table, k: Set, price: Floats, sharp: bool, o: Point) -> int:
     """Search shares that serve all of k.chosen, from the ratios of `price` (R,), which it moves.
 
-    FIT: the tight k.share do. NO_FIT: at `price` they cost more than there is room for. Returns at the first proof
-    of either.
+    FIT: the tight shares at `price` do, k.use[0] is their use. NO_FIT: at `price` they cost more than there is room
+    for; `sharp`: by as much as a few more steps find.
     """
-    verdict = _look(t, k, price)
-    if verdict != UNKNOWN:
+    verdict = _look(t, k, price, o)
+    if verdict == FIT or (verdict == NO_FIT and (not sharp or _worth(k, price) <= 0.0)):
         return verdict
     old, step = price.copy(), np.zeros(price.shape[0])
-    top = -math.inf
+    top, before = -math.inf, 0.0
     for _ in range(STEPS):
-        c = _serve(t, k, prices_of(t, price))
+        c = _serve(t, k, prices_of(t, price), o)
         if _worst(k) <= 1.0 + EDGE:
             return FIT
-        if _ratio(k, price, c.spent) > 1.0 + EDGE:
+        ratio = _ratio(k, price, c.spent)
+        if ratio > 1.0 + EDGE and not sharp:
             return NO_FIT
         height = c.height - GOAL * _worth(k, price)
         risen = height >= top - SLIP * abs(top)
+        if risen:
+            sharper, before = ratio - before, ratio
+            if ratio > 1.0 + EDGE and sharper < LEVEL * (ratio - 1.0):
+                return NO_FIT
         top = max(top, height)
         _next(old, step, risen, k, price)
     return UNKNOWN
 
 
 @nopython
-def serves(t: Table, k: Set) -> bool:
-    """Whether k.share hold all limits, deadlines and k.room."""
-    n = t.room.shape[0] - 1
-    for r in range(n + 1):
-        k.use[0, r] = 0.0
-    for i in t.order:
-        j = k.chosen[i]
-        if j >= 0:
-            x = k.share[i]
-            for s in range(x.shape[0]):
-                cap = t.cell[j, CAP, s] if t.slot[j, s] < n else 0.0
-                if not t.cell[j, FLOOR, s] * (1.0 - EDGE) <= x[s] <= cap * (1.0 + EDGE):
-                    return False
-            if max(latency(t, j, 0, x), latency(t, j, 1, x)) > 1.0 + HELD:
-                return False
-            add_use(t, j, x, k.use[0])
-    return _worst(k) <= 1.0 + HELD
+def balance(t: Table, k: Set, price: Floats, o: Point) -> None:
+    """Move `price` (R,), at which the tight shares fit, to where they do and leave room on all resources alike.
+
+    k.use[0] is their use then.
+    """
+    good = _climb(t, k, price, o)
+    for r in range(price.shape[0]):
+        price[r] = good[r]
+    _serve(t, k, prices_of(t, price), o)
 
 
 @nopython
-def settle(t: Table, k: Set, price: Floats) -> int:
-    """Like `fit`, to the end: with FIT k.wide has used up the room, with NO_FIT the proof is sharp.
+def settle(t: Table, k: Set, price: Floats, o: Point) -> None:
+    """The second stage of a set whose tight shares at `price` fit; k.share fit then, k.wide have used up the room.
 
-    Where k.share serve the set already, the answer is FIT, and they do afterwards.
+    `price` (R,) ends at the second stage's.
     """
-    good = k.share.copy()
-    held = elastic_room(t, k) < 0 and serves(t, k)
-    verdict = _look(t, k, price)
-    if verdict == NO_FIT and _worth(k, price) <= 0.0:
-        return verdict
-    if verdict == FIT and not held:
-        copy_shares(k.share, good)
-    held = held or verdict == FIT
-    old, step = price.copy(), np.zeros(price.shape[0])
-    top, before = -math.inf, 0.0
+    good = _climb(t, k, price, o)
+    _write(t, k, good, False, k.share, o)
+    _write(t, k, price, True, k.wide, o)
+
+
+@nopython
+def _climb(t: Table, k: Set, price: Floats, o: Point) -> Floats:
+    """Move `price` to the second stage's; returns the nearest prices seen at which the tight shares fit."""
+    n = price.shape[0]
+    elastic_room(t, k)
+    c, good = _serve(t, k, prices_of(t, price), o), price.copy()
+    whole = _worth(k, price)
+    if c.roots > 0.0 and whole > 0.0:
+        factor = _scale(t, k, whole, c)
+        for r in range(n):
+            price[r] *= factor
+    old, step, top = price.copy(), np.zeros(n), -math.inf
     for _ in range(STEPS):
-        c = _serve(t, k, prices_of(t, price))
-        if not held and _worst(k) <= 1.0 + EDGE:
-            held = True
-            copy_shares(k.share, good)
-        height, ratio = c.height - GOAL * _worth(k, price), _ratio(k, price, c.spent)
+        c = _serve(t, k, prices_of(t, price), o)
+        if _worst(k) <= 1.0 + EDGE:
+            for r in range(n):
+                good[r] = price[r]  # the latest: nearest to the wide shares
+        height = c.height - GOAL * _worth(k, price)
         gain, risen = height - top, height >= top - SLIP * abs(top)
-        if risen:
-            sharper, before = ratio - before, ratio
-            if _done(k, price, held, gain, ratio, sharper):
-                break
+        if risen and (gain < CALM * _worth(k, price) or _settled(k, price)):
+            break
         top = max(top, height)
         _next(old, step, risen, k, price)
     else:
-        for r in range(price.shape[0]):
+        for r in range(n):
             price[r] = old[r]
-    if held:
-        copy_shares(good, k.share)
-        return FIT
-    return NO_FIT if before > 1.0 + EDGE else UNKNOWN
-
-
-@nopython
-def _done(k: Set, price: Floats, fits: bool, gain: float, ratio: float, sharper: float) -> bool:
-    """Nothing is left to be gained: all room used, or the dual at rest, or the proof of no fit hardly sharper."""
-    if not fits:
-        return ratio > 1.0 + EDGE and sharper < LEVEL * (ratio - 1.0)
-    return gain < CALM * _worth(k, price) or _settled(k, price)
+    return good

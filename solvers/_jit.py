@@ -18,7 +18,20 @@ Function = TypeVar("Function", bound=Callable[..., object])
 # The one place where the environment is read. A machine that forbids writable and executable memory
 # (systemd's MemoryDenyWriteExecute) cannot run compiled code.
 COMPILED: Final = os.environ.get("COSCHED_KERNEL", "numba") != "numpy"
-_SOURCES: Final = ("_jit", "_kernel", "_oracle", "_dual", "_fit", "_spread", "_search", "price", "problem")
+_SOURCES: Final = (
+    "_jit",
+    "_kernel",
+    "_point",
+    "_oracle",
+    "_dual",
+    "_recovery",
+    "_fit",
+    "_spread",
+    "_search",
+    "_tree",
+    "price",
+    "problem",
+)
 
 
 def nopython(function: Function) -> Function:
@@ -40,6 +53,31 @@ def inlined(function: Function) -> Function:
 
     options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     return cast("Function", numba.njit(forceinline=True, **options)(function))
+
+
+def lean(function: Function) -> Function:
+    """Like `nopython`, for functions that make no arrays: without counting references to those that they are given."""
+    if not COMPILED:
+        return function
+    import numba
+
+    options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    options["_nrt"] = False  # numba's own name for it; tests/test_solvers_price.py compiles with it
+    return cast("Function", numba.njit(**options)(function))
+
+
+def merged(function: Function) -> Function:
+    """Like `nopython`, but becomes part of its caller.
+
+    Numba optimises a function again in every caller above it, so a shallow tree of calls compiles several times
+    faster; and a call would copy the tuples of arrays that it is given.
+    """
+    if not COMPILED:
+        return function
+    import numba
+
+    options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast("Function", numba.njit(**options, inline="always")(function))
 
 
 def cached(function: Function) -> Function:

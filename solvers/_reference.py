@@ -13,34 +13,40 @@ import numpy as np
 from solvers.problem import Floats, Ints
 
 if TYPE_CHECKING:
-    from solvers._kernel import Table
-    from solvers._oracle import Screen
+    from solvers._kernel import Prices, Table
+    from solvers._oracle import Look, Screen
 
-ROOT, RIGID, A, REACH, FLOOR, CAP, ACTIVITY = 0, 2, 3, 5, 6, 7, 8  # fields of Table.cell
-DOUBLE: Final = 2
+LOW, HIGH, RIGID, OTHER, ACTIVITY = 0, 1, 2, 3, 4  # fields of Table.cell
+A, FLOOR, CAP = 0, 2, 3  # ... and of what is made of them here
+DEAD: Final = 0
+DOUBLE: Final = 3
 ROUNDS: Final = 80  # of the search between two phases
 
 
-def evaluate(t: Table, price: Floats, _screen: Screen, pick: Ints, net: Floats, use: Floats) -> float:
-    """Dual function at prices (R,); see solvers._kernel.evaluate."""
-    cost, share = costs_and_shares(t, price)
-    gain = t.value - cost  # (J,)
-    use[:] = 0.0
-    bound = float((price * t.room[:-1]).sum())
-    for i in t.order:
-        pick[i], net[i] = -1, 0.0
+def rank(t: Table, p: Prices, look: Look, _screen: Screen, _sure: float) -> None:
+    """Every task's best and next best point by lower bounds of the costs; see solvers._oracle._rank."""
+    root = p.root[t.slot]  # (J, S)
+    both = np.maximum((t.root * root).sum(axis=1), (t.cell[:, OTHER] * root).sum(axis=1))
+    gain = t.value - ((p.rigid[t.slot] * t.cell[:, RIGID]).sum(axis=1) + both * both)
+    gain[t.mode == DEAD] = -np.inf
+    for i in range(len(t.most)):
         gains = gain[t.first[i] : t.first[i + 1]]
-        if gains.size and gains.max() > 0:
-            j = int(t.first[i] + np.argmax(gains))
-            pick[i], net[i] = j, gain[j]
-            bound += float(gain[j])
-            _demand(t, j, share[j], use)
-    return bound
+        look.pick[i] = look.rival[i] = -1
+        look.net[i] = look.gain[i] = -np.inf
+        if gains.size and gains.max() > -np.inf:
+            best = int(np.argmax(gains))
+            look.pick[i], look.net[i] = t.first[i] + best, gains[best]
+            others = gains.copy()
+            others[best] = -np.inf
+            if others.max() > -np.inf:
+                look.rival[i], look.gain[i] = t.first[i] + int(np.argmax(others)), others.max()
 
 
-def all_costs(t: Table, price: Floats, cost: Floats) -> None:
-    """Cost of every point (J,), inf for those that cannot be served."""
-    cost[:] = costs_and_shares(t, price)[0]
+def _cells(t: Table, points: Ints) -> Floats:
+    """(K, 5, S) work / slack of two phases, floor, cap, activity."""
+    act = t.cell[points, ACTIVITY]
+    parts = (t.root[points] ** 2, t.cell[points, OTHER] ** 2, t.cell[points, LOW], t.cell[points, HIGH])
+    return np.stack([*(part / act for part in parts), act], axis=1)
 
 
 def costs_and_shares(t: Table, price: Floats) -> tuple[Floats, Floats]:
@@ -50,11 +56,11 @@ def costs_and_shares(t: Table, price: Floats) -> tuple[Floats, Floats]:
     for (source, target), kappa in zip(t.link, t.kappa, strict=True):
         charge[source] += kappa * price[target]
     cost, share = np.full(len(t.value), np.inf), np.zeros(t.slot.shape)
-    alive = np.flatnonzero(t.mode > 0)
-    cell = t.cell[alive]  # (K, FIELDS, S)
+    alive = np.flatnonzero(t.mode != DEAD)
+    cell = _cells(t, alive)
     pay = cell[:, ACTIVITY] * charge[t.slot[alive]]  # (K, S) for a whole share
     x = _one_phase(cell[:, A], pay, cell[:, FLOOR], cell[:, CAP])
-    base = (rigid[t.slot[alive]] * cell[:, RIGID]).sum(axis=1)
+    base = (rigid[t.slot[alive]] * t.cell[alive, RIGID]).sum(axis=1)
     cost[alive] = base + (pay * x).sum(axis=1)
     double = np.flatnonzero(t.mode[alive] == DOUBLE)
     if double.size:
@@ -120,10 +126,3 @@ def _two_phases(cell: Floats, pay: Floats) -> tuple[Floats, Floats]:
 
 def _mixture(cell: Floats, theta: Floats) -> Floats:
     return np.asarray(theta[:, None] * cell[:, A] + (1.0 - theta)[:, None] * cell[:, A + 1], dtype=np.float64)
-
-
-def _demand(t: Table, j: int, x: Floats, use: Floats) -> None:
-    counted = t.cell[j, ACTIVITY] * x
-    np.add.at(use, t.slot[j], counted + t.cell[j, RIGID])
-    for (source, target), kappa in zip(t.link, t.kappa, strict=True):
-        use[target] += kappa * counted[t.slot[j] == source].sum()

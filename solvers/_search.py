@@ -1,8 +1,7 @@
-"""From prices to a plan: repair what does not fit, fill what is left, then search what the gap leaves open.
+"""From prices to a plan: repair what does not fit, then fill what is left (docs/model.md, section 4).
 
-docs/model.md, section 4. The search is exact when its node budget suffices: an option whose reduced loss at the dual
-prices exceeds the gap can be in no better plan, and every set that did not fit leaves a linear cut behind
-(its prices: the chosen points may not cost more than the room is worth).
+At good prices all but about as many tasks as there are resources are settled; only those that waver most between two
+choices are looked at, each with the points that lose little against the bound.
 """
 
 from __future__ import annotations
@@ -11,58 +10,132 @@ import math
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from solvers._dual import Dual
-from solvers._fit import FIT, NO_FIT, Set, copy_set, fit, new_set, settle
-from solvers._jit import nopython
-from solvers._kernel import DEAD, EDGE, Table, at_least, cheapest, prices_of
-from solvers._oracle import all_costs
+from solvers._dual import Dual, worth
+from solvers._fit import FIT, Set, balance, fit, put
+from solvers._jit import lean, merged, nopython
+from solvers._kernel import DEAD, EDGE, RIGID, Prices, Table, at_least, prices_of
+from solvers._oracle import WIDTH, Look
+from solvers._point import Point, price_point
 from solvers.problem import Floats, Ints
 
+Bools = npt.NDArray[np.bool_]
+
+FEW: Final = 256  # tasks: up to here all of them are looked at, with all their points that fit into the gap
+WAVERING: Final = 160  # ... above, so many and ...
+WAVERING_PART: Final = 0.02  # ... this part of all
+BINS: Final = 256  # of margins, to find the least ones
+LOSS_LIMIT: Final = 0.3  # points that lose more than this part of the mean value of a task are put aside
+SMALL: Final = 2000  # points: up to here none is put aside
 SWITCH_ROUNDS: Final = 6  # rounds of repair that may change points; after them tasks are only dropped
-FAILURES: Final = 12  # fillings that may fail before it stops
-OPTIONS: Final = 1500  # that the search looks at, least loss first
-CUTS: Final = 24  # kept; the oldest makes place
-FITS: Final = 60  # feasibility tests of the search
+ROUNDS: Final = 40  # of repair; towards the end it drops by halves
+FADED: Final = 1e-9  # part of the others' change by which a price has as good as gone
+HALVINGS: Final = 30  # of the ratio below which tasks are dropped in bulk
+FAILURES: Final = 12  # fillings that may fail before it stops, with up to 100 tasks
+LEAST_FAILURES: Final = 4  # ... and with any number
+FILL_ROUNDS: Final = 8  # of filling, with few tasks ...
+LEAST_ROUNDS: Final = 3  # ... and with any number
+ROUNDS_TASKS: Final = 8000  # ... in all rounds together, between these two
 SAME: Final = 1e-9  # values that differ by less are the same
 
 
-class Losses(NamedTuple):
-    """What each choice gives away against the bound, at the dual's prices."""
+class Options(NamedTuple):
+    """Choices of the tasks that are looked at."""
 
-    point: Floats  # (J,) inf where it cannot be served
-    none: Floats  # (N,) of not being admitted: the task's net value
-
-
-class Tree(NamedTuple):
-    """Tasks still undecided, one level each; options of a level are sorted by loss."""
-
-    task: Ints  # (L,)
-    start: Ints  # (L + 1,)
-    point: Ints  # (O,) or -1: not admitted
-    loss: Floats  # (O,)
-    value: Floats  # (O,)
-    cost: Floats  # (CUTS, O)
-    room: Floats  # (CUTS,)
-    best_rest: Floats  # (L + 1,) greatest value that levels from here on can add
+    task: Ints  # (D,)
+    start: Ints  # (D + 1,)
+    none: Floats  # (D,) what not admitting the task gives away against the bound: its net value
+    point: Ints  # (O,)
+    loss: Floats  # (O,) what choosing the point gives away
+    cost: Floats  # (O,) at the prices of the moment
+    tried: Ints  # (O,)
 
 
 @nopython
-def losses(t: Table, d: Dual, limit: float) -> Losses:
-    """Reduced losses at the prices of the bound; points that lose more than `limit` are taken out of the table."""
-    p = prices_of(t, d.price)
-    x, work = np.empty(t.slot.shape[1]), np.zeros((2, t.slot.shape[1]))
-    lost = np.full(t.value.shape[0], math.inf)
+def _wavering(t: Table, look: Look) -> Ints:
+    """Tasks by id: all, or those with the least margins, half of them served and half not."""
+    n_tasks = t.most.shape[0]
+    if n_tasks <= FEW:
+        return t.order
+    taken, many = np.zeros(n_tasks, dtype=np.bool_), 0
+    for served in (True, False):
+        many += _closest(t, look, served, (WAVERING + int(WAVERING_PART * n_tasks)) // 2, taken)
+    task, found = np.empty(many, dtype=np.int64), 0
     for i in t.order:
-        for j in range(t.first[i], t.first[i + 1]):
-            if t.mode[j] != DEAD and d.net[i] - t.value[j] + at_least(t, j, p) <= limit:
-                lost[j] = max(0.0, d.net[i] - (t.value[j] - cheapest(t, j, p, x, work)[0]))
-            else:
-                t.mode[j] = DEAD
-    return Losses(lost, d.net)
+        if taken[i]:
+            task[found] = i
+            found += 1
+    return task
 
 
 @nopython
+def _closest(t: Table, look: Look, served: bool, enough: int, taken: Bools) -> int:
+    """Mark the tasks, served or not, with the least margins, `enough` of them or all; returns how many."""
+    n_tasks, widest = t.most.shape[0], 0.0
+    for i in range(n_tasks):
+        widest = max(widest, WIDTH * t.most[i])
+    place, bins = np.full(n_tasks, BINS, dtype=np.int64), np.zeros(BINS + 1, dtype=np.int64)
+    for i in range(n_tasks):
+        if (look.pick[i] >= 0) == served and look.margin[i] < WIDTH * t.most[i]:
+            place[i] = int(look.margin[i] / widest * BINS)
+            bins[place[i]] += 1
+    last, many = 0, 0
+    while last < BINS and many + bins[last] <= enough:
+        many += bins[last]
+        last += 1
+    rest = min(enough - many, bins[last]) if last < BINS else 0  # of the last bin, evenly spaced by id
+    passed = 0
+    for i in t.order:
+        if place[i] == last and last < BINS:
+            passed += rest
+        if place[i] < last or (place[i] == last and last < BINS and passed >= bins[last]):
+            passed -= bins[last] if place[i] == last else 0
+            taken[i] = True
+    return many + rest
+
+
+@lean
+def _list(t: Table, look: Look, p: Prices, limit: float, opt: Options, o: Point) -> None:
+    """Fill in the choices that lose no more than a limit."""
+    many = 0
+    for place in range(opt.task.shape[0]):
+        i = opt.task[place]
+        net = look.net[i]
+        opt.none[place] = net
+        for j in range(t.first[i], t.first[i + 1]):
+            if t.mode[j] != DEAD and (j == look.pick[i] or net - t.value[j] + at_least(t, j, p) <= limit):
+                opt.point[many] = j
+                opt.loss[many] = max(0.0, net - (t.value[j] - price_point(t, i, j, p, o)))
+                many += 1
+        opt.start[place + 1] = many
+
+
+@nopython
+def options(t: Table, d: Dual, o: Point) -> Options:
+    """Choices of wavering tasks with their losses at the prices of the bound."""
+    task, p, n_tasks = _wavering(t, d.look), prices_of(t, d.price), t.most.shape[0]
+    limit, most, total = math.inf, 0, 0.0
+    for i in t.order:
+        total += t.most[i]
+    if t.value.shape[0] > SMALL:
+        limit = LOSS_LIMIT * total / n_tasks
+    for i in task:
+        most += t.first[i + 1] - t.first[i]
+    opt = Options(
+        task,
+        np.zeros(task.shape[0] + 1, dtype=np.int64),
+        np.zeros(task.shape[0]),
+        np.zeros(most, dtype=np.int64),
+        np.zeros(most),
+        np.zeros(most),
+        np.zeros(most, dtype=np.int64),
+    )
+    _list(t, d.look, p, limit, opt, o)
+    return opt
+
+
+@lean
 def value_of(t: Table, chosen: Ints) -> float:
     """Value of a choice of points, summed in the order of task ids."""
     total = 0.0
@@ -72,298 +145,236 @@ def value_of(t: Table, chosen: Ints) -> float:
     return total
 
 
-@nopython
-def _spare(t: Table, k: Set, price: Floats, cost: Floats) -> float:
-    """Worth of the room less the bill of the chosen points."""
-    left = 0.0
-    for r in range(price.shape[0]):
-        left += price[r] * t.room[r]
+@lean
+def reprice(t: Table, opt: Options, p: Prices, o: Point) -> None:
+    """Costs of all options at prices."""
+    for place in range(opt.task.shape[0]):
+        for m in range(opt.start[place], opt.start[place + 1]):
+            opt.cost[m] = price_point(t, opt.task[place], opt.point[m], p, o)
+
+
+@lean
+def _bills(t: Table, k: Set, p: Prices, paid: Floats, o: Point) -> float:
+    """What the chosen points cost at prices, each into paid (N,); returns the sum less the worth of the room."""
+    excess = 0.0
+    for r in range(t.room.shape[0]):
+        excess -= p.rigid[r] * t.room[r]
     for i in t.order:
+        paid[i] = 0.0
         if k.chosen[i] >= 0:
-            left -= cost[k.chosen[i]]
-    return left
+            paid[i] = price_point(t, i, k.chosen[i], p, o)
+            excess += paid[i]
+    return excess
 
 
-@nopython
-def _cheaper(t: Table, i: int, now: int, lost: Losses, cost: Floats, switch: bool) -> tuple[float, int]:
-    """Find the best way for task i to take less: (loss per cost saved, point or -1). Losses only grow: no cycles."""
-    best = (lost.none[i] - lost.point[now]) / max(cost[now], 1e-300)
-    to = -1
+@merged
+def _chosen_option(k: Set, opt: Options, place: int) -> int:
+    """Option that the task at a place has chosen, -1: none."""
+    now = k.chosen[opt.task[place]]
+    for m in range(opt.start[place], opt.start[place + 1]):
+        if opt.point[m] == now:
+            return m
+    return -1
+
+
+@lean
+def _cheaper(opt: Options, place: int, now: int, switch: bool) -> tuple[float, int]:
+    """Find the best way for a task to take less: (loss per cost saved, option or -1). Losses only grow: no cycles."""
+    best, to = (opt.none[place] - opt.loss[now]) / max(opt.cost[now], 1e-300), -1
     if switch:
-        for j in range(t.first[i], t.first[i + 1]):
-            later = lost.point[j] > lost.point[now] or (lost.point[j] == lost.point[now] and j > now)
-            if t.mode[j] != DEAD and later and cost[j] < cost[now] * (1.0 - 1e-6):
-                ratio = (lost.point[j] - lost.point[now]) / (cost[now] - cost[j])
+        for m in range(opt.start[place], opt.start[place + 1]):
+            later = opt.loss[m] > opt.loss[now] or (opt.loss[m] == opt.loss[now] and m > now)
+            if later and opt.cost[m] < opt.cost[now] * (1.0 - 1e-6):
+                ratio = (opt.loss[m] - opt.loss[now]) / (opt.cost[now] - opt.cost[m])
                 if ratio < best:
-                    best, to = ratio, j
+                    best, to = ratio, m
     return best, to
 
 
 @nopython
-def repair(t: Table, k: Set, lost: Losses, start: Floats, price: Floats) -> None:
-    """Drop or switch tasks, least loss per cost saved first, until the set fits; `price` (R,) ends balanced."""
-    cost = np.empty(t.value.shape[0])
-    n_tasks = t.order.shape[0]
-    ratio, to = np.empty(n_tasks), np.empty(n_tasks, dtype=np.int64)
-    for tried in range(n_tasks + SWITCH_ROUNDS + 1):
+def _lessen(t: Table, k: Set, opt: Options, excess: float, switch: bool) -> float:
+    """Drop or switch wavering tasks, least loss per cost saved first; returns what is left of the excess."""
+    many = opt.task.shape[0]
+    ratio, to, now = np.full(many, math.inf), np.empty(many, dtype=np.int64), np.empty(many, dtype=np.int64)
+    for place in range(many):
+        now[place] = _chosen_option(k, opt, place)
+        if now[place] >= 0:
+            ratio[place], to[place] = _cheaper(opt, place, now[place], switch)
+    while excess > 0.0:
+        least = -1
+        for place in range(many):
+            if ratio[place] < math.inf and (least < 0 or ratio[place] < ratio[least]):
+                least = place
+        if least < 0:
+            break
+        m = to[least]
+        excess -= opt.cost[now[least]] - (opt.cost[m] if m >= 0 else 0.0)
+        put(t, k, opt.task[least], opt.point[m] if m >= 0 else -1)
+        ratio[least] = math.inf
+    return excess
+
+
+@lean
+def _drop(t: Table, k: Set, net: Floats, paid: Floats, excess: float) -> None:
+    """Drop chosen tasks of the least net value per cost until about the excess is gone, in bulk."""
+    low, high = 0.0, 0.0
+    for i in range(paid.shape[0]):
+        if k.chosen[i] >= 0 and paid[i] > 0.0:
+            high = max(high, net[i] / paid[i] * (1.0 + 1e-9))
+    for _ in range(HALVINGS):
+        middle, saved = 0.5 * (low + high), 0.0
+        for i in t.order:
+            if k.chosen[i] >= 0 and net[i] <= middle * paid[i]:
+                saved += paid[i]
+        if saved >= excess:
+            high = middle
+        else:
+            low = middle
+    for i in t.order:
+        if excess > 0.0 and k.chosen[i] >= 0 and net[i] <= high * paid[i]:
+            excess -= paid[i]
+            put(t, k, i, -1)
+
+
+@nopython
+def _revive(price: Floats, start: Floats) -> None:
+    """Prices `start` again where a proof that the set does not fit has left some without a price."""
+    least, most = math.inf, 0.0
+    for r in range(price.shape[0]):
+        if start[r] > 0.0:
+            least, most = min(least, price[r] / start[r]), max(most, price[r] / start[r])
+    if least < FADED * most:
         for r in range(price.shape[0]):
             price[r] = start[r]
-        if settle(t, k, price) == FIT:
+
+
+@merged
+def repair(t: Table, k: Set, opt: Options, net: Floats, price: Floats, o: Point) -> None:
+    """Drop or switch tasks until the set fits by its tight shares at `price` (R,), which ends balanced."""
+    paid, start = np.empty(t.most.shape[0]), price.copy()
+    for tried in range(ROUNDS):
+        _revive(price, start)
+        if fit(t, k, price, True, o) == FIT:
             return
-        all_costs(t, price, cost)
-        spare = min(_spare(t, k, price, cost), -1e-12)
-        for i in t.order:
-            if k.chosen[i] >= 0:
-                ratio[i], to[i] = _cheaper(t, i, k.chosen[i], lost, cost, tried < SWITCH_ROUNDS)
-            else:
-                ratio[i] = math.inf
-        while spare < 0.0:
-            i = _least(t, ratio)
-            if i < 0:
-                break
-            spare += cost[k.chosen[i]] - (cost[to[i]] if to[i] >= 0 else 0.0)
-            k.chosen[i], ratio[i] = to[i], math.inf
-
-
-@nopython
-def _least(t: Table, score: Floats) -> int:
-    """Task with the least finite score, -1 if none; the first by id wins a tie."""
-    best, found = math.inf, -1
+        excess = _bills(t, k, prices_of(t, price), paid, o)
+        least = 1e-12 * worth(t, price)
+        if tried > SWITCH_ROUNDS:
+            least *= 2.0 ** (tried - SWITCH_ROUNDS)
+        reprice(t, opt, prices_of(t, price), o)
+        excess = _lessen(t, k, opt, max(excess, least), tried < SWITCH_ROUNDS)
+        if excess > 0.0:
+            _bills(t, k, prices_of(t, price), paid, o)
+            _drop(t, k, net, paid, excess)
     for i in t.order:
-        if score[i] < best:
-            best, found = score[i], i
-    return found
+        put(t, k, i, -1)
+    fit(t, k, price, False, o)
 
 
-@nopython
-def _candidate(t: Table, k: Set, cost: Floats, spare: float, tried: Ints) -> tuple[int, int]:
-    """Untried change of one task that adds value and may fit: most value per cost first. (-1, -1) if none."""
-    best, task, point = 0.0, -1, -1
-    for i in t.order:
-        now = k.chosen[i]
-        value, paid = (t.value[now], cost[now]) if now >= 0 else (0.0, 0.0)
-        for j in range(t.first[i], t.first[i + 1]):
-            gain, more = t.value[j] - value, cost[j] - paid
-            if t.mode[j] != DEAD and tried[j] == 0 and gain > SAME and more <= spare * (1.0 + EDGE) + EDGE:
+@lean
+def _candidate(t: Table, k: Set, opt: Options, spare: float) -> tuple[int, int]:
+    """Untried change of one task that adds value and may fit, most value per cost first: (place, option), -1: none."""
+    best, where, option = 0.0, -1, -1
+    for place in range(opt.task.shape[0]):
+        now = _chosen_option(k, opt, place)
+        value, paid = (t.value[opt.point[now]], opt.cost[now]) if now >= 0 else (0.0, 0.0)
+        for m in range(opt.start[place], opt.start[place + 1]):
+            gain, more = t.value[opt.point[m]] - value, opt.cost[m] - paid
+            if opt.tried[m] == 0 and gain > SAME and more <= spare * (1.0 + EDGE) + EDGE:
                 score = gain / max(more, 1e-3 * spare, 1e-300)
                 if score > best:
-                    best, task, point = score, i, j
-    return task, point
+                    best, where, option = score, place, m
+    return where, option
 
 
-@nopython
-def fill(t: Table, k: Set, start: Floats, price: Floats) -> bool:
-    """Admit the rejected and better the admitted while it fits; k is settled at `price` (R,) before.
-
-    k fits after; True: it is settled, too.
-    """
-    cost = np.empty(t.value.shape[0])
-    tried = np.zeros(t.value.shape[0], dtype=np.int64)
-    trial, new = new_set(t), price.copy()
-    all_costs(t, price, cost)
-    failures = max(4, min(FAILURES, FAILURES * 100 // max(1, t.order.shape[0])))
-    failed, stale = 0, False
-    while failed < failures:
-        i, j = _candidate(t, k, cost, _spare(t, k, price, cost), tried)
-        if i < 0 and not stale:
-            return True
-        if i < 0:
-            settle(t, k, price)
-            all_costs(t, price, cost)
-            stale = False
-            continue
-        tried[j] = 1
-        copy_set(k, trial)
-        trial.chosen[i] = j
-        for r in range(price.shape[0]):
-            new[r] = start[r]
-        if fit(t, trial, new) == FIT:
-            copy_set(trial, k)
-            stale = True
-        else:
-            failed += 1
-    return not stale
+@lean
+def shift(t: Table, j: int, o: Point, sign: float, use: Floats) -> None:
+    """Add what point j, which is in the scratch, takes to use (R + 1,)."""
+    for s in range(o.y.shape[0]):
+        use[o.slot[s]] += sign * (o.y[s] + t.cell[j, RIGID, s])
+        for c in range(t.link.shape[0]):
+            if t.link[c, 0] == o.slot[s]:
+                use[t.link[c, 1]] += sign * t.kappa[c] * o.y[s]
 
 
-@nopython
-def _limit(t: Table, lost: Losses, gap: float) -> float:
-    """Loss below which options are looked at: the gap, or less where that would be too many."""
-    limit = gap
-    for _ in range(40):
-        many = 0
-        for i in t.order:
-            many += 1 if lost.none[i] < limit else 0
-            for j in range(t.first[i], t.first[i + 1]):
-                many += 1 if lost.point[j] < limit else 0
-        if many <= OPTIONS + t.order.shape[0]:
-            break
-        limit *= 0.6
-    return limit
-
-
-@nopython
-def _grow(t: Table, lost: Losses, limit: float) -> Tree:
-    """Options whose loss is below the limit; levels with the clearest choice first."""
-    n_tasks = t.order.shape[0]
-    doubt = np.zeros(n_tasks)
-    for i in range(n_tasks):
-        doubt[i] = -_second(t, i, lost)
-    most = 0  # counted, not assumed: any number of options may lose nothing
-    for i in range(n_tasks):
-        most += 1 if lost.none[i] < limit else 0
-        for j in range(t.first[i], t.first[i + 1]):
-            most += 1 if lost.point[j] < limit else 0
-    tree = Tree(
-        np.empty(n_tasks, dtype=np.int64),
-        np.zeros(n_tasks + 1, dtype=np.int64),
-        np.empty(most, dtype=np.int64),
-        np.empty(most),
-        np.empty(most),
-        np.zeros((CUTS, most)),
-        np.full(CUTS, math.inf),
-        np.zeros(n_tasks + 1),
-    )
-    for level in range(n_tasks):
-        i = _least(t, doubt)
-        doubt[i] = math.inf
-        tree.task[level] = i
-        many = tree.start[level]
-        for j in range(t.first[i] - 1, t.first[i + 1]):
-            none = j < t.first[i]  # before the first point: not admitted
-            loss = lost.none[i] if none else lost.point[j]
-            if loss < limit:
-                many = _insert(tree, level, many, -1 if none else j, loss, 0.0 if none else t.value[j])
-        tree.start[level + 1] = many
-    for level in range(n_tasks - 1, -1, -1):
-        best = 0.0
-        for o in range(tree.start[level], tree.start[level + 1]):
-            best = max(best, tree.value[o])
-        tree.best_rest[level] = tree.best_rest[level + 1] + best
-    return tree
-
-
-@nopython
-def _second(t: Table, i: int, lost: Losses) -> float:
-    """Loss of task i's second choice: large means that its choice is clear. Finite."""
-    best, second = lost.none[i], 1e300
-    for j in range(t.first[i], t.first[i + 1]):
-        if lost.point[j] < best:
-            best, second = lost.point[j], best
-        elif lost.point[j] < second:
-            second = lost.point[j]
-    return second
-
-
-@nopython
-def _insert(tree: Tree, level: int, many: int, point: int, loss: float, value: float) -> int:
-    """Insert an option by loss, then by greater value; returns the number of options."""
-    o = many
-    while o > tree.start[level] and (
-        tree.loss[o - 1] > loss or (tree.loss[o - 1] == loss and tree.value[o - 1] < value)
-    ):
-        tree.point[o], tree.loss[o], tree.value[o] = tree.point[o - 1], tree.loss[o - 1], tree.value[o - 1]
-        o -= 1
-    tree.point[o], tree.loss[o], tree.value[o] = point, loss, value
-    return many + 1
-
-
-@nopython
-def _cut(t: Table, tree: Tree, c: int, price: Floats) -> None:
-    """Cut c: at these prices the chosen points may not cost more than the room is worth."""
-    p = prices_of(t, price)
-    x = np.empty(t.slot.shape[1])
-    work = np.zeros((2, t.slot.shape[1]))
-    tree.room[c] = 0.0
-    for r in range(price.shape[0]):
-        tree.room[c] += price[r] * t.room[r]
-    for o in range(tree.start[tree.task.shape[0]]):
-        j = tree.point[o]
-        tree.cost[c, o] = cheapest(t, j, p, x, work)[0] if j >= 0 else 0.0
-
-
-@nopython
-def _passes(tree: Tree, spent: Floats, level: int, o: int, cuts: int) -> bool:
-    """Option o keeps the first `cuts` cuts; writes the sums of the next level."""
-    for c in range(min(cuts, CUTS)):
-        spent[c, level + 1] = spent[c, level] + tree.cost[c, o]
-        if spent[c, level + 1] > tree.room[c] * (1.0 + EDGE):
+@lean
+def _fits_beside(t: Table, k: Set, i: int, j: int, p: Prices, use: Floats, after: Floats, o: Point) -> bool:
+    """Whether task i may change to point j at these prices while all others keep their shares; moves use (R + 1,)."""
+    for r in range(use.shape[0]):
+        after[r] = use[r]
+    if k.chosen[i] >= 0:
+        price_point(t, i, k.chosen[i], p, o)
+        shift(t, k.chosen[i], o, -1.0, after)
+    price_point(t, i, j, p, o)
+    shift(t, j, o, 1.0, after)
+    for r in range(use.shape[0] - 1):
+        if after[r] > t.room[r] * (1.0 + EDGE) and after[r] > use[r]:
             return False
+    for r in range(use.shape[0]):
+        use[r] = after[r]
     return True
 
 
 @nopython
-def _add_cut(t: Table, tree: Tree, spent: Floats, at: Ints, cuts: int, price: Floats) -> int:
-    """Add a cut (the first stays, others make place); returns the level at which the present path breaks it."""
-    c = cuts if cuts < CUTS else 1 + cuts % (CUTS - 1)
-    _cut(t, tree, c, price)
-    back: int = tree.task.shape[0]
-    for level in range(tree.task.shape[0]):
-        spent[c, level + 1] = spent[c, level] + tree.cost[c, at[level] - 1]
-        if spent[c, level + 1] > tree.room[c] * (1.0 + EDGE):
-            back = min(back, level)
-    return back
-
-
-@nopython
-def _exhausted(tree: Tree, at: Ints, loss: Floats, value: Floats, level: int, gap: float, best: float) -> bool:
-    """Nothing better is left at this level on the present path."""
-    o = at[level]
-    if o >= tree.start[level + 1] or loss[level] + tree.loss[o] >= gap:
-        return True
-    return bool(value[level] + tree.best_rest[level] <= best + SAME)
-
-
-@nopython
-def _try_leaf(t: Table, tree: Tree, at: Ints, trial: Set, start: Floats, price: Floats) -> int:
-    """Test whether the path's choice of points fits; `price` (R,) gets the proof."""
-    for level in range(tree.task.shape[0]):
-        trial.chosen[tree.task[level]] = tree.point[at[level] - 1]
-    for r in range(price.shape[0]):
-        price[r] = start[r]
-    return fit(t, trial, price)
-
-
-@nopython
-def improve(t: Table, k: Set, d: Dual, lost: Losses, start: Floats, price: Floats, nodes: int) -> bool:
-    """Depth-first search for better plans than k, the best goes into k; True: k has changed.
-
-    Prunes by loss against the gap, by value and by cuts; the first cuts are at the prices of the bound and of k.
-    """
-    best = value_of(t, k.chosen)
-    gap = d.bound - best - SAME
-    tree = _grow(t, lost, _limit(t, lost, gap))
-    n = tree.task.shape[0]
-    trial, new = new_set(t), price.copy()
-    at, loss, value = np.zeros(n + 1, dtype=np.int64), np.zeros(n + 1), np.zeros(n + 1)
-    spent = np.zeros((CUTS, n + 1))
-    cuts, level, fits, changed = 0, 0, 0, False
-    for c in range(2):
-        _cut(t, tree, c, d.price if c == 0 else price)
-        cuts = c + 1
-    for _ in range(nodes):
-        if level < 0 or fits >= FITS:
+def _pack(t: Table, k: Set, opt: Options, price: Floats, use: Floats, o: Point) -> int:
+    """Make every change that adds value and fits beside the others, most value per cost first; returns how many."""
+    p, after, score = prices_of(t, price), use.copy(), np.zeros(opt.point.shape[0])
+    owner, packed = np.empty(opt.point.shape[0], dtype=np.int64), 0
+    least = 1e-6 * worth(t, price)
+    for place in range(opt.task.shape[0]):
+        now = _chosen_option(k, opt, place)
+        value, paid = (t.value[opt.point[now]], opt.cost[now]) if now >= 0 else (0.0, 0.0)
+        for m in range(opt.start[place], opt.start[place + 1]):
+            owner[m] = opt.task[place]
+            gain = t.value[opt.point[m]] - value
+            if gain > SAME:
+                score[m] = gain / max(opt.cost[m] - paid, least, 1e-300)
+    for m in np.argsort(-score, kind="mergesort"):
+        if score[m] <= 0.0:
             break
-        if _exhausted(tree, at, loss, value, level, gap, best):
-            level -= 1
+        i, j = owner[m], opt.point[m]
+        now = k.chosen[i]
+        if t.value[j] - (t.value[now] if now >= 0 else 0.0) > SAME and _fits_beside(t, k, i, j, p, use, after, o):
+            put(t, k, i, j)
+            packed += 1
+    return packed
+
+
+@lean
+def _spare(t: Table, k: Set, price: Floats, use: Floats) -> float:
+    """Use of all resources, rigid demand too, into use (R + 1,) after a fit; returns the worth of what is left."""
+    left = 0.0
+    for r in range(price.shape[0]):
+        use[r] = k.use[0, r] + t.room[r] - k.room[r]
+        left += price[r] * (t.room[r] - use[r])
+    return left
+
+
+@merged
+def fill(t: Table, k: Set, opt: Options, price: Floats, o: Point) -> None:
+    """Admit the rejected and better the admitted while it fits; k fits by its tight shares at `price` (R,) always."""
+    use, new, n_tasks = np.zeros(price.shape[0] + 1), price.copy(), t.most.shape[0]
+    failures = max(LEAST_FAILURES, min(FAILURES, FAILURES * 100 // max(1, n_tasks)))
+    rounds = max(LEAST_ROUNDS, min(FILL_ROUNDS, ROUNDS_TASKS // max(1, n_tasks)))
+    for _ in range(rounds):
+        balance(t, k, price, o)
+        reprice(t, opt, prices_of(t, price), o)
+        spare = _spare(t, k, price, use)
+        if _pack(t, k, opt, price, use, o) > 0:
             continue
-        o = at[level]
-        at[level] = o + 1
-        if not _passes(tree, spent, level, o, cuts):
-            continue
-        loss[level + 1], value[level + 1] = loss[level] + tree.loss[o], value[level] + tree.value[o]
-        if level + 1 < n:
-            level += 1
-            at[level] = tree.start[level]
-            continue
-        if value[n] <= best + SAME:
-            continue
-        verdict = _try_leaf(t, tree, at, trial, start, new)
-        fits += 1
-        if verdict == FIT:
-            copy_set(trial, k)
-            best, changed = float(value[n]), True
-            gap = d.bound - best - SAME
-        elif verdict == NO_FIT:
-            level = min(level, _add_cut(t, tree, spent, at, cuts, new))
-            cuts += 1
-    return changed
+        place, m = _candidate(t, k, opt, spare)
+        while place >= 0 and failures > 0:
+            opt.tried[m] = 1
+            i = opt.task[place]
+            now = k.chosen[i]
+            put(t, k, i, opt.point[m])
+            for r in range(price.shape[0]):
+                new[r] = price[r]
+            if fit(t, k, new, False, o) == FIT:
+                for r in range(price.shape[0]):
+                    price[r] = new[r]
+                break
+            put(t, k, i, now)
+            failures -= 1
+            place, m = _candidate(t, k, opt, spare)
+        if place < 0 or failures == 0:
+            break

@@ -5,33 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
-
-from solvers._jit import cached, nopython, source_digest
-from solvers._kernel import DEAD, Prices, Raw, Table, at_least, cheapest, prepare, prices_of
+from solvers._jit import cached, lean, source_digest
+from solvers._kernel import ACTIVITY, DEAD, Prices, Table, at_least, prices_of
+from solvers._point import Point, new_point, price_point
 from solvers.problem import Floats, Ints
 
 
-@nopython
-def _best(t: Table, i: int, p: Prices, x: Floats, work: Floats) -> tuple[int, float]:
+@lean
+def _best(t: Table, i: int, p: Prices, o: Point) -> tuple[int, float]:
     """Task i's best point and what it gains, below 0 too; (-1, -inf) if no point can be served. Ties: the first."""
     pick, net = -1, -math.inf
     for j in range(t.first[i], t.first[i + 1]):
         if t.mode[j] != DEAD and t.value[j] - at_least(t, j, p) > net:
-            gain = t.value[j] - cheapest(t, j, p, x, work)[0]
+            gain = t.value[j] - price_point(t, i, j, p, o)
             if gain > net:
                 pick, net = j, gain
     return pick, net
 
 
-def _make(digest: int) -> tuple[Callable[[Raw], Table], Callable[[Table, Floats, Ints, Floats, Floats], float]]:
-    """Return the compiled functions; `digest` is part of their keys in the cache."""
+@lean
+def _respond(t: Table, p: Prices, o: Point, pick: Ints, net: Floats, share: Floats) -> float:
+    total = 0.0
+    for i in range(pick.shape[0]):
+        j, net[i] = _best(t, i, p, o)
+        pick[i] = j if net[i] > 0.0 else -1
+        if net[i] > 0.0:
+            total += net[i]
+            price_point(t, i, j, p, o)
+        for s in range(share.shape[1]):
+            gains = net[i] > 0.0 and t.slot[j, s] < t.room.shape[0] - 1
+            share[i, s] = o.y[s] / t.cell[j, ACTIVITY, s] if gains else 0.0
+    return total
 
-    @cached
-    def make_table(raw: Raw) -> Table:
-        t = prepare(raw)
-        t.room[-1] = digest * 0.0
-        return t
+
+def _make(digest: int) -> Callable[[Table, Floats, Ints, Floats, Floats], float]:
+    """Return the compiled function; `digest` is part of its key in the cache."""
 
     @cached
     def respond(t: Table, price: Floats, pick: Ints, net: Floats, share: Floats) -> float:
@@ -39,22 +47,10 @@ def _make(digest: int) -> tuple[Callable[[Raw], Table], Callable[[Table, Floats,
 
         pick: the best point if it gains, else -1. net: what the best point gains, below 0 too.
         """
-        p = prices_of(t, price)
-        x, work = np.empty(t.slot.shape[1]), np.zeros((2, t.slot.shape[1]))
-        total = digest * 0.0
         t.theta[:] = 1.0  # what an earlier call left there would show in the last bits
-        for i in range(pick.shape[0]):
-            j, net[i] = _best(t, i, p, x, work)
-            pick[i] = j if net[i] > 0.0 else -1
-            share[i, :] = 0.0
-            if net[i] > 0.0:
-                total += net[i]
-                cheapest(t, j, p, x, work)
-                for s in range(x.shape[0]):
-                    share[i, s] = x[s] if t.slot[j, s] < price.shape[0] else 0.0
-        return total
+        return _respond(t, prices_of(t, price), new_point(t), pick, net, share) + digest * 0.0
 
-    return make_table, respond
+    return respond
 
 
-make_table, respond = _make(source_digest())
+respond = _make(source_digest())

@@ -4,22 +4,56 @@ from __future__ import annotations
 
 import numpy as np
 
-from solvers._fit import Set
-from solvers._jit import nopython
-from solvers._kernel import ACTIVITY, CAP, RIGID, A, Table, add_use
+from solvers._fit import ACTS, ROOT, Set
+from solvers._jit import lean, merged, nopython
+from solvers._kernel import HIGH, OTHER, Table, with_couplings
 from solvers.problem import Floats
 
 
 @nopython
 def _use_of(t: Table, k: Set, share: Floats, use: Floats) -> None:
+    """Everything that shares (N, S) and rigid demand take, couplings too, into use (R + 1,)."""
     for r in range(use.shape[0]):
         use[r] = 0.0
     for i in t.order:
-        j = k.chosen[i]
-        if j >= 0:
-            add_use(t, j, share[i], use)
+        if k.chosen[i] >= 0:
             for s in range(share.shape[1]):
-                use[t.slot[j, s]] += t.cell[j, RIGID, s]
+                use[k.slot[i, s]] += k.row[i, ACTS, s] * share[i, s]
+    with_couplings(t, use)
+    for r in range(use.shape[0]):
+        use[r] += t.room[r] - k.room[r]
+
+
+@merged
+def _above(k: Set, i: int) -> bool:
+    """All wide shares of task i are at least k.share."""
+    least = 0.0
+    for s in range(k.share.shape[1]):
+        least = min(least, k.wide[i, s] - k.share[i, s])
+    return least >= 0.0
+
+
+@nopython
+def _squeeze(t: Table, k: Set, use: Floats) -> None:
+    """Move wide shares of overfilled resources towards k.share by one factor each, so that they fit.
+
+    Tasks of which some share would have to grow are left alone: deadlines hold between wide and k.share only.
+    """
+    n = use.shape[0] - 1
+    spare, part, over = np.zeros(n + 1), np.zeros(n + 1), False
+    for i in t.order:
+        if k.chosen[i] >= 0 and _above(k, i):
+            for s in range(k.slot.shape[1]):
+                spare[k.slot[i, s]] += k.row[i, ACTS, s] * (k.wide[i, s] - k.share[i, s])
+    for r in range(n):
+        if use[r] > t.room[r] and spare[r] > 0.0:
+            part[r], over = min(1.0, (use[r] - t.room[r]) / spare[r]), True
+    if over:
+        for i in t.order:
+            if k.chosen[i] >= 0 and _above(k, i):
+                for s in range(k.slot.shape[1]):
+                    k.wide[i, s] -= part[k.slot[i, s]] * (k.wide[i, s] - k.share[i, s])
+        _use_of(t, k, k.wide, use)
 
 
 @nopython
@@ -29,8 +63,9 @@ def _blend(t: Table, k: Set, use: Floats) -> None:
     Use is linear and latency convex in the shares: what both ends keep, everything between them keeps.
     """
     goal = np.empty(t.room.shape[0])
-    _use_of(t, k, k.share, use)
     _use_of(t, k, k.wide, goal)
+    _squeeze(t, k, goal)
+    _use_of(t, k, k.share, use)
     part = 1.0
     for r in range(use.shape[0] - 1):
         if goal[r] > t.room[r] and goal[r] > use[r]:
@@ -42,39 +77,49 @@ def _blend(t: Table, k: Set, use: Floats) -> None:
     _use_of(t, k, k.share, use)
 
 
-@nopython
-def _room_for(t: Table, use: Floats, r: int) -> float:
-    """Room for more shares of r, its couplings counted."""
-    left: float = t.room[r] - use[r]
-    for c in range(t.link.shape[0]):
-        if t.link[c, 0] == r and t.kappa[c] > 0.0:
-            left = min(left, (t.room[t.link[c, 1]] - use[t.link[c, 1]]) / t.kappa[c])
-    return left
-
-
-@nopython
-def _may_grow(t: Table, k: Set, i: int, s: int, r: int) -> bool:
-    """Slot s of task i is on r, has work and is below its cap."""
+@merged
+def _may_grow(t: Table, k: Set, i: int, s: int) -> bool:
+    """Slot s of task i has work and is below its cap."""
     j = k.chosen[i]
-    if j < 0 or t.slot[j, s] != r:
-        return False
-    return bool(max(t.cell[j, A, s], t.cell[j, A + 1, s]) > 0.0 and k.share[i, s] < t.cell[j, CAP, s])
+    works = k.row[i, ROOT, s] > 0.0 or t.cell[j, OTHER, s] > 0.0
+    return bool(works and k.row[i, ACTS, s] * k.share[i, s] < k.row[i, HIGH, s])
+
+
+@lean
+def _room_for(t: Table, use: Floats, targets: bool, left: Floats) -> None:
+    """Room (R + 1,) for more shares, of targets of couplings or of the others; what couplings add is counted."""
+    left[use.shape[0] - 1] = 0.0
+    for r in range(use.shape[0] - 1):
+        aimed = 0
+        for c in range(t.link.shape[0]):
+            aimed += 1 if t.link[c, 1] == r and t.kappa[c] > 0.0 else 0
+        left[r] = max(0.0, t.room[r] - use[r]) if (aimed > 0) == targets else 0.0
+    for c in range(t.link.shape[0]):
+        if t.kappa[c] > 0.0:
+            own, aimed = max(0.0, t.room[t.link[c, 1]] - use[t.link[c, 1]]), 0
+            for d in range(t.link.shape[0]):
+                aimed += 1 if t.link[d, 1] == t.link[c, 1] and t.kappa[d] > 0.0 else 0
+            left[t.link[c, 0]] = min(left[t.link[c, 0]], own / (aimed * t.kappa[c]))
 
 
 @nopython
-def _top_up(t: Table, k: Set, use: Floats, r: int) -> None:
-    """Stretch the shares of r below their caps by one factor into what room there still is."""
-    left, held = _room_for(t, use, r), 0.0
+def _top_up(t: Table, k: Set, use: Floats, targets: bool) -> None:
+    """Stretch the shares of each resource that are below their caps by one factor into what room there still is."""
+    left, held = np.zeros(use.shape[0]), np.zeros(use.shape[0])
+    _room_for(t, use, targets, left)
     for i in t.order:
-        for s in range(t.slot.shape[1]):
-            if _may_grow(t, k, i, s, r):
-                held += t.cell[k.chosen[i], ACTIVITY, s] * k.share[i, s]
-    if left <= 0.0 or held <= 0.0:
-        return
+        if k.chosen[i] >= 0:
+            for s in range(k.slot.shape[1]):
+                if _may_grow(t, k, i, s):
+                    held[k.slot[i, s]] += k.row[i, ACTS, s] * k.share[i, s]
+    for r in range(use.shape[0]):
+        left[r] = left[r] / held[r] if held[r] > 0.0 else 0.0
     for i in t.order:
-        for s in range(t.slot.shape[1]):
-            if _may_grow(t, k, i, s, r):
-                k.share[i, s] = min(t.cell[k.chosen[i], CAP, s], k.share[i, s] * (1.0 + left / held))
+        if k.chosen[i] >= 0:
+            for s in range(k.slot.shape[1]):
+                if left[k.slot[i, s]] > 0.0 and _may_grow(t, k, i, s):
+                    act = k.row[i, ACTS, s]
+                    k.share[i, s] = min(k.row[i, HIGH, s] / act, k.share[i, s] * (1.0 + left[k.slot[i, s]]))
     _use_of(t, k, k.share, use)
 
 
@@ -83,5 +128,6 @@ def spread(t: Table, k: Set) -> None:
     """Hand out what is left: k.share fits before and after; k.wide is settled, or the shares stay what they are."""
     use = np.empty(t.room.shape[0])
     _blend(t, k, use)
-    for r in range(t.room.shape[0] - 1):
-        _top_up(t, k, use, r)
+    _top_up(t, k, use, False)
+    if t.link.shape[0] > 0:
+        _top_up(t, k, use, True)

@@ -11,24 +11,28 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers._dual import Dual, best_scale, flat_prices, minimise, starting_prices, worth
-from solvers._fit import FIT, Set, fit, new_set, settle
-from solvers._jit import cached, nopython, source_digest
-from solvers._kernel import DEAD, Raw, Table, at_least, cheapest, prepare, prices_of
-from solvers._search import SAME, Losses, fill, improve, losses, repair, value_of
+from solvers._dual import Bundle, Dual, best_scale, minimise, new_bundle, starting_prices, worth
+from solvers._fit import FIT, Set, fit, new_set, put, settle
+from solvers._jit import cached, lean, merged, nopython, source_digest
+from solvers._kernel import DEAD, DOUBLE, FIELDS, Prices, Raw, Table, at_least, prepare, prices_of, rigid_bill
+from solvers._oracle import Screen, evaluate, new_look, new_screen
+from solvers._point import Point, bill, cheapest, load, new_point, price_point, stretch
+from solvers._recovery import recover
+from solvers._search import SAME, fill, options, repair, value_of
 from solvers._spread import spread
+from solvers._tree import improve
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, Status
 
-EVALUATIONS: Final = 40  # of the dual: 13 to 30 reach 0.1% (docs/model.md, section 3)
+EVALUATIONS: Final = 40  # of the dual: 2 to 6 reach 0.01% at city scale, kinks of small problems take more
 NODES: Final = 1000  # of the search that closes the gap on small problems
-TOLERANCE: Final = 1e-4  # of the bound: less is not worth another evaluation
-SMALL: Final = 2000  # points: above, those that lose much at the prices of the bound are put aside after the dual
-LOSS_LIMIT: Final = 0.3  # ... more than this part of the mean value of a task
-TIGHTER: Final = 40  # steps by which a site is made smaller ...
-LESS_ROOM: Final = 0.95  # ... to this part each, where only prices of a smaller one tell points apart
-SLACK: Final = 1e-3  # of the bound at prices 0: as good as there
+TOLERANCE: Final = 2e-5  # of the bound: prices that miss it by more have tasks choose in vain
+ASTRAY: Final = 2.0  # bill over worth of the room, or its inverse, from which warm prices are scaled first
 FAINT: Final = 1e-9  # worth of all room at prices that stand for 0
+NOTHING: Final = 1e-6  # ... and, as part of the bound there, from which warm prices are only a direction
+CROWDED: Final = 0.97  # part of what all tasks need that a site has whose prices tell their points apart
+BETTER: Final = 1.02  # ... when another look at what they need is worth it
+GUIDES: Final = 3
 
 _SOLVE: Final = 0
 _BOUND: Final = 1
@@ -49,21 +53,30 @@ class _Answer(NamedTuple):
 
 
 @nopython
-def _most_valuable(t: Table, price: Floats, chosen: Ints) -> float:
-    """Every task's most valuable point, the cheapest of equals; returns their value, the bound at prices 0."""
-    p = prices_of(t, price)
-    x, work = np.empty(t.slot.shape[1]), np.zeros((2, t.slot.shape[1]))
+def _ceiling(t: Table) -> float:
+    """Bound at prices 0: everybody's most valuable point."""
+    total = 0.0
     for i in t.order:
-        most, cost = SAME, np.inf
-        chosen[i] = -1
+        total += t.most[i]
+    return total
+
+
+@lean
+def _most_valuable(t: Table, p: Prices, k: Set, o: Point) -> float:
+    """Every task's most valuable point, the cheapest of equals, into k; returns what they cost."""
+    bill = 0.0
+    for i in t.order:
+        most, cost, best = SAME, np.inf, -1
         for j in range(t.first[i], t.first[i + 1]):
             if t.mode[j] == DEAD or t.value[j] < most - SAME:
                 continue
             if t.value[j] > most + SAME or at_least(t, j, p) < cost:
-                paid = cheapest(t, j, p, x, work)[0]
+                paid = price_point(t, i, j, p, o)
                 if t.value[j] > most + SAME or paid < cost:
-                    chosen[i], most, cost = j, max(most, t.value[j]), paid
-    return value_of(t, chosen)
+                    best, most, cost = j, max(most, t.value[j]), paid
+        put(t, k, i, best)
+        bill += cost if best >= 0 else 0.0
+    return bill
 
 
 @nopython
@@ -82,116 +95,168 @@ def _faint(t: Table, price: Floats) -> Floats:
 
 
 @nopython
-def _bound(t: Table, start: Floats, ceiling: float, evaluations: int, tolerance: float) -> Dual:
-    """Minimised dual, `ceiling` (its value at prices 0) where that is less."""
-    scale, whole = best_scale(t, start), worth(t, start)
+def _well_scaled(t: Table, price: Floats, ceiling: float) -> Floats:
+    """Prices times the factor that makes the bound least."""
+    scale, whole = best_scale(t, price), worth(t, price)
     if scale <= 0.0:
         scale = 1e-2 * ceiling / whole if whole > 0.0 else 0.0
-    d = minimise(t, _scaled(start, scale), evaluations, tolerance)
-    if d.bound <= ceiling:
-        return d
-    return Dual(ceiling, _faint(t, start), d.pick, d.net, d.evaluations, True)
+    return _scaled(price, scale)
+
+
+@merged
+def _begin(t: Table, warm: Floats, ceiling: float, screen: Screen, o: Point) -> Dual:
+    """First look: at the warm prices, or at well scaled ones where there are none or they are far off."""
+    price, look = starting_prices(t, warm), new_look(t)
+    if not worth(t, warm) > NOTHING * ceiling:
+        price = _well_scaled(t, price, ceiling)
+    bound = evaluate(t, price, screen, look, o)
+    spent = 0.0
+    for r in range(price.shape[0]):
+        spent += price[r] * look.use[r]
+    whole = worth(t, price)
+    if bound < ceiling and not whole < ASTRAY * spent < ASTRAY * ASTRAY * whole:
+        price = _well_scaled(t, price, ceiling)
+        bound = evaluate(t, price, screen, look, o)
+        return Dual(bound, price, look, 2, False)
+    return Dual(bound, price, look, 1, False)
 
 
 @nopython
-def _least_lost(t: Table, lost: Losses, i: int) -> int:
-    """Task i's point that loses least, -1 if it has none that can be served."""
-    best, found = np.inf, -1
-    for j in range(t.first[i], t.first[i + 1]):
-        if lost.point[j] < best:
-            best, found = lost.point[j], j
-    return found
+def _proven(t: Table, d: Dual, ceiling: float) -> Dual:
+    """Report the bound at prices 0 where it is the lower one."""
+    return d if d.bound <= ceiling else Dual(ceiling, _faint(t, d.price), d.look, d.evaluations, True)
 
 
-@nopython
-def _guide(t: Table, d: Dual, flat: Floats, evaluations: int, tolerance: float) -> Dual:
-    """Prices to choose points by where the bound has none: all fits in fractions, but not in whole points.
+@merged
+def _guide(
+    t: Table, k: Set, d: Dual, ceiling: float, screen: Screen, bundle: Bundle, limits: tuple[int, float], o: Point
+) -> Dual:
+    """Prices to choose points by where all fits in fractions, so that those of the bound are 0.
 
-    At prices of nothing all points of a task are alike, and whoever must move moves to the same resource. So the dual
-    is minimised for a site that is just too small, by steps of a twentieth.
+    The dual is minimised for a site of which all tasks together take a little more than there is; its room is
+    that part of the real one which they cost at the prices of the moment, for that is never more than they need.
+    Points that are not the most valuable of their tasks are left out: nobody has to make do with them.
     """
-    guide, start, room = d, starting_prices(t, flat, d.price), t.room.copy()
-    for _ in range(TIGHTER):
-        for r in range(t.room.shape[0]):
-            t.room[r] *= LESS_ROOM
-        scale = best_scale(t, start)
-        if scale > 0.0:
-            guide = minimise(t, _scaled(start, scale), evaluations, tolerance)
+    for i in t.order:
+        for j in range(t.first[i], t.first[i + 1]):
+            if t.value[j] < t.most[i] - SAME:
+                t.mode[j] = DEAD
+    guide, room, part = d, t.room.copy(), 0.0
+    for _ in range(GUIDES):
+        taken = _most_valuable(t, prices_of(t, guide.price), k, o) / worth(t, guide.price)
+        if not CROWDED * taken > part * BETTER:
             break
-    for r in range(t.room.shape[0]):
-        t.room[r] = room[r]
+        part = CROWDED * taken
+        for r in range(room.shape[0]):
+            t.room[r] = part * room[r]
+        price, look = _scaled(guide.price, best_scale(t, guide.price)), new_look(t)
+        if worth(t, price) > 0.0:
+            start = Dual(evaluate(t, price, screen, look, o), price, look, 1, False)
+            guide = minimise(t, start, ceiling, screen, bundle, limits, o)
+        for r in range(room.shape[0]):
+            t.room[r] = room[r]
     return guide
 
 
-@nopython
-def _admit(t: Table, k: Set, flat: Floats, warm: Floats, evaluations: int, nodes: int, tolerance: float) -> Dual:
-    """Choose points into k, which fits afterwards; returns the dual."""
-    n_tasks = t.order.shape[0]
-    start = starting_prices(t, flat, warm)
-    price = start.copy()
-    ceiling = _most_valuable(t, price, k.chosen)
-    if fit(t, k, price) == FIT:
-        settle(t, k, price)
-        return Dual(ceiling, _faint(t, price), k.chosen, np.zeros(n_tasks), 1, True)
-    d = _bound(t, start, ceiling, evaluations, tolerance)
-    fits_in_parts = d.bound >= ceiling * (1.0 - SLACK)
-    guide = _guide(t, d, flat, evaluations, tolerance) if fits_in_parts else d
-    limit = np.inf if fits_in_parts or t.value.shape[0] <= SMALL else LOSS_LIMIT * ceiling / n_tasks
-    lost = losses(t, guide, limit)
-    for i in range(n_tasks):
-        k.chosen[i] = guide.pick[i]
-        if fits_in_parts and guide.pick[i] < 0:
-            k.chosen[i] = _least_lost(t, lost, i)
-    start = starting_prices(t, flat, guide.price)
-    repair(t, k, lost, start, price)
-    settled = fill(t, k, start, price)
-    if d.bound - value_of(t, k.chosen) > SAME and improve(t, k, d, losses(t, d, np.inf), start, price, nodes):
-        settled = False
-    if not settled:
-        settle(t, k, price)
-    return d
+@lean
+def _invite(t: Table, k: Set, p: Prices, o: Point) -> None:
+    """Give those who were left out the point that loses least."""
+    for i in t.order:
+        if k.chosen[i] < 0:
+            best, most = -1, -np.inf
+            for j in range(t.first[i], t.first[i + 1]):
+                if t.mode[j] != DEAD and t.value[j] - at_least(t, j, p) > most:
+                    gain = t.value[j] - price_point(t, i, j, p, o)
+                    if gain > most:
+                        best, most = j, gain
+            put(t, k, i, best)
+
+
+@merged
+def _admit(t: Table, k: Set, warm: Floats, limits: tuple[int, float], nodes: int, plan: bool, o: Point) -> Dual:
+    """Choose points into k, settled afterwards, if there is to be a plan; returns the dual."""
+    ceiling, screen, bundle = _ceiling(t), new_screen(t), new_bundle(t)
+    d = _begin(t, warm, ceiling, screen, o)
+    price = d.price.copy()
+    if plan and d.bound >= ceiling * (1.0 - SAME):
+        _most_valuable(t, prices_of(t, price), k, o)
+        if fit(t, k, price, False, o) == FIT:
+            settle(t, k, price, o)
+            return Dual(ceiling, _faint(t, price), d.look, d.evaluations, True)
+    d = minimise(t, d, ceiling, screen, bundle, limits, o)
+    proven = _proven(t, d, ceiling)
+    if not plan:
+        return proven
+    guide, everybody = d, proven.bound >= ceiling
+    if everybody:
+        guide = _guide(t, k, d, ceiling, screen, bundle, limits, o)
+        proven = Dual(ceiling, _faint(t, guide.price), d.look, d.evaluations, True)
+    recover(t, bundle, guide, k, o)
+    if everybody:
+        _invite(t, k, prices_of(t, guide.price), o)
+    for r in range(price.shape[0]):
+        price[r] = guide.price[r]
+    opt = options(t, guide, o)
+    repair(t, k, opt, guide.look.net, price, o)
+    fill(t, k, opt, price, o)
+    if nodes > 0 and opt.task.shape[0] == t.most.shape[0] and proven.bound - value_of(t, k.chosen) > SAME:
+        price = improve(t, k, d, opt, price, nodes, o)
+    settle(t, k, price, o)
+    return proven
 
 
 @nopython
-def _point_costs(t: Table, price: Floats, cost: Floats, share: Floats) -> None:
+def _point_costs(t: Table, price: Floats, cost: Floats, share: Floats, o: Point) -> None:
     p = prices_of(t, price)
-    work = np.zeros((2, t.slot.shape[1]))
     for j in range(cost.shape[0]):
         cost[j] = np.inf
         if t.mode[j] != DEAD:
-            cost[j] = cheapest(t, j, p, share[j], work)[0]
+            load(t, j, o)
+            theta, _ = cheapest(o, t.mode[j] == DOUBLE, 1.0, p)
+            cost[j] = rigid_bill(t, j, p) + bill(o, p, o.x)
+            if t.mode[j] == DOUBLE:
+                stretch(o, theta)
+            for s in range(o.x.shape[0]):
+                share[j, s] = o.x[s]
 
 
-def _make_entry(digest: int) -> Callable[[Raw, int, Floats, Ints, int, int, float], _Answer]:
-    """Return the one function that is compiled and kept; `digest` is part of its key in the cache."""
+def _make_preparation(digest: int) -> Callable[[Raw, Table], int]:
+    """Return what fills a table, compiled and kept; `digest` is part of its key in the cache."""
+
+    @cached
+    def preparation(raw: Raw, t: Table) -> int:
+        prepare(raw, t)
+        return digest * 0
+
+    return preparation
+
+
+def _make_entry(digest: int) -> Callable[[Table, int, Floats, Ints, int, int, float], _Answer]:
+    """Return the one function that is compiled and kept besides; `digest` is part of its key in the cache."""
 
     @cached
     def entry(
-        raw: Raw, mode: int, price: Floats, chosen: Ints, evaluations: int, nodes: int, tolerance: float
+        t: Table, mode: int, price: Floats, chosen: Ints, evaluations: int, nodes: int, tolerance: float
     ) -> _Answer:
-        t = prepare(raw)
-        flat = flat_prices(t)
-        n_points, n_slots = raw.slot.shape
-        none, cost = np.zeros((0, n_slots)), np.zeros(0)
+        n_points, n_slots = t.root.shape
+        cost, o = np.zeros(0), new_point(t)
+        for i in range(t.theta.shape[0]):
+            t.theta[i] = 1.0
         if mode == _COSTS:
             share, cost = np.zeros((n_points, n_slots)), np.zeros(n_points)
-            _point_costs(t, price, cost, share)
+            _point_costs(t, price, cost, share, o)
             return _Answer(chosen, share, price, cost, 0.0, 0.0, digest * 0, True)
-        if mode == _BOUND:
-            start = starting_prices(t, flat, price)
-            d = _bound(t, start, _most_valuable(t, start, np.empty(t.order.shape[0], np.int64)), evaluations, tolerance)
-            return _Answer(d.pick, none, d.price, cost, 0.0, d.bound, d.evaluations, d.converged)
         k = new_set(t)
         if mode == _SERVE:
             for i in range(chosen.shape[0]):
-                k.chosen[i] = chosen[i]
-            balanced = starting_prices(t, flat, price)
-            good = fit(t, k, balanced) == FIT
+                put(t, k, i, chosen[i])
+            balanced = starting_prices(t, price)
+            good = fit(t, k, balanced, False, o) == FIT
             if good:
-                settle(t, k, balanced)
+                settle(t, k, balanced, o)
                 spread(t, k)
             return _Answer(k.chosen, k.share, balanced, cost, value_of(t, k.chosen), 0.0, 0, good)
-        d = _admit(t, k, flat, price, evaluations, nodes, tolerance)
+        d = _admit(t, k, price, (evaluations, tolerance), nodes, mode != _BOUND, o)
         if mode == _SOLVE:
             spread(t, k)
         return _Answer(k.chosen, k.share, d.price, cost, value_of(t, k.chosen), d.bound, d.evaluations, d.converged)
@@ -199,6 +264,7 @@ def _make_entry(digest: int) -> Callable[[Raw, int, Floats, Ints, int, int, floa
     return entry
 
 
+_preparation = _make_preparation(source_digest())
 _entry = _make_entry(source_digest())
 
 
@@ -217,42 +283,73 @@ def _by_id(ids: tuple[str, ...]) -> Ints:
 
 
 def _raw(p: Problem) -> Raw:
-    return Raw(
-        _floats(p.background),
-        _ints(p.coupling_from),
-        _ints(p.coupling_to),
-        _floats(p.coupling_per_share),
-        _ints(p.first),
-        _by_id(p.task_ids),
-        _floats(p.value),
-        _floats(p.slack),
-        _ints(p.slot),
-        _floats(p.work),
-        _floats(p.floor),
-        _floats(p.cap),
-        _floats(p.activity),
-        _floats(p.rigid),
+    columns = (p.background, p.slack, p.work, p.floor, p.cap, p.activity, p.rigid)
+    return Raw(*(_floats(column) for column in columns))
+
+
+def _new_table(p: Problem, order: Ints) -> Table:
+    j, s = p.slot.shape
+    room = np.zeros(p.n_resources + 1)
+    link = np.stack([p.coupling_from, p.coupling_to], axis=1).astype(np.int64)
+    return Table(
+        link=link,
+        kappa=_floats(p.coupling_per_share),
+        first=_ints(p.first),
+        order=order,
+        value=_floats(p.value),
+        slot=_ints(p.slot),
+        room=room,
+        mode=np.zeros(j, dtype=np.int8),
+        root=np.zeros((j, s)),
+        cell=np.zeros((j, FIELDS, s)),
+        most=np.zeros(p.n_tasks),
+        theta=np.ones(p.n_tasks),
     )
 
 
-def _run(p: Problem, mode: int, price: Floats | None, chosen: Ints | None, options: Mapping[str, float]) -> _Answer:
-    start = np.zeros(p.n_resources) if price is None else _floats(np.asarray(price, dtype=np.float64))
+class Tables:
+    """A problem made ready for `solve`: keep it, and `refresh` it when numbers change, instead of starting anew.
+
+    The problem's arrays are read while solving: leave them as they are until the next `refresh`.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._ids = problem.task_ids
+        self.table: Table = _new_table(problem, _by_id(problem.task_ids))
+        _preparation(_raw(problem), self.table)
+
+    def refresh(self, problem: Problem) -> None:
+        """Take a problem's numbers; memory is used again where it has as many tasks, points and slots."""
+        same = problem.task_ids == self._ids
+        order = self.table.order if same else _by_id(problem.task_ids)
+        old, self._ids = self.table, problem.task_ids
+        self.table = _new_table(problem, order)
+        if same and problem.slot.shape == old.root.shape and problem.n_resources + 1 == len(old.room):
+            kept = {name: getattr(old, name) for name in ("room", "mode", "root", "cell", "most", "theta")}
+            self.table = self.table._replace(**kept)
+        _preparation(_raw(problem), self.table)
+
+
+def _run(table: Table, mode: int, price: Floats | None, chosen: Ints | None, options: Mapping[str, float]) -> _Answer:
+    start = np.zeros(len(table.room) - 1) if price is None else _floats(np.asarray(price, dtype=np.float64))
     none = np.zeros(0, dtype=np.int64)
-    return _Answer(
-        *_entry(
-            _raw(p),
-            mode,
-            start,
-            none if chosen is None else _ints(np.asarray(chosen, dtype=np.int64)),
-            int(options.get("evaluations", EVALUATIONS)),
-            int(options.get("nodes", NODES)),
-            float(options.get("tolerance", TOLERANCE)),
-        )
-    )
+    picked = none if chosen is None else _ints(np.asarray(chosen, dtype=np.int64))
+    evaluations, nodes = int(options.get("evaluations", EVALUATIONS)), int(options.get("nodes", NODES))
+    tolerance = float(options.get("tolerance", TOLERANCE))
+    with np.errstate(all="ignore"):  # 1 / 0 is inf and inf x 0 never meets a limit, as in compiled code
+        return _Answer(*_entry(table, mode, start, picked, evaluations, nodes, tolerance))
 
 
-def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
+def solve(
+    problem: Problem,
+    *,
+    warm: Floats | None = None,
+    options: Mapping[str, float] | None = None,
+    tables: Tables | None = None,
+) -> Solution:
     """Admit, choose points and share out. `warm`: (R,) prices of an earlier, similar problem.
+
+    `tables`: of this problem, made before (Tables); without them they are made here.
 
     Options: `evaluations` of the dual (40), `nodes` of the search that closes the gap (1000), `tolerance` relative
     to the bound (1e-4), `second_stage` (1): with 0 shares stay as small as the deadlines allow, in proportion to need,
@@ -260,7 +357,8 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
     returned. Status.LIMIT: the evaluations were used up before the prices settled; plan and certificate hold.
     """
     options = options or {}
-    answer = _run(problem, _SOLVE if options.get("second_stage", 1.0) else _TIGHT, warm, None, options)
+    ready = tables or Tables(problem)
+    answer = _run(ready.table, _SOLVE if options.get("second_stage", 1.0) else _TIGHT, warm, None, options)
     admitted = answer.chosen >= 0
     return Solution(
         status=Status.OK if answer.good else Status.LIMIT,
@@ -279,13 +377,13 @@ def dual_bound(
 ) -> tuple[float, Floats]:
     """Return (a proven upper bound on the value of any plan, the prices (R,) at which it holds)."""
     options = {"evaluations": float(evaluations), "tolerance": tolerance}
-    answer = _run(problem, _BOUND, warm, None, options)
+    answer = _run(Tables(problem).table, _BOUND, warm, None, options)
     return answer.bound, answer.price
 
 
 def point_costs(problem: Problem, prices: Floats) -> tuple[Floats, Floats]:
     """At prices (R,): each point's least cost (J,), inf where it cannot be served, and the shares (J, S) for it."""
-    answer = _run(problem, _COSTS, prices, None, {})
+    answer = _run(Tables(problem).table, _COSTS, prices, None, {})
     return answer.cost, answer.share
 
 
@@ -294,5 +392,5 @@ def serve(problem: Problem, chosen: Ints, *, warm: Floats | None = None) -> tupl
 
     None: they do not fit together.
     """
-    answer = _run(problem, _SERVE, warm, chosen, {})
+    answer = _run(Tables(problem).table, _SERVE, warm, chosen, {})
     return (answer.share, answer.price) if answer.good else None

@@ -17,9 +17,9 @@ import numpy as np
 
 from solvers import price as price_solver
 from solvers._descent import Dual, Minimum, minimise
-from solvers._shard import make_table, respond
+from solvers._shard import respond
 from solvers.blocks import by_id, join, split, take, use_of
-from solvers.price import _raw
+from solvers.price import Tables
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, Status
 
@@ -64,7 +64,7 @@ class Shard:
     def __init__(self, start: int, blocks: Sequence[Problem]) -> None:
         self.start = start
         self.blocks = tuple(blocks)
-        self.tables = [make_table(_raw(block)) for block in blocks]
+        self.tables = [Tables(block).table for block in blocks]
         self.bounds = list(itertools.pairwise(itertools.accumulate((b.n_tasks for b in blocks), initial=0)))
 
     def outline(self) -> tuple[int, Floats]:

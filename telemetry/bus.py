@@ -317,12 +317,16 @@ class Pump:
     """Calls `work` in the event loop whenever a socket may have something; `work` returns whether there may be more.
 
     Sending on a socket can swallow the edge that tells of a message received meanwhile: whoever sends calls `again`.
+    rest_s: after what was there, pause for so long, so that what comes in a trickle is taken in handfuls. Only for a
+    socket that nobody sends on.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bus: Bus, work: Callable[[], bool]) -> None:
-        self._loop, self._fd, self._work = loop, bus.fd, work
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, bus: Bus, work: Callable[[], bool], rest_s: float = 0.0
+    ) -> None:
+        self._loop, self._fd, self._work, self._rest_s = loop, bus.fd, work, rest_s
         self._due: asyncio.Handle | None = None
-        loop.add_reader(self._fd, self._run)
+        self._wake()
         self.again()
 
     def again(self) -> None:
@@ -336,6 +340,13 @@ class Pump:
             self._due = None
         if self._work():
             self.again()
+        elif self._rest_s:
+            self._loop.remove_reader(self._fd)
+            self._due = self._loop.call_later(self._rest_s, self._wake)
+
+    def _wake(self) -> None:
+        self._due = None
+        self._loop.add_reader(self._fd, self._run)
 
     def stop(self) -> None:
         """Call no more."""

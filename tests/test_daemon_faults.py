@@ -82,28 +82,37 @@ def _flipped_bits(capture: Path, folder: Path) -> None:
     done = cosched("verify", str(bad))
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith(f"{bad}: the file is not as it was written")
-    _changed_decision(capture, bad)
+    _changed_records(capture, bad)
 
 
 def _flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
 
 
-def _changed_decision(capture: Path, bad: Path) -> None:
-    """A forger recomputes the checksums; the decision that he changed is named all the same."""
-    for topic, old, new in (
-        ("decision", b'"prbs":', b'"prbs":1'),
-        ("ran.ue", b'"ul_efficiency_bps_hz":2', b'"ul_efficiency_bps_hz":3'),
-    ):
+FORGED = {  # topic: how its first record that can be is changed, and what of the difference is named
+    "decision": (lambda at_ns, text: (at_ns, text.replace(b'"prbs":', b'"prbs":1')), "prbs"),
+    "plan": (lambda at_ns, text: (at_ns, text.replace(b'"value":', b'"value":1')), "value"),
+    "ran.ue": (lambda at_ns, text: (at_ns, text.replace(b'hz":2', b'hz":3')), ""),
+    "offered": (lambda at_ns, text: (at_ns, text.replace(b'"ttft_s":2', b'"ttft_s":1')), ""),
+    "solved": (lambda at_ns, text: (at_ns ^ 1 << 10, text), ""),  # a microsecond: the lease ends at another instant
+    "tick": (lambda _, text: (0, text), "order of events"),
+}
+
+
+def _changed_records(capture: Path, bad: Path) -> None:
+    """A forger recomputes the checksums; what his first change leads to is named all the same."""
+    records = read_records(capture).records
+    for topic, (forge, named) in FORGED.items():
+        at = next(i for i, (name, *record) in enumerate(records) if name == topic and forge(*record) != tuple(record))
         with bad.open("wb") as stream:
             recorder = Recorder(stream, checksums=True)
-            for name, at_ns, payload in read_records(capture).records:
-                changed = payload.replace(old, new) if name == topic else payload
-                recorder.record(name, msgspec.json.decode(changed, type=TOPICS[name]), at_ns=at_ns, source_ns=at_ns)
+            for i, (name, *record) in enumerate(records):
+                at_ns, payload = forge(*record) if i == at else record
+                recorder.record(name, msgspec.json.decode(payload, type=TOPICS[name]), at_ns=at_ns, source_ns=at_ns)
             recorder.finish()
         difference = verify(bad).difference
-        assert re.match(r"plan \d+( at [\d.]+ s|, task \w+): ", difference), difference
-        assert ("prbs" in difference) == (topic == "decision")
+        assert re.match(r"(the order of events|plan \d+( at [\d.]+ s|, task \w+)): ", difference), (topic, difference)
+        assert named in difference, (topic, difference)
 
 
 def test_stale_input_hands_over_to_the_baseline_and_back(tmp_path: Path) -> None:

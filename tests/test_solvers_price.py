@@ -20,7 +20,6 @@ from solver_referee import misses
 from cosched.bench import instances
 from solvers import check, price
 from solvers._jit import COMPILED
-from solvers._kernel import Raw, Table, prepare
 from solvers._reference import costs_and_shares
 from solvers.codec import problem_from_data
 from solvers.problem import Problem
@@ -39,7 +38,7 @@ problems = st.builds(
     soft=st.booleans(),
     weights=st.sampled_from([(1.0,), (1.0, 5.0)]),
 )
-KINK = 0.03  # BFGS may stop at a kink of the dual: 2% above its least value seen with 3 tasks, 0.1% from 1 000 on
+KINK = 1e-3  # relative, that the bound may lie above the least dual
 few = settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -49,19 +48,6 @@ def small(seed: int) -> Problem:
     weights = (1.0,) if seed % 2 else (1.0, 5.0)
     load = float(rng.uniform(1, 4))
     return random_problem(seed, n, k, r, load=load, coupled=seed % 4 == 0, soft=seed % 3 == 0, weights=weights)
-
-
-def table_of(problem: Problem) -> Table:
-    """The compiled code's own table, so that only the oracle differs."""
-    if not COMPILED:
-        return prepare(price._raw(problem))
-    import numba
-
-    @numba.njit
-    def outer(raw: Raw) -> Table:
-        return prepare(raw)
-
-    return outer(price._raw(problem))
 
 
 def one_point(work: list[float], slack: float, **more: object) -> Problem:
@@ -130,7 +116,7 @@ def test_both_kernels_give_the_same_costs(seed: int):
     problem = random_problem(seed, 12, 6, 1 + seed % 6, load=2.0, coupled=seed % 2 == 0, soft=seed % 3 == 0)
     prices = np.random.default_rng(seed).lognormal(0, 2, problem.n_resources)
     cost, share = price.point_costs(problem, prices)
-    reference, shares = costs_and_shares(table_of(problem), prices)
+    reference, shares = costs_and_shares(price.Tables(problem).table, prices)
     can = np.isfinite(cost)
     assert (can == np.isfinite(reference)).all()
     assert cost[can] == pytest.approx(reference[can], rel=1e-12)

@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from workload_cases import SESSION, offer, quality, shipped
 
 from cosched.errors import BadInput
@@ -16,6 +18,7 @@ from cosched.profiles import quant
 from cosched.resources import config_dir, config_file
 from cosched.site import DeviceShare, ModelRef, Site, Transport, Ues, load_site
 from cosched.workloads import llm, registry
+from cosched.workloads.base import pipelined_s
 from cosched.workloads.context import load_profiles, session_memory_bytes
 from cosched.workloads.quality import load_quality
 from telemetry.messages import LlmSession
@@ -135,7 +138,7 @@ def test_measuring_tool_explains_itself_without_torch() -> None:
 @pytest.mark.parametrize(("new", "messages"), [(1, 1), (64, 1), (65, 2), (500, 8)])
 def test_the_transport_adds_framing_and_headers_to_what_crosses_the_air(new: int, messages: int) -> None:
     site = load_site(config_file("sites", "node-bound.toml"))
-    framed = msgspec.structs.replace(site, transport=Transport(message_bytes=100.0, overhead=0.04))
+    framed = msgspec.structs.replace(site, transport=Transport(chunk_tokens=64, message_bytes=100.0, overhead=0.04))
     work = LlmSession(
         model="llama-3-8b", context_tokens=0, new_tokens=new, max_output_tokens=10, ttft_s=9.0, tpot_s=9.0
     )
@@ -145,3 +148,25 @@ def test_the_transport_adds_framing_and_headers_to_what_crosses_the_air(new: int
     expected = 1.04 * plain.ul_bits[away] + 800.0 * np.array([messages, 1.0])
     np.testing.assert_allclose(added.ul_bits[away], expected, rtol=1e-12)
     assert (added.ul_bits[~away] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("chunks", "stages_s", "expected_s"),
+    [
+        ((1.0,), (1.0, 2.0, 3.0), 6.0),
+        ((0.5, 0.5), (1.0, 2.0, 3.0), 0.5 + 1.0 + 3.0),  # the last stage never waits once it has begun
+        ((0.25,) * 4, (8.0, 4.0, 4.0), 8.0 + 1.0 + 1.0),
+        ((0.75, 0.25), (0.0, 0.0, 2.0), 2.0),
+    ],
+)
+def test_chunks_overlap_in_the_stages_that_they_pass(
+    chunks: tuple[float, ...], stages_s: tuple[float, ...], expected_s: float
+) -> None:
+    assert pipelined_s(chunks, stages_s) == pytest.approx(expected_s)
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=9), st.lists(st.floats(0.0, 10.0), min_size=3, max_size=3))
+def test_a_pipeline_takes_between_its_longest_stage_and_all_of_them(sizes: list[float], stages_s: list[float]) -> None:
+    chunks = tuple(size / sum(sizes) for size in sizes)
+    took_s = pipelined_s(chunks, stages_s)
+    assert max(stages_s) - 1e-9 <= took_s <= sum(stages_s) + 1e-9

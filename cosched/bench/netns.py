@@ -72,11 +72,17 @@ class Host:
         )  # fmt: skip
 
     def start(
-        self, command: Sequence[str], env: Mapping[str, str] | None = None, stdout: int | None = None
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        stdout: int | None = None,
+        stdin: int | None = None,
     ) -> subprocess.Popen[str]:
         """Run a program in it; ended with the network."""
         inside = ("ip", "netns", "exec", self.namespace, *command)
-        process = subprocess.Popen(inside, env=None if env is None else dict(env), text=True, stdout=stdout)
+        process = subprocess.Popen(
+            inside, env=None if env is None else dict(env), text=True, stdout=stdout, stdin=stdin
+        )
         self.processes.append(process)
         return process
 

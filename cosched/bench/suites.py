@@ -19,7 +19,9 @@ SUITES: Final[dict[str, str]] = {
     "batching": "cosched.bench.batching:run",
     "tick": "cosched.bench.tick:run",
     "solvers": "cosched.bench.solvers:run",
+    "split": "cosched.bench.split:run",
     "gpu": "cosched.bench.card:run",
+    "network": "cosched.bench.network:run",
 }
 
 

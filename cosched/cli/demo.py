@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cosched.cli.demo_live import Played
     from cosched.report.model import ReplayResult
 
+SOCKET_PATH: Final = 108  # bytes of sockaddr_un.sun_path, unix(7)
+
 LIVE: Final = """
 1. Live: a daemon of its own, and a player that sends it the recording over ZeroMQ, {speed:g} x as fast.
    Reports and tasks come {speed:g} x as often, and tasks are so much shorter; deadlines stay what they are."""
@@ -86,6 +88,8 @@ def _folder() -> Iterator[Path]:
     except OSError as error:
         raise BadInput(f"no folder for temporary files can be written ({error}); name one in $TMPDIR") from None
     with made as folder:
+        if len(folder) + len("/run/telemetry.sock") >= SOCKET_PATH:
+            raise BadInput(f"{folder}: too long a path for a socket; name a shorter folder in $TMPDIR")
         yield Path(folder)
 
 

@@ -205,7 +205,7 @@ def picture(at_s: float, found: Status, played: Played) -> str:
     return "\n".join(
         [
             "",
-            *view.head(found),
+            *(view.mode(found), view.held(found), view.delays(found)),
             *view.alarms(found),
             "",
             *(f"{cell:44}{node}" for cell, node in beside),

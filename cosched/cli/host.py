@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cosched.cli.common import JsonFlag
-from cosched.cli.llm import DeviceOption, DtypeOption, SeedOption, ThreadsOption, named_model, prepare
+from cosched.cli.llm import DeviceOption, DtypeOption, SeedOption, ThreadsOption, named_model
 from cosched.errors import BadInput
+from cosched.runtime.extra import prepare
 
 if TYPE_CHECKING:
     from cosched.drivers.zap import Authenticator

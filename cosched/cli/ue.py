@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cosched.cli.common import EXIT_FAILED, JsonFlag, complain, print_json
-from cosched.cli.llm import DeviceOption, DtypeOption, SeedOption, ThreadsOption, named_model, prepare
+from cosched.cli.llm import DeviceOption, DtypeOption, SeedOption, ThreadsOption, named_model
 from cosched.errors import BadInput
+from cosched.runtime.extra import prepare
 
 if TYPE_CHECKING:
     from cosched.runtime.chain import Hop, Route
@@ -96,6 +97,8 @@ def ue(
     with contextlib.ExitStack() as stack:
         stack.callback(links.close)
         if split >= 0:
+            if split < n_layers and not nodes:
+                raise BadInput(f"--split {split} of {n_layers} layers needs a --node for the others")
             run = make(route_of((split, precision, next(iter(nodes), "")), nodes, n_layers))
             _show(run, run.stream(max_tokens), text, None, as_json)
             return

@@ -27,7 +27,7 @@ from cosched.core.events import (
     Telemetry,
     Tick,
 )
-from cosched.core.planner import Layout, Planned, make_layout, plan_problem, resource_ids
+from cosched.core.planner import Layout, Planned, add_newcomers, make_layout, plan_problem, resource_ids
 from cosched.core.policy import Policy, fallback
 from cosched.core.settings import Settings
 from cosched.core.snapshot import BidRow, Load, Snapshot, TaskRow
@@ -181,11 +181,14 @@ class Core:
         return Solve(self._request, asked.problem, policy, self.state.prices)
 
     def _layout_for(self, newcomers: Sequence[Task]) -> Layout:
-        if newcomers:
-            return make_layout(self.state, newcomers, self.settings, self._node_bytes)
         if self._layout is None or self._layout[0] != self.state.version:
             self._layout = (self.state.version, make_layout(self.state, (), self.settings, self._node_bytes))
-        return self._layout[1]
+        running = self._layout[1]
+        return add_newcomers(running, newcomers, self.state, self.settings, self._node_bytes) if newcomers else running
+
+    def prepare(self) -> None:
+        """Do now, while nobody waits, what the next Solve would do first. Changes nothing that is decided."""
+        self._layout_for(())
 
     def _solved(self, event: Solved) -> list[Command]:
         asked, _ = self._answered(event)

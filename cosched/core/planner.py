@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,17 @@ from cosched.workloads.base import Floats, Ints
 from solvers.problem import Problem
 
 SLOTS = col.SLOTS  # cell uplink, node, node memory
+
+
+class Columns(NamedTuple):
+    """What is gathered task by task (J points, N tasks); a Layout has it too."""
+
+    tasks: tuple[Task, ...]
+    names: tuple[str, ...]
+    point_ids: tuple[str, ...]
+    points: Floats  # (J, N_POINT)
+    task: Floats  # (N, N_TASK)
+    progress_row: Ints  # (N,) of state.progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +74,37 @@ def resource_ids(site: Site) -> tuple[str, ...]:
 
 def make_layout(state: State, newcomers: Sequence[Task], settings: Settings, node_bytes: Floats) -> Layout:
     """Gather the candidate points of all tasks. node_bytes (nodes,): memory for sessions on each node."""
-    tasks = (*state.tasks.values(), *newcomers)
-    blocks = [t.block(state.barred) for t in tasks]
-    points = np.concatenate([np.zeros((0, col.N_POINT)), *[b.points for b in blocks]])
-    task = np.concatenate([np.zeros(0), *[b.task for b in blocks]]).reshape(-1, col.N_TASK)
+    nobody = Columns((), (), (), np.zeros((0, col.N_POINT)), np.zeros((0, col.N_TASK)), np.zeros(0, dtype=np.int64))
+    running = _behind(nobody, tuple(state.tasks.values()), state, state.progress_rows())
+    return add_newcomers(running, newcomers, state, settings, node_bytes)
+
+
+def add_newcomers(
+    running: Columns | Layout, newcomers: Sequence[Task], state: State, settings: Settings, node_bytes: Floats
+) -> Layout:
+    """Return the layout of the tasks that run with newcomers behind them."""
+    columns = _behind(running, tuple(newcomers), state, np.full(len(newcomers), -1))
+    points, tasks = columns.points, columns.tasks
     gathered = col.new_gathered(len(points), len(tasks))
     value_of = (settings.stickiness, settings.switch_cost)
-    col.gather(gathered, points, task, len(state.site.cells), node_bytes, *value_of)
+    col.gather(gathered, points, columns.task, len(state.site.cells), node_bytes, *value_of)
     return Layout(
-        tasks=tasks,
-        names=tuple([t.offer.task for t in tasks]),
-        point_ids=tuple(itertools.chain.from_iterable([b.ids for b in blocks])),
-        points=points,
-        task=task,
-        progress_row=np.concatenate([state.progress_rows(), np.full(len(newcomers), -1)]),
+        **columns._asdict(),
         ones=np.ones(gathered.slot.shape),
         order=np.arange(len(tasks)),
         **gathered._asdict(),
+    )
+
+
+def _behind(running: Columns | Layout, tasks: tuple[Task, ...], state: State, progress_row: Ints) -> Columns:
+    blocks = [t.block(state.barred) for t in tasks]
+    return Columns(
+        tasks=(*running.tasks, *tasks),
+        names=(*running.names, *[t.offer.task for t in tasks]),
+        point_ids=(*running.point_ids, *itertools.chain.from_iterable([b.ids for b in blocks])),
+        points=np.concatenate([running.points, *[b.points for b in blocks]]),
+        task=np.concatenate([running.task.ravel(), *[b.task for b in blocks]]).reshape(-1, col.N_TASK),
+        progress_row=np.concatenate([running.progress_row, progress_row]),
     )
 
 

@@ -51,10 +51,9 @@ class Child:
     async def ended(self) -> NoReturn:
         """Wait until it ends, then say so. Raises DaemonEnded with its exit code and the last lines of its log."""
         code = await self.process.wait()
+        how = f"exit code {code}" if code >= 0 else f"signal {-code}"
         lines = (self.folder / "log").read_text(errors="replace").splitlines()[-LAST_LINES:]
-        raise DaemonEnded(
-            f"the daemon ended by itself, exit code {code}; its log ends: {' | '.join(lines) or '(empty)'}"
-        )
+        raise DaemonEnded(f"the daemon ended by itself, {how}; its log ends: {' | '.join(lines) or '(empty)'}")
 
     async def stop(self) -> None:
         """Have it end in order: its capture is whole after that."""

@@ -189,13 +189,14 @@ class Engine:
                 self.end(task, Reason.FINISHED)
             elif now_s - self.reported_s.get(tracker.offer.ue, now_s) > stale_ue_s:
                 self.end(task, Reason.STALE)
-        self.flush()
         running = self.core.state.tasks
         told = (t.progress(now_s, running[n].table, running[n].point) for n, t in self.trackers.items() if n in running)
         record = journal.Progresses(tasks=tuple(p for p in told if p is not None))
         if record.tasks:
             self._feed("progressed", record, lambda at_s: events.Progressed(at_s, record.tasks))
         self._feed("tick", journal.Tick(), events.Tick)
+        if self._drops and self.core.is_quiet:
+            self.flush()  # or else with the plan
 
     def solved(self, request: int, solution: Solution | None, why: str) -> None:
         """Take the answer to a Solve; one that a later Solve has taken the place of is not wanted any more."""
@@ -259,19 +260,23 @@ class Engine:
                 self._dispatch(command.plan)
 
     def _dispatch(self, plan: Plan) -> None:
-        at_ns = round(plan.at_s / NS)
-        self.capture.add("plan", journal.plan_made(plan), at_ns)
         rows = {name: i for i, name in enumerate(plan.tasks)}
         messages = [decision_message(self.plant.site, plan, d, rows.get(d.task)) for d in plan.decisions]
-        for message in messages:
-            self.capture.add("decision", message, at_ns)
         self.plan = plan
         refused = self._store(plan.decisions)
         for decision, message in zip(plan.decisions, messages, strict=True):
             self._decided(decision, message, plan, rows.get(decision.task), refused)
+        self._record(plan, messages)
         self.board.renew(plan)
         self.plan_ms.add((self.clock() - self._read_ns) * 1e-6)
         self.on_plan(plan)
+        self.core.prepare()
+
+    def _record(self, plan: Plan, messages: Sequence[DecisionMessage]) -> None:
+        at_ns = round(plan.at_s / NS)
+        self.capture.add("plan", journal.plan_made(plan), at_ns)
+        for message in messages:
+            self.capture.add("decision", message, at_ns)
 
     def _decided(self, decision: Decision, message: DecisionMessage, plan: Plan, row: int | None, refused: str) -> None:
         """Tell whoever waits for it, and everybody else, of one decision."""

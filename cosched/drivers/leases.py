@@ -17,7 +17,7 @@ import msgspec
 from cosched.control_messages import DECISION_TOPIC, Lease
 from cosched.core.commands import Decision, Plan
 from cosched.core.reasons import describe
-from cosched.drivers.record import decision_message
+from cosched.drivers.record import decision_message, grant
 from cosched.site import Site
 from telemetry.messages import DecisionMessage, TaskOffer
 
@@ -75,20 +75,48 @@ class Board:
 
     def renew(self, plan: Plan) -> None:
         """Tell those whose share has changed or whose lease is half over; the others' leases are renewed later."""
-        half_s = (plan.valid_until_s - plan.at_s) / 2
-        for row, task in enumerate(plan.tasks):
+        half_ns = round((plan.at_s + plan.valid_until_s) / 2 / NS)
+        columns = plan.prbs.tolist(), plan.share[:, 1].tolist(), plan.promised.tolist()
+        for row, (task, prbs, share, promised) in enumerate(zip(plan.tasks, *columns, strict=True)):
             held = self.held.get(task)
-            if held is None or (held.lease is not None and held.lease.plan == plan.generation):
+            if held is None:
                 continue
             lease = held.lease
-            if lease is not None and lease.valid_until_ns * NS - plan.at_s > half_s and not _changed(lease, plan, row):
+            if lease is None:
+                held.lease = self._first(held, plan, row)
+            elif lease.plan == plan.generation or (
+                lease.valid_until_ns > half_ns
+                and lease.promised == promised
+                and _is_near(lease.prbs, prbs)
+                and _is_near(lease.node_share, share)
+            ):
                 continue
-            decision = replace(
-                held.decision, efficiency_bps_hz=float(plan.efficiency[row]), promised=bool(plan.promised[row])
-            )
-            message = decision_message(self.site, plan, decision, row)
-            held.lease = self._lease_of(held.offer, message, decision, plan, row)
+            else:
+                held.lease = self._renewed(lease, held.decision, plan, row)
             self._tell(held.lease)
+
+    def _first(self, held: Held, plan: Plan, row: int) -> Lease:
+        """Lease of a task that was restored."""
+        decision = replace(
+            held.decision, efficiency_bps_hz=float(plan.efficiency[row]), promised=bool(plan.promised[row])
+        )
+        message = decision_message(self.site, plan, decision, row)
+        return self._lease_of(held.offer, message, decision, plan, row)
+
+    def _renewed(self, lease: Lease, decision: Decision, plan: Plan, row: int) -> Lease:
+        return msgspec.structs.replace(
+            lease,
+            at_ns=round(plan.at_s / NS),
+            seq=plan.generation,
+            plan=plan.generation,
+            efficiency_bps_hz=float(plan.efficiency[row]),
+            promised=bool(plan.promised[row]),
+            valid_for_ms=1e3 * (plan.valid_until_s - plan.at_s),
+            at_unix_s=time.time(),
+            node_weight=float(plan.node_weight[row]) if lease.node else 0.0,
+            node_endpoint=self.endpoints.get(lease.node, ""),
+            **grant(self.site, plan, decision, row)._asdict(),
+        )
 
     def _lease_of(
         self, offer: TaskOffer, message: DecisionMessage, decision: Decision, plan: Plan, row: int | None
@@ -161,12 +189,9 @@ def lease_of(offer: TaskOffer, message: DecisionMessage, decision: Decision, lea
     )
 
 
-def _changed(lease: Lease, plan: Plan, row: int) -> bool:
-    """Whether a share of the plan's row differs by more than a tenth from what was told, or the promise does."""
-    for told, now in ((lease.prbs, float(plan.prbs[row])), (lease.node_share, float(plan.share[row, 1]))):
-        if abs(now - told) > CHANGE * max(told, now):
-            return True
-    return bool(plan.promised[row]) != lease.promised
+def _is_near(told: float, now: float) -> bool:
+    """Whether a share differs from what was told by no more than a tenth."""
+    return abs(now - told) <= CHANGE * max(told, now)
 
 
 def _aged(lease: Lease, now_ns: int) -> Lease:

@@ -52,6 +52,9 @@ LINGER_MS: Final = 500  # what the sockets still send when the daemon ends
 QUESTION_S: Final = 5.0  # budget of a solve that somebody's question needs
 MOST_COPIES: Final = 2_000  # further tasks of a what-if
 STATUS_S: Final = 1.0  # between two publications of the status
+REST_S: Final = 0.005  # between two looks at the telemetry: each has its fixed cost, and a tick comes every 100 ms
+YIELDS: Final = 10  # looks at submits that are being decided, for which a tick waits ...
+YIELD_S: Final = 0.001  # ... so long each
 
 log = structlog.get_logger()
 
@@ -142,7 +145,7 @@ class Daemon:
     def _pumps(self, loop: asyncio.AbstractEventLoop) -> list[bus.Pump]:
         self._router_pump = bus.Pump(loop, self.sockets.control, self._serve)
         pumps = [
-            bus.Pump(loop, self.sockets.telemetry, self.ingest.drain),
+            bus.Pump(loop, self.sockets.telemetry, self.ingest.drain, REST_S),
             self._router_pump,
             bus.Pump(loop, self.sockets.decisions, self._greet),
         ]
@@ -230,6 +233,10 @@ class Daemon:
             period_s = self.loaded.settings.core.period_s
             due = max(due + period_s, loop.time())
             await asyncio.sleep(due - loop.time())
+            for _ in range(YIELDS):
+                if not self.engine.waiting:
+                    break
+                await asyncio.sleep(YIELD_S)
             self._tick()
 
     def _tick(self) -> None:

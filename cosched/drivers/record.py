@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cosched.core.commands import Decision, Plan
 from cosched.core.policy import Policy
 from cosched.core.settings import Settings
 from cosched.drivers.replay import Replayer, Workbook
 from cosched.site import Site
+from cosched.workloads.base import pipelined_s
 from telemetry.messages import DecisionMessage, Message
 
 S_NS = 1_000_000_000
@@ -32,10 +34,10 @@ def decision_message(site: Site, plan: Plan, decision: Decision, row: int | None
     table, point = decision.table, decision.point
     node = int(table.node[point]) if point >= 0 else -1
     holds = row is not None and point >= 0
-    prbs = float(plan.prbs[row]) if row is not None else 0.0
-    predicted = predicted_s(site, plan, decision, row) if row is not None and point >= 0 else ()
+    at_ns = round(plan.at_s * S_NS)
+    granted = Granted(valid_until_ns=at_ns) if row is None or not holds else grant(site, plan, decision, row)
     return DecisionMessage(
-        at_ns=round(plan.at_s * S_NS),
+        at_ns=at_ns,
         source="cosched",
         seq=plan.generation,
         task=decision.task,
@@ -46,30 +48,53 @@ def decision_message(site: Site, plan: Plan, decision: Decision, row: int | None
         precision_bits=int(table.precision_bits[point]) if point >= 0 else 0,
         cell=site.cells[decision.cell].id if decision.cell >= 0 else "",
         node=site.nodes[node].id if node >= 0 else "",
-        bandwidth_hz=prbs * site.cells[decision.cell].ul_bandwidth_hz / site.cells[decision.cell].ul_prbs
-        if holds
-        else 0.0,
-        prbs=prbs if holds else 0.0,
-        node_share=float(plan.share[row, 1]) if row is not None and holds else 0.0,
-        predicted_s=tuple(map(_finite, predicted)),
-        slack_s=tuple(_finite(d - p) for d, p in zip(table.deadline_s.tolist(), predicted, strict=False)),
         input_age_ms=1e3 * decision.input_age_s,
         efficiency_bps_hz=decision.efficiency_bps_hz,
         binding_resource=decision.binding,
-        valid_until_ns=round(plan.valid_until_s * S_NS) if holds else round(plan.at_s * S_NS),
         guess=table.guess if point >= 0 else (),
+        **granted._asdict(),
+    )
+
+
+class Granted(NamedTuple):
+    """What of a decision is another with every plan."""
+
+    bandwidth_hz: float = 0.0
+    prbs: float = 0.0
+    node_share: float = 0.0
+    predicted_s: tuple[float | None, ...] = ()
+    slack_s: tuple[float | None, ...] = ()
+    valid_until_ns: int = 0
+
+
+def grant(site: Site, plan: Plan, decision: Decision, row: int) -> Granted:
+    """What the plan's row grants to a task that holds a point."""
+    cell, prbs = site.cells[decision.cell], float(plan.prbs[row])
+    predicted = predicted_s(site, plan, decision, row)
+    deadlines_s = decision.table.deadline_s.tolist()
+    return Granted(
+        bandwidth_hz=prbs * cell.ul_bandwidth_hz / cell.ul_prbs,
+        prbs=prbs,
+        node_share=float(plan.share[row, 1]),
+        predicted_s=tuple(map(_finite, predicted)),
+        slack_s=tuple(_finite(d - p) for d, p in zip(deadlines_s, predicted, strict=False)),
+        valid_until_ns=round(plan.valid_until_s * S_NS),
     )
 
 
 def predicted_s(site: Site, plan: Plan, decision: Decision, row: int) -> tuple[float, ...]:
     """Latency of each phase that has a deadline, at the shares of the plan and the efficiency planned with."""
     table, point, cell = decision.table, decision.point, site.cells[decision.cell]
-    rate = float(plan.prbs[row]) / cell.ul_prbs * cell.ul_bandwidth_hz * decision.efficiency_bps_hz
+    rate = float(plan.prbs[row]) / cell.ul_prbs * cell.ul_bandwidth_hz * float(plan.efficiency[row])
     share = float(plan.share[row, 1])
     air = [_time(b, rate) for b in table.ul_bits[point].tolist()]
     node = [_time(s, share) for s in table.node_s[point].tolist()]
     phases = [q for q, d in enumerate(table.deadline_s.tolist()) if d < float("inf")]
-    return tuple(float(table.fixed_s[point, q]) + air[q] + node[q] for q in phases)
+    whole = [float(table.fixed_s[point, q]) + air[q] + node[q] for q in phases]
+    if len(table.chunks) > 1 and math.isfinite(whole[0]):
+        stages_s = (float(table.device_s[point, 0]), air[0], node[0])
+        whole[0] -= sum(stages_s) - pipelined_s(table.chunks, stages_s)
+    return tuple(whole)
 
 
 def _finite(seconds: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Container
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -39,7 +40,7 @@ def of(daemon: Daemon) -> api.Status:
         uptime_s=now_s - daemon.started_ns * NS,
         generation=engine.plan.generation if engine.plan is not None else 0,
         tasks=len(engine.trackers),
-        promised=int(plan.promised.sum()) if plan is not None else 0,
+        promised=_promised(engine.trackers, plan),
         value=plan.value if plan is not None else 0.0,
         bound=plan.bound if plan is not None else 0.0,
         gap=max(0.0, plan.bound - plan.value) if plan is not None else 0.0,
@@ -57,6 +58,13 @@ def of(daemon: Daemon) -> api.Status:
         capture_bytes=engine.capture.n_bytes,
         config=str(daemon.loaded.path or ""),
     )
+
+
+def _promised(living: Container[str], plan: Plan | None) -> int:
+    """Living tasks whose deadlines the plan holds."""
+    if plan is None:
+        return 0
+    return sum(held and task in living for task, held in zip(plan.tasks, plan.promised.tolist(), strict=True))
 
 
 def _resources(daemon: Daemon, plan: Plan | None) -> tuple[api.ResourceView, ...]:

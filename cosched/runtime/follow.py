@@ -43,9 +43,9 @@ class Following:
 
     def wait_for_other(self, point: Point, patience_s: float) -> bool:
         """Wait for a lease at another operating point; False: none came."""
-        until_s = self._clock() + patience_s
+        until_s = time.monotonic() + patience_s
         while not self.look().point or point_of(self.lease) == point:
-            left_s = until_s - self._clock()
+            left_s = until_s - time.monotonic()
             if left_s <= 0:
                 return False
             self._follower.wait(min(left_s, ASKING_S))

@@ -81,6 +81,18 @@ def peak_bytes_s(device: torch.device) -> float:
     return float(2 * source.nbytes / queued(device, lambda: target.copy_(source)))
 
 
+def one_core() -> tuple[float, float]:
+    """Peaks of one thread of this machine in fp32: TFLOPS, and GB/s as 16-bit elements count them (half the bytes)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        device = torch.device("cpu")
+        flop_s, bytes_s = peak_flop_s(device, torch.float32), peak_bytes_s(device)
+    finally:
+        torch.set_num_threads(threads)
+    return flop_s * 1e-12, bytes_s / 2 * 1e-9
+
+
 def operators(model: Model, tokens: Sequence[int], device: torch.device, dtype: torch.dtype) -> OperatorRun:
     """Time a layer's GEMMs and small operators, each by itself, for each number of tokens."""
     seconds: dict[str, list[float]] = {op: [] for op in (*GEMM_OPS, *SMALL_OPS[: len(_small(model))])}

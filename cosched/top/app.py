@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import ClassVar, Final
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar, Final
 
 from rich.text import Text
 from textual import work
@@ -37,6 +37,8 @@ lease     ms for which its decision holds; it is renewed all the time
 promise   'no promise': the plan does not hold its deadlines now
 planned   what the plan counts on, of a cell or node
 gap       how far the plan can be from the best one, at most
+submit    ms, median/p99, from a submit to its decision; solve: of a
+          solve; plan: of a plan, from its input to its leases
 
 Refused tasks stay in the table for a minute.
 """
@@ -49,9 +51,11 @@ class Page(ModalScreen[None]):
         Binding("escape,enter,q,question_mark", "dismiss", "back"),
     ]
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, better: Coroutine[Any, Any, str] | None = None) -> None:
+        """`better` brings the text that takes the place of the first."""
         super().__init__()
         self._text = text
+        self._better = better
 
     def compose(self) -> ComposeResult:
         """Lay out."""
@@ -59,11 +63,13 @@ class Page(ModalScreen[None]):
             yield Static(self._text, id="text", markup=False)
         yield Footer(show_command_palette=False)
 
-    def show(self, text: str) -> None:
-        """Replace the text."""
-        self._text = text
-        if self.is_mounted:
-            self.query_one("#text", Static).update(text)
+    def on_mount(self) -> None:
+        """Have the better text brought; it is given up when the page is closed."""
+        if self._better is not None:
+            self.run_worker(self._replace(self._better))
+
+    async def _replace(self, better: Coroutine[Any, Any, str]) -> None:
+        self.query_one("#text", Static).update(await better)
 
 
 class Tasks(DataTable[Text]):
@@ -250,18 +256,13 @@ class Top(App[None]):
     def on_data_table_row_selected(self, _: DataTable.RowSelected) -> None:
         """Enter, or a click, on a task."""
         if task := self._chosen():
-            page = Page(f"{view.plain(task)}: asking why ...")
-            self.push_screen(page)
-            self._explain(page, task)
+            self.push_screen(Page(f"{view.plain(task)}: asking why ...", self._why(task)))
 
-    @work(exclusive=True, group="explain")
-    async def _explain(self, page: Page, task: str) -> None:
+    async def _why(self, task: str) -> str:
         try:
-            found = await self.watch_daemon.explain(task)
+            return "\n".join(view.explanation(await self.watch_daemon.explain(task)))
         except CoschedError as error:
-            page.show(view.plain(f"{task}: {error}"))
-        else:
-            page.show("\n".join(view.explanation(found)))
+            return view.plain(f"{task}: {error}")
 
 
 def _cell(column: str, text: str) -> Text:

@@ -43,17 +43,30 @@ def bar(fraction: float) -> str:
 
 def head(found: api.Status) -> list[str]:
     """Mode, plan and gain, delays: a line each."""
-    mode = f"{found.mode} for {span(found.mode_since_s)}"
-    where = f"{plain(found.site)}, policy {found.policy}, up {span(found.uptime_s)}, plan {found.generation}"
-    held = f"{found.tasks} tasks, {found.promised} promised, gap {100 * relative_gap(found):.2f} %"
-    delays = (("submit", found.submit_ms), ("solve", found.solve_ms), ("plan", found.telemetry_ms))
-    told = ", ".join(f"{name} {q.p50:.3g}/{q.p99:.3g}" for name, q in delays)
-    recorded = f"recorded {found.capture_bytes / 1e6:.1f} MB" if found.capture else "not recording"
-    return [
-        f"{mode}  {where}",
-        f"{held}  {gain(found.shadow)}",
-        f"{told} ms p50/p99  input {found.ingest.input_age_s:.1f} s  {recorded}",
-    ]
+    return [mode(found), f"{held(found)}  {gain(found.shadow)}", delays(found)]
+
+
+def mode(found: api.Status) -> str:
+    """What the daemon does, since when, for which site."""
+    since = f"{found.mode} for {span(found.mode_since_s)}"
+    return f"{since}  {plain(found.site)}, policy {found.policy}, up {span(found.uptime_s)}, plan {found.generation}"
+
+
+def held(found: api.Status) -> str:
+    """How much of what is asked the plan holds."""
+    return f"{found.tasks} tasks, {found.promised} promised, gap {100 * relative_gap(found):.2f} %"
+
+
+def delays(found: api.Status) -> str:
+    """How long decisions take, how old their input is, what is recorded."""
+    measured = (("submit", found.submit_ms), ("solve", found.solve_ms), ("plan", found.telemetry_ms))
+    told = ", ".join(f"{name} {_short(q.p50)}/{_short(q.p99)}" for name, q in measured)
+    recorded = f"capture {found.capture_bytes / 1e6:.1f} MB" if found.capture else "not recording"
+    return f"{told} ms; input {found.ingest.input_age_s:.1f} s old; {recorded}"
+
+
+def _short(ms: float) -> str:
+    return f"{ms:.1f}" if ms < 10 else f"{ms:.0f}"
 
 
 def relative_gap(found: api.Status) -> float:

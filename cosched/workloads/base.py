@@ -7,7 +7,7 @@ The kinds there are: registry.py. How to add one: docs/workloads.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -48,6 +48,7 @@ class PointTable:
     deadline_s: Floats  # (2,) D_q, inf where the phase does not exist
     rate_hz: Floats  # (2,) activations a second while the phase lasts, at the deadline's pace
     alone_s: Floats | None = None  # (J, 2) of the node, executing for this task alone; None: nothing is calibrated
+    chunks: tuple[float, ...] = (1.0,)  # phase 0 goes through device, air and node in these parts, one after the other
     owners: tuple[str, ...] = ()  # whose times measurements correct: the device, then site.nodes ("edge0/llama-3-8b")
     guess: tuple[str, ...] = ()  # what in these numbers has no measurement behind it ("phone: prefill time")
 
@@ -87,6 +88,19 @@ def on_air(context: WorkloadContext, payload_bits: Floats, messages: int) -> Flo
     """(J,) bits on the air of payloads in so many messages each, with what the transport adds; nothing is nothing."""
     transport = context.site.transport
     return payload_bits * (1 + transport.overhead) + (payload_bits > 0) * 8 * transport.message_bytes * messages
+
+
+def pipelined_s(chunks: Sequence[float], stages_s: Sequence[float]) -> float:
+    """Seconds for chunks (parts of a whole, in order) to pass all stages, each of which does one at a time.
+
+    stages_s: what the whole takes in each stage. One chunk: their sum; many: about the longest of them.
+    """
+    free_s = [0.0] * len(stages_s)
+    for part in chunks:
+        at_s = 0.0
+        for stage, whole_s in enumerate(stages_s):
+            at_s = free_s[stage] = max(at_s, free_s[stage]) + part * whole_s
+    return free_s[-1]
 
 
 class Workload(Protocol):

@@ -14,7 +14,6 @@ Equations with symbols: docs/workloads.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +30,6 @@ from cosched.workloads.pruning import prune
 from telemetry.messages import LlmSession, TaskOffer
 
 TOKEN_ID_BITS: Final = 32  # vocabularies have 17 or 18 bits; sent as int32
-CHUNK_TOKENS: Final = 64  # of a prefill, sent as one message (cosched/runtime does so)
 NO_QUANTISATION: Final = 1.0  # quality where no activation crosses the air
 
 
@@ -251,7 +249,8 @@ def _table(
     nothing = np.zeros((n_local, 2))
     beyond_s = np.concatenate([*(s.fixed_s[row] + 2 * context.cell_one_way_s for s in sides), nothing])
     air_bits = np.concatenate([*[_air_bits(served, variants.precision_bits)] * n_nodes, nothing[:, 0]])
-    prefill_bits = on_air(context, air_bits * session.new_tokens, math.ceil(session.new_tokens / CHUNK_TOKENS))
+    chunks = _chunks(session.new_tokens, context.site.transport.chunk_tokens)
+    prefill_bits = on_air(context, air_bits * session.new_tokens, len(chunks))
     quality = [_quality(context, variants.precision_bits)] * n_nodes
     return PointTable(
         point_ids=_names(variants.names, tuple(n.id for n in context.site.nodes), variants.local),
@@ -268,9 +267,18 @@ def _table(
         deadline_s=np.array([session.ttft_s, session.tpot_s]),
         rate_hz=np.array([1 / session.ttft_s, 1 / session.tpot_s]),
         alone_s=np.concatenate([*(s.alone_s[row] for s in sides), nothing]),
+        chunks=chunks,
         owners=_owners(served, context),
         guess=_guesses(served, context, split, precision, node),
     )
+
+
+@lru_cache(maxsize=256)
+def _chunks(tokens: int, chunk_tokens: int) -> tuple[float, ...]:
+    """Parts of a prefill that are sent one by one."""
+    if not chunk_tokens:
+        return (1.0,)
+    return tuple(min(chunk_tokens, tokens - i) / tokens for i in range(0, tokens, chunk_tokens))
 
 
 @lru_cache(maxsize=256)

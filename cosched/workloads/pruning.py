@@ -20,7 +20,7 @@ def take(table: PointTable, rows: Ints) -> PointTable:
     columns = {
         field.name: getattr(table, field.name)[rows]
         for field in dataclasses.fields(table)
-        if field.name not in ("point_ids", "deadline_s", "rate_hz", "owners", "guess")
+        if field.name not in ("point_ids", "deadline_s", "rate_hz", "chunks", "owners", "guess")
         and getattr(table, field.name) is not None
     }
     return dataclasses.replace(table, point_ids=tuple(table.point_ids[j] for j in rows), **columns)

@@ -49,10 +49,12 @@ class Local:
             head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
         )
         self.note()
+        self.raylets: dict[str, int] = {}  # site node -> process that its Ray node is
         for node in nodes:
-            self._cluster.add_node(
+            made = self._cluster.add_node(
                 num_cpus=1, labels={LABEL: node}, object_store_memory=STORE_BYTES, include_dashboard=False, wait=False
             )
+            self.raylets[node] = made.all_processes["raylet"][0].process.pid
             self.note()
 
     @property
@@ -60,13 +62,16 @@ class Local:
         """Where its GCS listens."""
         return str(self._cluster.address)
 
-    def note(self) -> None:
-        """Write down its processes, and let those that have died go: a Ray node is gone only when it is no zombie."""
+    def reap(self) -> None:
+        """Let those of its processes that have died go: the workers of a Ray node live on while it is a zombie."""
         nodes: Any = self._cluster
         for node in nodes.list_all_nodes():
             for infos in node.all_processes.values():
                 for info in infos:
                     info.process.poll()
+
+    def note(self) -> None:
+        """Write down its processes."""
         processes.note(self._note, self.folder)
 
     def close(self) -> None:

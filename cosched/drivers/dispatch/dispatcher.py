@@ -42,6 +42,7 @@ DISCOVERY_S: Final = 1.0  # between two looks at Ray's nodes
 START_S: Final = 120.0  # an actor that loads its runtime takes this long at most to answer for the first time
 BACKOFF_S: Final = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  # between two starts of an actor that dies again and again
 NEWS_S: Final = 1.0  # a node is told of this often even when nothing has changed
+MOST_WORDS: Final = 200  # characters of what Ray says
 UNAVAILABLE: Final = 2  # calls in a row that Ray could not deliver: the node is taken for lost
 
 _answer = msgspec.msgpack.Decoder(Answer)
@@ -182,8 +183,8 @@ class Dispatcher:
             return
         if node.news.state == messages.DRAINED and node.ray_node == node.drained_on:
             return
+        executor = self._begin.executor
         try:
-            executor = self._begin.executor
             node.handle = await asyncio.to_thread(cluster.node_actor, node.spec, node.ray_node, executor)
         except (RayError, ValueError) as error:
             raise Gone(_cause(error)) from None
@@ -192,6 +193,8 @@ class Dispatcher:
         report = await self._ask(node, "report", self._epoch, self._begin.who, patience_s=START_S)
         if not isinstance(report, Report):
             return
+        if report.executor != executor:
+            raise Gone(f"its actor was made for '{report.executor}', not for '{executor}': made anew")
         node.refused = report.refused
         node.say(messages.UP)
 
@@ -290,4 +293,4 @@ def _cause(error: Exception) -> str:
     """The line of Ray's message that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     because = [line for line in lines if "because" in line or "unavailable" in line]
-    return (because or lines or [type(error).__name__])[0]
+    return (because or lines or [type(error).__name__])[0].partition(". ")[0][:MOST_WORDS]

@@ -81,6 +81,7 @@ class Link:
         self._settings = settings
         self._plant = plant
         self._store = store
+        self._id = secrets.token_hex(8)  # of this daemon, where none is stored
         self._period_s = period_s
         self._note = note
         self._changed = changed
@@ -105,9 +106,9 @@ class Link:
     # --- beginning and end --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin, unless it is off."""
-        if self._settings.mode != OFF:
-            self._task = asyncio.get_running_loop().create_task(self._keep())
+        """Begin, unless it is off; what an earlier life has left is ended in any case."""
+        self._task = asyncio.get_running_loop().create_task(self._keep())
+        self._task.add_done_callback(_ended)
 
     async def close(self) -> None:
         """End the dispatcher and, where it is local, the cluster."""
@@ -153,7 +154,7 @@ class Link:
         """Have a dispatcher; when it ends, another one after a while."""
         await self._clean()
         tries = 0
-        while not self.fenced_by:
+        while self._settings.mode != OFF and not self.fenced_by:
             worked = await self._work()
             if self.fenced_by:
                 return
@@ -214,9 +215,16 @@ class Link:
 
     def _daemon(self) -> str:
         """Id of this daemon's state, made at first: after a restart it is the same daemon."""
+        found = self._store.recall(DAEMON) or self._id
         if not self._store.recall(DAEMON):
-            self._store.remember(DAEMON, secrets.token_hex(8))
-        return self._store.recall(DAEMON)
+            self._remember(DAEMON, found)
+        return found
+
+    def _remember(self, name: str, value: str) -> None:
+        try:
+            self._store.remember(name, value)
+        except StoreFailed as error:
+            log.warning("not stored", what=name, why=str(error))
 
     # --- what it says -------------------------------------------------------------------------------------------
 
@@ -243,10 +251,7 @@ class Link:
 
     def _connected(self, news: Connected) -> None:
         self.epoch, self.address, self.why = news.epoch, news.address, ""
-        try:
-            self._store.remember(EPOCH, str(news.epoch))
-        except StoreFailed as error:
-            log.warning("epoch not stored", why=str(error))
+        self._remember(EPOCH, str(news.epoch))
         log.info("in command of the cluster", epoch=news.epoch, address=news.address)
         if news.took_over:
             self._contested(f"took over from {news.took_over}, whose commands are refused from here on")
@@ -339,6 +344,12 @@ class Link:
             why=self.fenced_by or self.why,
             nodes=tuple(_view(n) for n in self.nodes.values()),
         )
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """A defect must not vanish in a task."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": "in the link to the cluster", "exception": error})
 
 
 def _assigned(task: str, table: PointTable, point: int) -> Assigned:

@@ -82,7 +82,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     refused: int = 0  # orders and questions of older daemons
     refused_who: str = ""  # the latest of them
     pid: int = 0
-    ray_node: str = ""
+    executor: str = ""
 
 
 Answer = Ack | Refusal | Report

@@ -13,7 +13,6 @@ from typing import Final, TypeVar
 
 import msgspec
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-from ray.runtime_context import get_runtime_context
 
 from cosched.drivers.dispatch import executor
 from cosched.drivers.dispatch.fence import Mark, claimed, question_refusal, refusal
@@ -64,6 +63,7 @@ class NodeActor:
         claim = _stored(CLAIM_KEY, Claim(epoch=0))
         if claim.epoch > self._mark.epoch:  # a successor may have come while nobody was here
             self._mark = Mark(claim.epoch, 0, claim.who)
+        self._executor_name = executor_name
         self._executor = executor.make(executor_name, node)
         self._applied = self._orders = self._refused = 0
         self._refused_who = self._failed = ""
@@ -133,5 +133,5 @@ class NodeActor:
             refused=self._refused,
             refused_who=self._refused_who,
             pid=os.getpid(),
-            ray_node=get_runtime_context().get_node_id(),
+            executor=self._executor_name,
         )

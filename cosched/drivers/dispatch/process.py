@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cosched.drivers.dispatch.dispatcher import Dispatcher
 
 LENGTH_BYTES: Final = 4
+REAP_S: Final = 0.1  # a local Ray node that has died is noticed within
 NOTE_S: Final = 2.0  # between two notes of which processes a local cluster has
 FAREWELL_S: Final = 1.0  # to give up command of a cluster
 
@@ -118,13 +119,15 @@ async def _until_told_to_end(pipe: Pipe, dispatcher: Dispatcher, local: Local | 
             if isinstance(message, Update):
                 dispatcher.update(message)
 
-    async def notes() -> None:
+    async def look_after() -> None:
         while local is not None:
-            await asyncio.sleep(NOTE_S)
+            for _ in range(round(NOTE_S / REAP_S)):
+                await asyncio.sleep(REAP_S)
+                local.reap()
             local.note()
 
     listening = asyncio.create_task(listen())
-    others = {asyncio.create_task(dispatcher.run()), asyncio.create_task(notes())}
+    others = {asyncio.create_task(dispatcher.run()), asyncio.create_task(look_after())}
     while not listening.done():
         done, _ = await asyncio.wait({listening, *others}, return_when=asyncio.FIRST_COMPLETED)
         for task in done & others:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import psutil
 
-CLOCK_TICK_S = 0.02  # a process' start is told in ticks of 10 ms (proc(5)): a number used again starts much later
+GONE_S: Final = 2.0  # a killed process is gone within, or hangs in the kernel
+STEP_S: Final = 0.01
+CLOCK_TICK_S: Final = 0.02  # starts are told in ticks of 10 ms (proc(5)); a number used again starts much later
 
 
 class Left(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,8 +55,18 @@ def kill(processes: Iterable[psutil.Process]) -> int:
     for process in mine:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(mine, timeout=2.0)
+    end_s = time.monotonic() + GONE_S
+    while time.monotonic() < end_s and any(_runs(process) for process in mine):
+        time.sleep(STEP_S)
     return len(mine)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it still does: a zombie, whose parent may be gone too, does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _same(left: Left) -> list[psutil.Process]:

@@ -1,0 +1,169 @@
+"""Suite `split`: what running an LLM split costs on one machine, and what activation precision does to its answers.
+
+Overhead: a seeded model of 230 MB, unsplit and with its upper half in a host process on loopback, a token of each in
+turn, so that both see the same machine; what the claim allows beside is one round trip of a message as long as a
+step's. Precision: a small seeded model, error of the logits and greedy tokens by split layer (docs/runtime.md; models
+that were trained: docs/quality.md).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cosched.bench.model import BenchRow, Claim, Result, spread
+from cosched.errors import BadInput
+from cosched.runtime.extra import prepare
+
+if TYPE_CHECKING:
+    from cosched.runtime.chain import Hop, Links
+    from cosched.runtime.generation import Generation
+    from cosched.runtime.model import ModelSource
+
+SUITE: Final = "split"
+SEED: Final = 1
+ALLOWED: Final = 1.1  # of the unsplit time per token, beside one round trip
+TOKENS: Final = 20  # a seed, of each subject
+PROMPT: Final = 32
+ANSWER: Final = 200  # tokens of which precision is judged
+BITS: Final = (16, 8, 4)
+_FAMILY: Final = {"model_type": "llama", "max_position_embeddings": 4096, "tie_word_embeddings": True}
+LARGE: Final = _FAMILY | {
+    "hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "num_key_value_heads": 4,
+    "intermediate_size": 2048, "vocab_size": 8192,
+}  # fmt: skip
+SMALL: Final = _FAMILY | {
+    "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "intermediate_size": 352, "vocab_size": 512,
+}  # fmt: skip
+
+
+def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
+    """Milliseconds per token split and unsplit; error of the logits and tokens that stay, by split and precision."""
+    prepare(threads=1)
+    with tempfile.TemporaryDirectory() as folder:
+        rows, claim = _overhead(Path(folder), seeds)
+        progress(0.5)
+        judged = Judged()
+        for seed in range(seeds):
+            judged.add(Path(folder), seed)
+            progress(0.5 + 0.5 * (seed + 1) / seeds)
+    return Result(rows=rows + judged.rows(), claims=[claim], sweeps=[])
+
+
+def write_config(folder: Path, name: str, config: dict[str, object]) -> Path:
+    """Write a model's configuration."""
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def _overhead(folder: Path, seeds: int) -> tuple[list[BenchRow], Claim]:
+    """Return rows of ms per token and round trip, and the claim on their ratio."""
+    from cosched.runtime.chain import Hop, Links, Route
+    from cosched.runtime.generation import Generation
+    from cosched.runtime.model import open_model
+    from cosched.runtime.parts import Part
+
+    config = write_config(folder, "large", LARGE)
+    source = open_model(config, seed=SEED)
+    n_layers, half, links = source.n_layers, source.n_layers // 2, Links()
+    with _host(config, half) as endpoint:
+        prompt = [i % source.sizes.vocab for i in range(1, PROMPT + 1)]
+        part = Part(source)
+        routes = {"unsplit": Route(n_layers), "split": Route(half, (Hop(endpoint, n_layers),), 32)}
+        runs = {name: Generation(part, name, prompt, route, links) for name, route in routes.items()}
+        times = _in_turn(runs, seeds * TOKENS)
+        times["round trip"] = _round_trips(links, routes["split"].hops[0], source, seeds * TOKENS)
+        for generation in runs.values():
+            generation.close()
+        links.close()
+    rows = [_row("230 MB, fp32", subject, "token_ms", [1e3 * t for t in some]) for subject, some in times.items()]
+    middle = {subject: statistics.median(some) for subject, some in times.items()}
+    allowed = ALLOWED * middle["unsplit"] + middle["round trip"]
+    return rows, Claim(text="1.10 x unsplit + round trip, over split", reached=allowed / middle["split"], asked=1.0)
+
+
+@contextmanager
+def _host(config: Path, start: int) -> Iterator[str]:
+    """Run a host process with the layers from `start` on; yield its endpoint."""
+    layers = f"{config.stem}:{start}:{LARGE['num_hidden_layers']}"
+    command = [sys.executable, "-m", "cosched.cli.main", "host", "--model", str(config), "--layers", layers]
+    command += ["--seed", str(SEED), "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this program itself
+    try:
+        endpoint = process.stdout.readline().strip() if process.stdout else ""
+        if not endpoint:
+            raise BadInput("the host process did not start; try 'cosched host' by hand")
+        yield endpoint
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _in_turn(runs: dict[str, Generation], count: int) -> dict[str, list[float]]:
+    """Seconds of each token of each run, a token of one after a token of the other; the prefill is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for generation in runs.values():
+        generation.advance()
+    for _ in range(count):
+        for name, generation in runs.items():
+            began = time.perf_counter()
+            generation.advance()
+            times[name].append(time.perf_counter() - began)
+    if len({tuple(generation.output) for generation in runs.values()}) > 1:
+        raise BadInput("the split run's tokens differ from the unsplit run's: are both of one version?")
+    return times
+
+
+def _round_trips(links: Links, hop: Hop, source: ModelSource, count: int) -> list[float]:
+    """Seconds until a host has answered a message with a frame of a step's length that it has nothing to do for."""
+    from cosched.runtime.protocol import Look
+
+    link, frame = links.to(hop), bytes(4 * source.sizes.hidden)
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        link.ask(Look(), [frame])
+        times.append(time.perf_counter() - began)
+    return times
+
+
+class Judged:
+    """Deviations by split and precision, over models of several seeds."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str, str], list[float]] = {}
+
+    def add(self, folder: Path, seed: int) -> None:
+        """Judge the small model of one seed at all splits."""
+        from cosched.runtime.model import open_model
+        from cosched.runtime.precision import deviations
+
+        source = open_model(write_config(folder, "small", SMALL), seed=seed)
+        prompt = [(seed + 17 * i) % source.sizes.vocab for i in range(PROMPT)]
+        for found in deviations(source, prompt, ANSWER, range(1, source.n_layers), BITS):
+            case, subject = f"k={found.split}", f"{found.bits} bit"
+            for figure, values in (
+                ("logit_error_percent", [100 * error for error in found.logit_error]),
+                ("same_next_of_200", [float(found.same_next)]),
+                ("same_run_of_200", [float(found.same_run)]),
+            ):
+                self._found.setdefault((case, subject, figure), []).extend(values)
+
+    def rows(self) -> list[BenchRow]:
+        """One row for each split, precision and figure."""
+        return [_row(case, subject, figure, values) for (case, subject, figure), values in self._found.items()]
+
+
+def _row(case: str, subject: str, figure: str, values: list[float]) -> BenchRow:
+    p50, p99, mean = spread(values)
+    return BenchRow(suite=SUITE, case=case, subject=subject, figure=figure, p50=p50, p99=p99, n=len(values), value=mean)

@@ -1,0 +1,215 @@
+"""Daemons on a real Ray cluster: what is sent, who commands, what happens when a node drops changes or dies.
+
+The tests use one cluster and stand in order: the last one kills a Ray node.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from daemon_cases import Daemon, Place, Radio, cosched, radio, until
+from ray_cases import HERE, ROOT, RayCluster, ray_cluster
+
+from cosched.client import Client, Refused
+from cosched.control_messages import ClusterNode, Status
+from telemetry.messages import LlmSession
+
+pytestmark = pytest.mark.slow
+PERIOD_S = 0.1
+SITE = """
+v = 1
+name = "three"
+cells = [{ id = "cell0", ul_prbs = 273, scs_khz = 30 }]
+nodes = [{ id = "edge0", device = "h100" }, { id = "edge1", device = "h100" }, { id = "missing", device = "h100" }]
+models = [{ id = "llama-3-8b", config = "llama-3-8b" }]
+ues = { count = 30, devices = [{ device = "phone", share = 1.0 }] }
+"""
+WORK = LlmSession(
+    model="llama-3-8b", context_tokens=4000, new_tokens=512, max_output_tokens=20_000, ttft_s=5.0, tpot_s=0.05
+)  # more than a phone does alone
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    with ray_cluster(tmp_path_factory.mktemp("ray"), ("edge0", "edge1")) as cluster:
+        yield cluster
+
+
+def place(folder: Path, ray: RayCluster, **settings: str) -> Place:
+    folder.mkdir()
+    (folder / "site.toml").write_text(SITE)
+    own = {"SITE": f"{folder}/site.toml", "TELEMETRY_STALE_UE_S": "1000", "TELEMETRY_STALE_INPUT_S": "1000",
+           "CLUSTER_UNAPPLIED_PERIODS": "3", "CLUSTER_RETRIES": "1"}  # fmt: skip
+    return Place(
+        folder, {**own, **ray.settings(), **settings}, extra={"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
+    )
+
+
+def nodes(client: Client) -> dict[str, ClusterNode]:
+    return {n.node: n for n in client.status().cluster.nodes}
+
+
+def is_up(client: Client) -> bool:
+    there = nodes(client)
+    return client.status().cluster.state == "connected" and [
+        there[n].state if n in there else "" for n in ("edge0", "edge1", "missing")
+    ] == ["up", "up", "absent"]
+
+
+@contextmanager
+def working(place: Place) -> Iterator[tuple[Daemon, Client, Radio]]:
+    """A daemon in command, with a radio."""
+    with ExitStack() as stack:
+        daemon = stack.enter_context(place.daemon())
+        client = stack.enter_context(daemon.ready())
+        until(lambda: is_up(client))
+        yield daemon, client, stack.enter_context(radio(place, client, 20))
+
+
+def submit(client: Client, n: int, prefix: str = "t") -> None:
+    for i in range(n):
+        assert client.submit(f"{prefix}{i}", f"ue{i}", WORK).reason == "admitted"
+
+
+def held(client: Client) -> dict[str, str]:
+    return {view.task: view.lease.node for view in client.list().tasks}
+
+
+def in_force(client: Client, n: int) -> bool:
+    """Whether all nodes that are up have applied what they were asked, n sessions in all."""
+    up = [node for node in nodes(client).values() if node.state == "up"]
+    return sum(node.sessions for node in up) == n and all(node.applied == node.asked for node in up)
+
+
+def alarm(client: Client) -> str:
+    return next((a for a in client.status().alarms if a.startswith("cluster: ")), "")
+
+
+def test_orders_that_are_older_are_refused_by_the_actor(ray: RayCluster):
+    def order(epoch: int, generation: int, **changes: object) -> dict[str, object]:
+        return {"epoch": epoch, "generation": generation, "who": f"daemon {epoch}", **changes}
+
+    *answers, seen = ray.orders(
+        "scratch",
+        [
+            order(2, 5, hold=[["a", "p", 4, 8, 0.5, 0.5]], whole=True),
+            order(2, 4, end=["a"]),
+            order(1, 9, end=["a"]),
+            order(2, 5, hold=[["a", "p", 4, 8, 0.75, 0.5]]),
+            order(3, 1, hold=[["b", "p", 4, 8, 1.0, 0.5]]),
+        ],
+    )
+    assert [a["type"] for a in answers] == ["ack", "refusal", "refusal", "ack", "ack"]
+    assert [a["reason"] for a in answers if "reason" in a] == ["old_generation", "old_epoch"]
+    assert answers[2]["who"] == "daemon 2"
+    assert seen["sessions"] == {"a": 0.75, "b": 1.0}
+    os.kill(seen["pid"], signal.SIGKILL)
+    *answers, seen = ray.orders("scratch", [order(2, 99), order(3, 1)])  # a new process remembers
+    assert [a["type"] for a in answers] == ["refusal", "ack"]
+    os.kill(seen["pid"], signal.SIGKILL)
+
+
+def test_a_plan_costs_a_node_one_message_and_the_younger_of_two_daemons_commands(ray: RayCluster, tmp_path: Path):
+    (older, younger) = (place(tmp_path / name, ray) for name in ("older", "younger"))
+    with working(older) as (_, client, _source):
+        assert "missing absent: no Ray node with the label cosched_node=missing" in alarm(client)
+        submit(client, 8)
+        assert set(held(client).values()) == {"edge0", "edge1"}
+        until(lambda: in_force(client, 8))
+        before, plan = nodes(client), client.status().generation
+        time.sleep(1.0)  # what is counted are the plans of this second
+        after = nodes(client)
+        plans = client.status().generation - plan
+        assert plans >= 5
+        for node in ("edge0", "edge1"):
+            assert after[node].orders - before[node].orders <= plans + 1
+        lease = client.show("t0").lease
+        assert lease.node_weight > 0
+        assert lease.node_endpoint == ""  # a ledger serves nobody
+        with working(younger) as (_, successor, _):
+            until(lambda: client.status().mode == "FENCED")
+            mine, theirs = client.status(), successor.status()
+            assert mine.cluster.state == "fenced"
+            assert theirs.cluster.epoch > mine.cluster.epoch
+            assert f"epoch {theirs.cluster.epoch} has taken over; nothing is dispatched from here" in alarm(client)
+            assert "refused" in alarm(successor)
+            until(lambda: client.list().total == 0)
+            assert client.show("t0").lease.reason == "fenced"
+            with pytest.raises(Refused, match="another daemon has taken over"):
+                client.submit("late", "ue0", WORK)
+            submit(successor, 3)
+            until(lambda: in_force(successor, 3))
+
+
+def test_an_unapplied_change_is_found_sent_again_and_the_node_drained(ray: RayCluster, tmp_path: Path):
+    with working(place(tmp_path / "daemon", ray, CLUSTER_EXECUTOR="forgetful:Forgetful")) as (_, client, _source):
+        submit(client, 4)
+        until(lambda: in_force(client, 4))
+        seen: list[Status] = []
+
+        def drained() -> bool:
+            seen.append(client.status())
+            return {n.node: n.state for n in seen[-1].cluster.nodes}["edge1"] == "drained"
+
+        submit(client, 4, "lost")  # some of them go to edge1
+        assert "edge1" in {node for task, node in held(client).items() if task.startswith("lost")}
+        until(drained)
+        assert any(n.retries for s in seen for n in s.cluster.nodes if n.node == "edge1")
+        assert "not as acknowledged for" in alarm(client)
+        until(lambda: set(held(client).values()) == {"edge0"} and in_force(client, 8))
+        assert client.list().total == 8
+        assert {v.lease.reason for v in client.list().tasks} == {"admitted", "moved_node_lost"}
+
+
+def periods_to_plan(place: Place) -> list[tuple[float, float]]:
+    """(seconds from a change of the barred nodes to the next plan, nodes barred), from the capture."""
+    from telemetry.trace import read_records
+
+    records = [r for path in place.captures for r in read_records(path).records]
+    changes = [(at, payload) for topic, at, payload in records if topic == "barred"]
+    plans = [at for topic, at, _ in records if topic == "plan"]
+    return [
+        (min(p for p in plans if p >= at) * 1e-9 - at * 1e-9, len(msgspec.json.decode(payload)["nodes"]))
+        for at, payload in changes
+        if any(p >= at for p in plans)
+    ]
+
+
+def test_kill_9_of_a_worker_and_of_a_ray_node_under_20_sessions(ray: RayCluster, tmp_path: Path):
+    home = place(tmp_path / "daemon", ray)
+    with working(home) as (daemon, client, _source):
+        submit(client, 20)
+        until(lambda: in_force(client, 20))
+        assert set(held(client).values()) == {"edge0", "edge1"}
+
+        os.kill(nodes(client)["edge0"].pid, signal.SIGKILL)
+        until(lambda: "edge0" not in held(client).values(), 10)
+        left = set(held(client))
+        until(lambda: is_up(client) and in_force(client, len(left)))  # the actor is there again
+
+        submit(client, 6, "more")
+        assert "edge0" in held(client).values()
+        until(lambda: in_force(client, client.list().total))
+        os.kill(ray.raylets["edge1"], signal.SIGKILL)
+        until(lambda: "edge1" not in held(client).values(), 20)
+        assert nodes(client)["edge1"].state == "lost"
+        assert "edge1 lost: " in alarm(client)
+        until(lambda: in_force(client, client.list().total))
+        for task in [*(f"t{i}" for i in range(20)), *(f"more{i}" for i in range(6))]:
+            lease = client.show(task).lease
+            assert (lease.node == "edge0") == (lease.reason in {"admitted", "moved_node_lost"}), lease
+            assert lease.node == "edge0" or lease.reason == "node_lost", lease
+        assert sum(v.lease.reason == "moved_node_lost" for v in client.list().tasks) > 0
+        assert daemon.stop()[0] == 0
+    took = periods_to_plan(home)
+    assert max(n for _, n in took) == 2  # `missing`, and one of the others
+    assert max(seconds for seconds, _ in took) <= 2 * PERIOD_S
+    done = cosched("verify", *map(str, home.captures))
+    assert done.returncode == 0, done.stdout + done.stderr
