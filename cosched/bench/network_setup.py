@@ -106,7 +106,7 @@ chunk_tokens = 64
 message_bytes = {message_bytes}
 overhead = {overhead}
 """
-MESSAGE_BYTES: Final = 420.0
+MESSAGE_BYTES: Final = 200.0
 HEADERS: Final = 66 / 1448  # Ethernet, IPv4 and TCP with time stamps, of what a segment carries
 
 
@@ -154,10 +154,13 @@ class Setting:
 
 
 @contextmanager
-def setting(folder: Path, tflops: float, gb_s: float) -> Iterator[Setting]:
-    """Namespaces with the host and the UE running; tflops and gb_s: peaks of one core of this machine, 16-bit terms."""
+def setting(folder: Path, tflops: float, gb_s: float, sizes: Mapping[str, object] = CONFIG) -> Iterator[Setting]:
+    """Namespaces with the host and the UE running.
+
+    tflops and gb_s: peaks of one core of this machine, in 16-bit terms; sizes: config.json of the model.
+    """
     config, device = folder / "config.json", folder / "cpu.toml"
-    config.write_text(json.dumps(CONFIG))
+    config.write_text(json.dumps(sizes))
     device.write_text(DEVICE.format(tflops=tflops, gb_s=gb_s))
     site = SITE.format(device=device, config=config, message_bytes=MESSAGE_BYTES, overhead=HEADERS)
     (folder / "site.toml").write_text(site)
