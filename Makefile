@@ -26,7 +26,7 @@ help: ## list the targets
 
 setup: $(VENV)/.ready ## create .venv with the pinned packages and compile the kernels
 
-demo: setup ## replay the sample trace with every policy, compare them, write the report
+demo: setup ## play the sample trace into a live daemon, replay it with every policy, write the report
 	@$(BIN)/cosched demo $(ARGS)
 
 test: setup ## run all tests
@@ -76,7 +76,7 @@ $(VENV)/.created:
 	exit 1
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
-	@echo "installing the packages of constraints.txt into $(VENV) (1 to 2 minutes, 1 GB)"
+	@echo "installing the packages of constraints.txt into $(VENV) (2 minutes, 2.4 GB)"
 	@$(PIP) setuptools
 	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@

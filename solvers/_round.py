@@ -18,6 +18,8 @@ from solvers.problem import Floats, Ints
 EPS: Final = 1e-9  # of a PRB: what is whole but for rounding stays what it is
 SLIP: Final = 5e-10  # of a resource and of a deadline: half of what solvers.check forgives
 FAINT: Final = 1e-6  # weight of need that overloads nothing, in the choice between moves
+FEW: Final = 400  # tasks up to which single moves are tried, too
+MISSES: Final = 8  # moves of a trade that may come to nothing before it ends
 GAIN: Final = 1e-12  # of a resource: a move that relieves less is none
 
 
@@ -282,6 +284,85 @@ def _exchange(t: Served, site: Site, plan: Plan) -> bool:
 
 
 @nopython
+def _effects(t: Served, site: Site, plan: Plan, r: int, more: int, after: Floats) -> None:
+    """Excess (K x S,) that one PRB of r more (or less: -1) for each task and slot would leave; inf: not possible."""
+    share, use = np.empty(t.slot.shape[1]), np.empty(plan.use.shape[0])
+    for k in range(t.slot.shape[0]):
+        for s in range(t.slot.shape[1]):
+            i = k * t.slot.shape[1] + s
+            after[i] = math.inf
+            if t.slot[k, s] == r:
+                then = plan.prbs[k, s] + more
+                within = _least(t, site, plan, k, s) <= then <= _most(t, site, k, s)
+                if within and _need(t, site, plan, k, s, more, share):
+                    _apply(t, site, plan, k, share, use)
+                    after[i] = _overload(site, use, FAINT)
+
+
+@nopython
+def _move(t: Served, site: Site, plan: Plan, to: int, source: int) -> bool:
+    """One PRB to a task's slot from another's (k x S + s; -1: from what is free). False: that relieves nothing."""
+    n_slots, before = t.slot.shape[1], _overload(site, plan.use, 0.0)
+    if source >= 0 and not _set(t, site, plan, source // n_slots, source % n_slots, -1):
+        return False
+    if _set(t, site, plan, to // n_slots, to % n_slots, 1):
+        if _overload(site, plan.use, 0.0) < before - GAIN:
+            return True
+        _set(t, site, plan, to // n_slots, to % n_slots, -1)
+    if source >= 0:
+        _set(t, site, plan, source // n_slots, source % n_slots, 1)
+    return False
+
+
+@nopython
+def _trade(t: Served, site: Site, plan: Plan, r: int) -> None:
+    """Move many PRBs of r at once, by what each would do alone: from where it costs least to where it relieves most.
+
+    The same moves as _exchange makes one at a time, looked for once for all of them.
+    """
+    size, n_slots = t.slot.shape[0] * t.slot.shape[1], t.slot.shape[1]
+    now, more, less = _overload(site, plan.use, FAINT), np.empty(size), np.empty(size)
+    _effects(t, site, plan, r, 1, more)
+    _effects(t, site, plan, r, -1, less)
+    givers, place, failed = np.argsort(less, kind="mergesort"), 0, 0
+    for to in np.argsort(more, kind="mergesort"):
+        if not more[to] < now or failed >= MISSES or _overload(site, plan.use, 0.0) <= 0.0:
+            break
+        source = -1
+        if t.activity[to // n_slots, to % n_slots] / site.grid[r] > _room_for(site, plan.use, r) + SLIP:
+            while place < size and givers[place] // n_slots == to // n_slots:
+                place += 1
+            if place >= size or not more[to] + less[givers[place]] < 2.0 * now:
+                break
+            source = givers[place]
+            place += 1
+            if t.activity[source // n_slots, source % n_slots] < t.activity[to // n_slots, to % n_slots] - EPS:
+                failed += 1
+                continue
+        if not _move(t, site, plan, to, source):
+            failed += 1
+
+
+@nopython
+def _relieve(t: Served, site: Site, plan: Plan) -> None:
+    """Until all needs fit: many moves at once; where these do not halve the overload, one move, or one promise less.
+
+    With many tasks a promise goes rather than that single moves, each a look at all of them, are tried for each PRB.
+    """
+    before = _overload(site, plan.use, 0.0)
+    while before > 0.0:
+        for r in range(site.room.shape[0] - 1):
+            if site.grid[r] > 0 and _overload(site, plan.use, 0.0) > 0.0:
+                _trade(t, site, plan, r)
+        left = _overload(site, plan.use, 0.0)
+        if left > 0.5 * before and not (t.slot.shape[0] <= FEW and _exchange(t, site, plan)):
+            if not _drop(t, site, plan):
+                break
+            left = _overload(site, plan.use, 0.0)
+        before = left
+
+
+@nopython
 def _top_up(t: Served, site: Site, plan: Plan, r: int) -> None:
     """Raise shares of r from the need towards the wish, all by the same part of the way, as far as there is room."""
     asked = 0.0
@@ -310,9 +391,7 @@ def round_shares(t: Served, site: Site, promised: Ints) -> Plan:
         if site.grid[r] > 0:
             _shed(t, site, plan, r)
             _hand_out(t, site, plan, r)
-    while _overload(site, plan.use, 0.0) > 0.0:
-        if not _exchange(t, site, plan) and not _drop(t, site, plan):
-            break
+    _relieve(t, site, plan)
     for r in range(site.room.shape[0] - 1):
         if site.grid[r] > 0:
             _hand_out(t, site, plan, r)

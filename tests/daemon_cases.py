@@ -19,6 +19,8 @@ from telemetry.bus import Publisher
 from telemetry.messages import LlmSession, Message, UeReport, UeReportBatch, VideoClip
 
 PATIENCE_S = 60.0  # this machine may be busy; nothing waits that long when it is not
+START_PATIENCE_S = 600.0  # without a cache of compiled code a start takes minutes
+BUDGET_S = "10"  # of a solve: where it matters that one is over its budget, the test says how much that is
 SESSION = LlmSession(
     model="llama-3-8b", context_tokens=200, new_tokens=32, max_output_tokens=200, ttft_s=2.0, tpot_s=0.2
 )  # 42 s when nobody reports it
@@ -47,7 +49,8 @@ class Place:
         return sorted((self.folder / "state" / "captures").glob("*.mcap"))
 
     def environment(self) -> dict[str, str]:
-        own = {f"COSCHED_{name}": value for name, value in self.settings.items()}
+        usual = {"SOLVER_BUDGET_S": BUDGET_S, "CLUSTER_MODE": "off"}  # a Ray takes seconds: tests of it ask for one
+        own = {f"COSCHED_{name}": value for name, value in {**usual, **self.settings}.items()}
         clean = {k: v for k, v in os.environ.items() if not k.startswith("COSCHED_") or k == "COSCHED_KERNEL"}
         folders = {"STATE_DIRECTORY": f"{self.folder}/state", "RUNTIME_DIRECTORY": f"{self.folder}/run"}
         return {**clean, **folders, "COSCHED_TELEMETRY_BIND": f'["{self.bus}"]', **own, **self.extra}
@@ -87,7 +90,7 @@ class Daemon:
     def ready(self) -> Client:
         """Connect and wait until decisions are made."""
         client = self.client()
-        until(lambda: client.status().mode != "STARTING")
+        until(lambda: client.status().mode != "STARTING", START_PATIENCE_S)
         return client
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, float]:

@@ -133,12 +133,12 @@ def test_a_request_beyond_its_limit_is_not_answered(site: Site) -> None:
 def test_a_key_is_revoked_by_a_reload(site: Site) -> None:
     path = site.folder / keys.ALLOWED
     before = keys.read_allowed(path)
-    with site.client("eyes", timeout_s=1.0) as eyes, site.client("hands") as hands:
+    with site.client("eyes") as eyes, site.client("eyes", timeout_s=1.0) as closed, site.client("hands") as hands:
         assert eyes.status().pid == site.daemon.process.pid
         keys.write_allowed(path, [identity for identity in before if identity.name != "eyes"])
         hands.reload()
         with pytest.raises((NoAnswer, Refused)):
-            eyes.status()
+            closed.status()
         keys.write_allowed(path, before)
         hands.reload()
         assert eyes.status().pid == site.daemon.process.pid

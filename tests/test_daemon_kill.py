@@ -17,7 +17,7 @@ from cosched.control_messages import Lease, Released
 from telemetry.bus import Dealer
 
 KILLS = int(os.environ.get("DAEMON_KILLS", "3"))  # 50 of them take some minutes
-SEED = 20
+SEED = int(os.environ.get("DAEMON_KILLS_SEED", "20"))
 N_UES = 30
 LONG = msgspec.structs.replace(SESSION, max_output_tokens=20_000, tpot_s=0.5, ttft_s=5.0)
 ROOMY = """

@@ -78,7 +78,7 @@ class Load:
         submits = looks = 0
         while (now_s := time.monotonic() - began) < duration_s:
             self.report(sent + int(now_s / PERIOD_S * UES))
-            if now_s >= submits / SUBMITS_HZ:
+            while now_s >= submits / SUBMITS_HZ:
                 self.submit(submits)
                 submits += 1
             if now_s >= looks * SIZES_S:
@@ -124,7 +124,7 @@ def test_a_thousand_ues_and_fifty_submits_a_second(tmp_path: Path) -> None:
         assert status.ingest.refused == before.ingest.refused
         assert len(load.took_ms) == pytest.approx(DURATION_S * SUBMITS_HZ, rel=0.2)
         assert "admitted" in load.reasons
-        assert sizes[1] < 1.1 * sizes[0] + 8e6
+        assert sizes[-1] < 1.02 * sizes[len(sizes) // 3] + 8e6  # by then as many tasks live as will
         assert daemon.stop()[0] == 0
     done = cosched("verify", *map(str, place.captures))
     assert done.returncode == 0, done.stdout + done.stderr

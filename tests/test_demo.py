@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -184,7 +183,3 @@ def test_an_end_and_reports_that_come_together_leave_the_daemon_alive(tmp_path: 
         [sys.executable, "-m", "cosched.cli.main", "verify", *map(str, place.captures)], check=False
     )
     assert verdict.returncode == 0
-
-
-def test_play_is_over_asyncio_only_where_it_waits():
-    assert asyncio.iscoroutinefunction(main.importlib.import_module("cosched.drivers.player").Player.play)

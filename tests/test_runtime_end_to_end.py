@@ -62,7 +62,7 @@ def test_a_lease_splits_a_model_and_the_daemon_hears_how_it_went(tmp_path: Path)
             assert found["split_layer"] in {1, 2}
             assert found["tokens"] == along(source, Route(found["split_layer"], (Hop(endpoint, cases.LAYERS),), 16))
             assert 0 < found["tpot_s"] < found["ttft_s"] * 100
-            until(lambda: client.status().counts["finished"] == 1)
+            until(lambda: client.list().total == 0 and client.explain("t1").lease.reason == "finished")
 
             host.kill()
             short = cosched_ue(*model, *asking, *node, "--max-layers", "2", "--private", "--task", "t2")

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch", reason="the extra [llm] is not installed")
 
 import runtime_cases as cases
 
+from cosched.access import Access, Identity
+from cosched.drivers.zap import Authenticator, new_pair
 from cosched.runtime import activation
 from cosched.runtime.chain import Chain, Hop, Links, Route
 from cosched.runtime.engine import Limits, token_frame
@@ -23,6 +25,7 @@ from cosched.runtime.model import ModelSource
 from cosched.runtime.parts import Part
 from cosched.runtime.protocol import Export, Import, Look, Onward, Open, Pull, Step, answer_of
 from cosched.runtime.sampling import Sampling
+from telemetry.bus import Curve
 from telemetry.calls import Caller, wait_for
 
 L = cases.LAYERS
@@ -237,3 +240,26 @@ def test_weights_share_a_host_that_is_always_busy(source: ModelSource) -> None:
     assert len(order) == 120
     heavy = order[20:60].count("heavy")  # all that was sent has arrived by then, and both still wait
     assert heavy == pytest.approx(30, abs=2)
+
+
+def test_with_keys_only_those_allowed_get_in(source: ModelSource) -> None:
+    pairs = {name: new_pair(name) for name in ("edge0", "ue", "eyes", "stranger")}
+    allowed = [Identity(name="ue", public=pairs["ue"].public, role="publisher")]
+    allowed.append(Identity(name="eyes", public=pairs["eyes"].public, role="viewer"))
+    server = Curve(pairs["edge0"].public, pairs["edge0"].secret)
+    guard = Authenticator(Access(allowed))
+    host = Host("edge0", [source], bind=["tcp://127.0.0.1:0"], keys=server, guard=guard)
+    host.start()
+    try:
+        for name, comes_in in (("ue", True), ("eyes", False), ("stranger", False)):
+            links = Links(Curve(pairs[name].public, pairs[name].secret), patience_s=20)
+            link = links.to(Hop(host.endpoint, L, server.public))
+            if comes_in:
+                assert link.ask(Look())[0].report is not None
+            else:
+                with pytest.raises(HostLost):
+                    link.ask(Look())
+            links.close()
+    finally:
+        host.stop()
+        guard.close()

@@ -207,6 +207,7 @@ def daemon(at: Setting) -> Iterator[Client]:
         **at.environment, "RUNTIME_DIRECTORY": str(run), "STATE_DIRECTORY": str(at.folder / "state"),
         "COSCHED_SITE": str(at.folder / "site.toml"), "COSCHED_TELEMETRY_BIND": f'["{at.telemetry}"]',
         "COSCHED_CORE_CALIBRATION_MOST": str(MOST_OFF), "COSCHED_LOG_LEVEL": "warning",
+        "COSCHED_CLUSTER_MODE": "off",
     }  # fmt: skip
     at.edge.start(_program("run"), environment)
     ended = threading.Event()

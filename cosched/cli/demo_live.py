@@ -76,6 +76,8 @@ def prepare(folder: Path, trace: Path, book: Workbook) -> Stage:
                 *(f"{ue} = '{device}'" for ue, device in devices.items()),
                 "[telemetry]",
                 "bind = ['ipc://{run}/telemetry.sock']",
+                "[cluster]",
+                "mode = 'off'",
                 "[shadow]",
                 "enabled = false  # its first comparison would come after a minute",
             ]

@@ -34,10 +34,10 @@ def host(
     allowed: Annotated[Path | None, typer.Option(help="Who may connect ('cosched keys allow'), with --key.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Serve layers of models to UEs and to other hosts, until SIGTERM or Ctrl-C.
+    """Serve layers of models to UEs and to other hosts.
 
-    Prints its endpoint when it is ready (--json: with what it holds). tcp beyond this machine needs --key and
-    --allowed; UEs come as publishers.
+    Until SIGTERM or Ctrl-C. Prints its endpoint when it is ready (--json: with what it holds). tcp beyond this machine
+    needs --key and --allowed; UEs come as publishers.
 
     Example: cosched host --model llama=/models/llama-3.2-1b --layers llama:4:16 --bind tcp://127.0.0.1:5561
     """

@@ -58,10 +58,10 @@ def ue(
     server: Annotated[str, typer.Option(help="The daemon's public key, with --key.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Generate with an LLM that is split as the daemon decides, and report TTFT and TPOT back.
+    """Generate with an LLM that is split as the daemon decides.
 
-    Tokens are printed as they come; --json prints one object at the end. Exit code 1: it ended early, for the reason
-    on stderr. --split goes without a daemon.
+    Measured TTFT and TPOT go back to it. Tokens are printed as they come; --json prints one object at the end. Exit
+    code 1: it ended early, for the reason on stderr. --split goes without a daemon.
 
     Example: cosched ue --model /models/llama-3.2-1b --node edge0=tcp://10.0.0.7:5561 --prompt 'Once upon a time'
     """

@@ -214,7 +214,7 @@ class Control:
         now_ns = engine.clock()
         lease = engine.board.current(name, now_ns)
         tracker = engine.trackers.get(name)
-        ended = engine.board.ended.get(name)
+        ended = engine.board.ended(name)
         offer = tracker.offer if tracker is not None else ended.offer if ended is not None else None
         if lease is None or offer is None:
             raise Refused("unknown_task", f"no task '{name}' is known", "'cosched ctl list' names those that live")

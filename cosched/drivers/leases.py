@@ -37,8 +37,7 @@ class Held:
     lease: Lease | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """What is remembered of a task that was refused or has ended."""
 
     offer: TaskOffer
@@ -52,7 +51,7 @@ class Board:
         self.site = site
         self.held: dict[str, Held] = {}
         self.endpoints: Mapping[str, str] = {}  # node -> where clients send activations
-        self.ended: OrderedDict[str, Ended] = OrderedDict()
+        self._ended: OrderedDict[str, bytes] = OrderedDict()  # encoded: a third of the memory
         self._publish = publish
         self._encode = msgspec.json.Encoder().encode
 
@@ -150,8 +149,13 @@ class Board:
         """Return the task's present decision with what is left of its lease; None when it is not known."""
         if (held := self.held.get(task)) is not None and held.lease is not None:
             return _aged(held.lease, now_ns)
-        ended = self.ended.get(task)
+        ended = self.ended(task)
         return None if ended is None else ended.lease
+
+    def ended(self, task: str) -> Ended | None:
+        """Return what is remembered of a task that was refused or has ended."""
+        data = self._ended.get(task)
+        return None if data is None else msgspec.msgpack.decode(data, type=Ended)
 
     def subscribed(self, topic: bytes, now_ns: int) -> None:
         """Tell a new subscriber of `topic` the present decisions of all that it asked for."""
@@ -161,15 +165,15 @@ class Board:
 
     def _matching(self, topic: bytes) -> Iterator[str]:
         name = topic.decode("utf-8", "replace")
-        if name.removeprefix(DECISION_TOPIC) in self.ended:
+        if name.removeprefix(DECISION_TOPIC) in self._ended:
             yield name.removeprefix(DECISION_TOPIC)
         yield from (task for task in self.held if (DECISION_TOPIC + task).startswith(name))
 
     def _remember(self, offer: TaskOffer, lease: Lease) -> None:
-        self.ended[offer.task] = Ended(offer, lease)
-        self.ended.move_to_end(offer.task)
-        if len(self.ended) > ENDED:
-            self.ended.popitem(last=False)
+        self._ended[offer.task] = msgspec.msgpack.encode(Ended(offer, lease))
+        self._ended.move_to_end(offer.task)
+        if len(self._ended) > ENDED:
+            self._ended.popitem(last=False)
 
     def _tell(self, lease: Lease) -> None:
         self._publish((DECISION_TOPIC + lease.task).encode(), self._encode(lease))

@@ -18,12 +18,10 @@ import structlog
 
 from cosched import build
 from cosched import control_messages as api
-from cosched.access import Access
 from cosched.core.commands import Plan, Solve
-from cosched.core.core import Core
 from cosched.core.policy import FALLBACK, POLICIES
 from cosched.core.reasons import Reason
-from cosched.drivers import places, questions, status
+from cosched.drivers import places, questions, reload, status
 from cosched.drivers.capture import Capture
 from cosched.drivers.control import Control, Refused
 from cosched.drivers.dispatch.link import Link
@@ -38,8 +36,7 @@ from cosched.drivers.shadow_feed import ShadowFeed, Window
 from cosched.drivers.store import Store, StoreFailed
 from cosched.drivers.zap import Authenticator
 from cosched.errors import BadInput, CoschedError
-from cosched.log import configure
-from cosched.settings import FIXED, Loaded, load
+from cosched.settings import Loaded
 from solvers.solution import Solution
 from telemetry import bus
 from telemetry.messages import Message, UeReport
@@ -165,7 +162,7 @@ class Daemon:
         now_s = self.clock() * NS
         if self.modes.mode is Mode.STARTING:
             self.engine.tick(self.loaded.settings.telemetry.stale_ue_s)  # restored tasks get their leases first
-            await self._quiet()
+            await self.quiet()
             self.modes.move(Move.READY, now_s)
         self.notifier.ready()
         self.cluster.start()  # now: its seconds of processor time are not to be missed above
@@ -372,7 +369,7 @@ class Daemon:
     async def explain(self, task: str) -> api.Explanation:
         """Explain a task's decision. Raises Refused, SolveLost."""
         view = self.control.view(task)
-        held, ended = self.engine.trackers.get(task), self.engine.board.ended.get(task)
+        held, ended = self.engine.trackers.get(task), self.engine.board.ended(task)
         offer = held.offer if held is not None else ended.offer if ended is not None else None
         assert offer is not None  # noqa: S101  # or there is no view
         fresh = msgspec.structs.replace(offer, at_ns=self.clock())  # what it would be decided now
@@ -401,52 +398,15 @@ class Daemon:
     async def reload(self) -> api.Reloaded:
         """Put the configuration file into force as a whole, or not at all. Raises Refused."""
         async with self._reloading:
-            try:
-                fresh = load(self.loaded.path)
-                changed = _changed(self.loaded, fresh)
-                plant = places.plant(fresh)
-                _, access = places.security(fresh)
-                await self._quiet()
-                chosen = fresh.settings.policy if "policy" in changed else self.policy_chosen
-                core = self._successor(plant, fresh, chosen)
-                if "policy" in changed:
-                    self.store.set_policy("")  # the file's word is later than the operator's
-            except CoschedError as error:
-                raise Refused("refused_configuration", str(error), "the old one stays in force") from None
-            self.policy_chosen = chosen
-            self._adopt(fresh, plant, core, access)
-        log.info("reloaded", changed=changed)
-        return api.Reloaded(changed=changed, generation=core.snapshot().generation)
+            return await reload.reload(self)
 
-    async def _quiet(self) -> None:
-        """Wait until no solve is open."""
+    async def quiet(self) -> None:
+        """Wait until no solve is open. Raises BadInput when one always is."""
         for _ in range(round(QUIET_S / QUIET_STEP_S)):
             if self.engine.core.is_quiet:
                 return
             await asyncio.sleep(QUIET_STEP_S)
         raise BadInput("the daemon is too busy: a solve is always open")
-
-    def _successor(self, plant: build.Plant, fresh: Loaded, policy_name: str) -> Core:
-        """Return a core of the new configuration with the old state. Raises BadInput when tasks would be lost."""
-        core = plant.core(policy_name, fresh.settings.core)
-        if lost := core.restore(self.engine.core.snapshot()):
-            some = ", ".join(lost[:3]) + (" ..." if len(lost) > 3 else "")
-            raise BadInput(f"the new site has no place for {len(lost)} tasks ({some}): release or drain them first")
-        return core
-
-    def _adopt(self, fresh: Loaded, plant: build.Plant, core: Core, access: Access | None) -> None:
-        settings = fresh.settings
-        self.loaded = fresh
-        self.engine.plant, self.engine.core, self.engine.board.site = plant, core, plant.site
-        self.spawn(self.cluster.adopt(plant))
-        self.engine.capture.settings = settings.capture
-        self.pool.budget_s = settings.solver.budget_s
-        self.access = self.ingest.access = access
-        self.ingest.max_ues = settings.telemetry.max_ues
-        if self.authenticator is not None and access is not None:
-            self.authenticator.access = access
-        configure(settings.log.level)
-        self.engine.begin_capture()
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -489,15 +449,6 @@ class Daemon:
         log.critical("defect", exc_info=about.get("exception"), where=about.get("message"))
         self._exit_code = 1
         self._ended.set()
-
-
-def _changed(old: Loaded, fresh: Loaded) -> tuple[str, ...]:
-    """Keys that differ. Raises BadInput for those that may not change while the daemon runs."""
-    before, after = old.flat(), fresh.flat()
-    changed = tuple(sorted(k for k in {*before, *after} if before.get(k) != after.get(k)))
-    if fixed := [key for key in changed if key in FIXED]:
-        raise BadInput(f"{', '.join(fixed)}: only a restart changes that")
-    return changed
 
 
 def serve(loaded: Loaded) -> int:

@@ -86,13 +86,12 @@ class Link:
         self._note = note
         self._changed = changed
         self._alarm = alarm
-        self.state = "off" if settings.mode == OFF else "starting"
+        self.state = OFF
         self.why = ""
         self.epoch = 0
         self.address = ""
         self.fenced_by = ""
         self.nodes: dict[str, NodeNews] = {}
-        self.lost = 0  # times that a dispatcher or its cluster was lost
         self._contest = ""
         self._contest_until_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
@@ -107,6 +106,7 @@ class Link:
 
     def start(self) -> None:
         """Begin, unless it is off; what an earlier life has left is ended in any case."""
+        self.state = OFF if self._settings.mode == OFF else "starting"
         self._task = asyncio.get_running_loop().create_task(self._keep())
         self._task.add_done_callback(_ended)
 
@@ -120,7 +120,7 @@ class Link:
     async def adopt(self, plant: Plant) -> None:
         """Go on with a site that was loaded anew; with other nodes or models the dispatcher begins anew."""
         same, self._plant = node_specs(plant) == node_specs(self._plant), plant
-        if not same and self._task is not None:
+        if not same and self._task is not None and not self.fenced_by:
             await self.close()
             self.nodes = {}
             self._known.clear()
@@ -159,7 +159,6 @@ class Link:
             if self.fenced_by:
                 return
             tries = 0 if worked else tries + 1
-            self.lost += worked
             await asyncio.sleep(RETRY_S[min(tries, len(RETRY_S) - 1)])
 
     async def _work(self) -> bool:
@@ -168,7 +167,7 @@ class Link:
             sys.executable, "-m", "cosched.drivers.dispatch.process",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        self.state, self._ready = "starting", False
+        self._ready = False
         self._send(self._begin())
         had_cluster = False
         with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):

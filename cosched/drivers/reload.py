@@ -1,0 +1,77 @@
+"""A reload is a transaction: the new configuration is built beside the old one, and put into force as a whole.
+
+What can be wrong with it is found before anything is changed; from the first change on, nothing waits or fails.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cosched import build
+from cosched import control_messages as api
+from cosched.access import Access
+from cosched.core.core import Core
+from cosched.drivers import places
+from cosched.drivers.control import Refused
+from cosched.errors import BadInput, CoschedError
+from cosched.log import configure
+from cosched.settings import FIXED, Loaded, load
+
+if TYPE_CHECKING:
+    from cosched.drivers.live import Daemon
+
+log = structlog.get_logger()
+
+
+async def reload(daemon: Daemon) -> api.Reloaded:
+    """Read the daemon's configuration file again. Raises Refused."""
+    try:
+        fresh = load(daemon.loaded.path)
+        changed = _changed(daemon.loaded, fresh)
+        plant = places.plant(fresh)
+        _, access = places.security(fresh)
+        await daemon.quiet()
+        chosen = fresh.settings.policy if "policy" in changed else daemon.policy_chosen
+        core = _successor(daemon.engine.core, plant.core(chosen, fresh.settings.core))
+        if "policy" in changed:
+            daemon.store.set_policy("")  # the file's word is later than the operator's
+    except CoschedError as error:
+        raise Refused("refused_configuration", str(error), "the old one stays in force") from None
+    daemon.policy_chosen = chosen
+    _adopt(daemon, fresh, plant, core, access)
+    log.info("reloaded", changed=changed)
+    return api.Reloaded(changed=changed, generation=core.snapshot().generation)
+
+
+def _changed(old: Loaded, fresh: Loaded) -> tuple[str, ...]:
+    """Keys that differ. Raises BadInput for those that may not change while the daemon runs."""
+    before, after = old.flat(), fresh.flat()
+    changed = tuple(sorted(k for k in {*before, *after} if before.get(k) != after.get(k)))
+    if fixed := [key for key in changed if key in FIXED]:
+        raise BadInput(f"{', '.join(fixed)}: only a restart changes that")
+    return changed
+
+
+def _successor(old: Core, core: Core) -> Core:
+    """Return the new core with the old one's state. Raises BadInput when tasks would be lost."""
+    if lost := core.restore(old.snapshot()):
+        some = ", ".join(lost[:3]) + (" ..." if len(lost) > 3 else "")
+        raise BadInput(f"the new site has no place for {len(lost)} tasks ({some}): release or drain them first")
+    return core
+
+
+def _adopt(daemon: Daemon, fresh: Loaded, plant: build.Plant, core: Core, access: Access | None) -> None:
+    settings, engine = fresh.settings, daemon.engine
+    daemon.loaded = fresh
+    engine.plant, engine.core, engine.board.site = plant, core, plant.site
+    daemon.spawn(daemon.cluster.adopt(plant))
+    engine.capture.settings = settings.capture
+    daemon.pool.budget_s = settings.solver.budget_s
+    daemon.access = daemon.ingest.access = access
+    daemon.ingest.max_ues = settings.telemetry.max_ues
+    if daemon.authenticator is not None and access is not None:
+        daemon.authenticator.access = access
+    configure(settings.log.level)
+    engine.begin_capture()
