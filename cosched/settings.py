@@ -21,7 +21,9 @@ from cosched.errors import BadInput
 from cosched.resources import config_dir
 
 PREFIX: Final = "COSCHED_"
-NOT_KEYS: Final = frozenset({"COSCHED_CONFIG", "COSCHED_KEYS", "COSCHED_KERNEL"})  # that other parts read
+NOT_KEYS: Final = frozenset(  # that other parts read
+    {"COSCHED_CONFIG", "COSCHED_KEYS", "COSCHED_KERNEL", "COSCHED_HOST_MODELS", "COSCHED_HOST_BIND"}
+)
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from cosched.client import Client, NoAnswer, Refused
-from cosched.control_messages import Lease, Status
+from cosched.control_messages import Ingest, Lease, Quantiles, Shadow, Status
 from telemetry import wire
 from telemetry.bus import Publisher
 from telemetry.messages import LlmSession, Message, UeReport, UeReportBatch, VideoClip
@@ -199,3 +201,14 @@ def cosched(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
     """Run a command to its end."""
     command = [sys.executable, "-m", "cosched.cli.main", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=cwd)
+
+
+def a_status(**changes: object) -> Status:
+    """What a daemon without tasks says, with changes."""
+    none = Quantiles()
+    plain = Status(
+        version="0", pid=1, site="s", policy="joint", baseline="pf", mode="STEADY", mode_since_s=1.0, alarms=(),
+        uptime_s=1.0, generation=1, tasks=0, promised=0, value=0.0, bound=0.0, gap=0.0, resources=(), counts={},
+        reasons={}, submit_ms=none, solve_ms=none, telemetry_ms=none, ingest=Ingest(), shadow=Shadow(baseline="pf"),
+    )  # fmt: skip
+    return msgspec.structs.replace(plain, **changes)

@@ -50,12 +50,11 @@ class Load:
     def report(self, until: int) -> None:
         """Reports of the UEs whose turn it is, one by one, until so many were sent in all."""
         at_ns = time.monotonic_ns()
-        while self.sent < until:
+        for value in self.rng.uniform(1.0, 5.0, max(0, until - self.sent)).tolist():
             seq, u = divmod(self.sent, UES)
             report = UeReport(
-                at_ns=at_ns, source=f"ran/{u}", seq=seq, ue=f"ue{u}", cell="cell0",
-                ul_efficiency_bps_hz=self.rng.uniform(1.0, 5.0),
-            )  # fmt: skip
+                at_ns=at_ns, source=f"ran/{u}", seq=seq, ue=f"ue{u}", cell="cell0", ul_efficiency_bps_hz=value
+            )
             self.publisher.send(*wire.encode(report))
             self.sent += 1
 

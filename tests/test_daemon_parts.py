@@ -210,6 +210,18 @@ def test_whoever_is_not_reported_is_on_its_deadlines():
     assert (progress.phase, progress.done, progress.last_s - progress.first_s) == (1, 3, pytest.approx(1.0))
 
 
+def test_whoever_is_not_reported_is_where_the_plan_wants_it():
+    """Planned at 0.9 of its deadlines and taken to be on them, it would fall behind the plan with every token."""
+    session = Tracker(tracker(SESSION).offer, margin=0.9)
+    progress = session.progress(12.1, EMPTY, 0)
+    assert progress is not None
+    assert (progress.done, progress.last_s - progress.first_s) == (3, pytest.approx(0.9))
+    session.tell(told(1, done=4, decoding_s=1.4), 12.5)
+    later = session.progress(12.5 + SILENT_S + 0.1, EMPTY, 0)
+    assert later is not None
+    assert (later.done, later.last_s - later.first_s) == (10, pytest.approx(1.4 + 6 * 0.45))
+
+
 def test_a_report_counts_until_its_sender_falls_silent():
     session = tracker(SESSION)
     session.tell(told(2, done=4, decoding_s=0.9), 11.0)

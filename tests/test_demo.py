@@ -12,16 +12,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from daemon_cases import CLIP, PATIENCE_S, SESSION, Place, radio, until
+from daemon_cases import CLIP, PATIENCE_S, SESSION, Place, a_status, radio, until
 from replay_cases import sample
 
-from cosched.cli import main
-from cosched.control_messages import Lease
+from cosched.cli import demo_live, main
+from cosched.cli.demo_live import Played
+from cosched.control_messages import CellView, Lease, ResourceView
+from cosched.core.policy import POLICIES
 from cosched.drivers.player import Running
 from telemetry.messages import LlmSession, TaskOffer, TaskProgress, UeReport, VideoClip
 from telemetry.trace import write_trace
 
-SECONDS = 6.0
+SECONDS = 3.0
+RESOURCES = (("cell0/ul", "comm"), ("edge0", "compute"), ("edge0/mem", "memory"))
 
 
 def exit_code(*args: str) -> int:
@@ -63,6 +66,7 @@ def test_the_whole_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     trace = tmp_path / "short.mcap"
     write_trace(trace, sample(SECONDS))
     monkeypatch.setattr("cosched.resources.sample_trace", lambda: trace)
+    monkeypatch.setattr("cosched.core.policy.POLICIES", {name: POLICIES[name] for name in ("joint", "pf-admit")})
     assert exit_code("--report", str(tmp_path / "r.html"), "--speed", "3") == 0
     out = capsys.readouterr().out
     live, _, rest = out.partition("2. Replay")
@@ -97,7 +101,7 @@ def test_a_daemon_that_dies_is_the_error(tmp_path: Path):
         _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert err.startswith("cosched: error: the daemon ended by itself, signal 9; its log ends: ")
-    assert "ready" in err, "what it said last"
+    assert "decided" in err, "what it said last"
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -118,17 +122,39 @@ def test_a_folder_too_deep_for_a_socket_is_said(tmp_path: Path):
     assert "too long a path for a socket; name a shorter folder in $TMPDIR" in err
 
 
+def test_what_a_terminal_and_a_pipe_are_shown():
+    load = [ResourceView(id=i, kind=k, planned=0.42, background=0.0, price=0.0) for i, k in RESOURCES]
+    found = a_status(tasks=7, resources=tuple(load), cells=(CellView(id="cell0", ues=3, stale_ues=0),))
+    played = Played()
+    played.told(lease((0.4, 0.05), 0.1))
+    played.told(msgspec.structs.replace(lease((), 0.0), task="t2", point="", reason="rejected_no_point"))
+    above, under = demo_live.head(found).splitlines()[1], demo_live.line(3.0, found, played)
+    for name in ("cell0", "edge0"):
+        assert under[: above.index(name) + len(name)].endswith(" 42"), "a figure stands under its name"
+    assert "STEADY" not in under
+    assert "1/2" in under
+    assert under.endswith("t2 refused: no point")
+    assert "DEGRADED: solver: late" in demo_live.line(3.0, a_status(mode="DEGRADED", alarms=("solver: late",)), played)
+    picture = demo_live.picture(3.0, found, played)
+    assert "1 of 2 tasks admitted so far" in picture
+    assert "t k=1/edge0: 0.0 PRBs, 0 %; 400/500, 50/150 ms" in picture
+    assert "gain" not in picture, "the demo's daemon has no shadow"
+
+
 # --- the runtimes that the player stands for ------------------------------------------------------------------------
+
+
+def lease(predicted_s: tuple[float | None, ...], slack_s: float) -> Lease:
+    slacks = tuple(None if p is None else slack_s for p in predicted_s)
+    return Lease(
+        at_ns=0, source="cosched", seq=1, task="t", plan=1, reason="admitted", point="k=1/edge0",
+        predicted_s=predicted_s, slack_s=slacks,
+    )  # fmt: skip
 
 
 def running(work: LlmSession | VideoClip, units: int, predicted_s: tuple[float | None, ...], slack_s: float) -> Running:
     offer = TaskOffer(at_ns=0, source="offers", seq=0, task="t", ue="ue0", work=work)
-    slacks = tuple(None if p is None else slack_s for p in predicted_s)
-    lease = Lease(
-        at_ns=0, source="cosched", seq=1, task="t", plan=1, reason="admitted", point="p", predicted_s=predicted_s,
-        slack_s=slacks,
-    )  # fmt: skip
-    return Running(offer, units, lease, begun_s=0.0, seen_s=0.0)
+    return Running(offer, units, lease(predicted_s, slack_s), begun_s=0.0, seen_s=0.0)
 
 
 def test_a_session_generates_as_its_lease_predicts():

@@ -203,8 +203,7 @@ def test_kill_9_of_a_worker_and_of_a_ray_node_under_20_sessions(ray: RayCluster,
             assert lease.node == "edge0" or lease.reason == "node_lost", lease
         assert sum(v.lease.reason == "moved_node_lost" for v in client.list().tasks) > 0
         assert daemon.stop()[0] == 0
-    took = seconds_to_plan(home)
-    assert len(took) == 2
-    assert max(took) <= 2 * PERIOD_S
+    *_, worker_s, node_s = seconds_to_plan(home)
+    assert max(worker_s, node_s) <= 2 * PERIOD_S
     done = cosched("verify", *map(str, home.captures))
     assert done.returncode == 0, done.stdout + done.stderr

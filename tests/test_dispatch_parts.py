@@ -189,7 +189,7 @@ def test_the_ledger_counts_what_it_has():
 
 @pytest.mark.parametrize("name", ["legder", "cosched.nowhere:X", "cosched.site:Nothing"])
 def test_an_executor_that_there_is_not_is_named(name: str):
-    with pytest.raises(BadInput, match=f"cluster.executor '{name}'.*ledger, or module:class"):
+    with pytest.raises(BadInput, match=f"cluster.executor '{name}'.*ledger, host, or module:class"):
         executor.make(name, "edge0")
 
 

@@ -362,3 +362,55 @@ def test_where_all_fits_in_fractions_nearly_all_fits_in_whole_points(load: float
     found = price.solve(problem)
     assert check.verify(problem, found) == []
     assert found.certificate.value >= found.certificate.bound - problem.n_resources * problem.value.max()
+
+
+def test_more_tasks_tied_than_are_looked_at_again():
+    """All 1 000 are indifferent between two resources and nothing; only the evaluations' weights tell how many."""
+    ways = [
+        {"id": way, "value": 1.0, "phases": [{"slack_s": 1.0, "work_s": {way: 0.004}}]} for way in ("cell/ul", "node")
+    ]
+    data = {
+        "resources": [{"id": "cell/ul"}, {"id": "node"}],
+        "tasks": [{"id": f"t{i:04d}", "points": ways} for i in range(1000)],
+    }
+    problem = problem_from_data(data)
+    solution = price.solve(problem)
+    assert check.verify(problem, solution) == []
+    assert solution.certificate.value >= 499.0  # 250 on each
+
+
+def test_tasks_alike_whose_points_trade_one_resource_for_the_other():
+    """Work (1 + k) on one resource and (33 - k) on the other: the ends of the range are cheapest, at equal prices."""
+    problem = instances.make(500, 0).problem
+    k = np.tile(np.arange(32), 500)
+    work, slack = np.zeros_like(problem.work), np.full_like(problem.slack, np.inf)
+    work[:, 0, 0], work[:, 0, 1], slack[:, 0] = 1 + k, 33 - k, 4000.0
+    slot = np.zeros_like(problem.slot)
+    slot[:, 1] = 1
+    tied = dataclasses.replace(
+        problem, resource_ids=("a", "b"), kinds=("comm", "compute"), background=np.zeros(2), work=work, slack=slack,
+        slot=slot,
+    )  # fmt: skip
+    solution = price.solve(tied)
+    assert check.verify(tied, solution) == []
+    assert solution.certificate.gap <= 2.0  # a task for each resource
+
+
+@pytest.mark.parametrize(("mixed", "load"), [(False, 1.0), (False, 1.5), (False, 2.5), (True, 0.9), (True, 2.5)])
+def test_a_thousand_tasks_come_within_a_thousandth_and_a_task_of_the_bound(mixed: bool, load: float):
+    problem = instances.make(1000, 0, mixed=mixed, load=load).problem
+    cold = price.solve(problem)
+    for solution in (cold, price.solve(problem, warm=cold.prices)):
+        assert check.verify(problem, solution) == []
+        assert solution.certificate.gap <= 1e-3 * solution.certificate.bound + 1.0
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 4])
+def test_cut_short_the_plan_fits_and_its_bound_is_honest(evaluations: int):
+    problem = random_problem(5, 60, 4, 5, weights=(1.0, 5.0), coupled=True)
+    best = price.solve(problem)
+    short = price.solve(problem, options={"evaluations": evaluations})
+    assert check.verify(problem, short) == []
+    assert short.status is Status.LIMIT
+    assert best.certificate.bound <= short.certificate.bound + 1e-9
+    assert short.certificate.bound >= best.certificate.value - 1e-9

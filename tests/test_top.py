@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from daemon_cases import CLIP, PATIENCE_S, SESSION, Daemon, Place, cosched, radio
+from daemon_cases import CLIP, PATIENCE_S, SESSION, Daemon, Place, a_status, cosched, radio
 from hypothesis import given
 from hypothesis import strategies as st
 from textual.pilot import Pilot
@@ -266,13 +266,8 @@ def test_the_filter_looks_into_every_column():
 
 def test_more_alarms_than_lines_are_counted():
     counted = tuple(api.Counted(source=f"s{i}", reason="cqi", n=i) for i in range(1, 9))
-    status = api.Status(
-        version="0", pid=1, site="s", policy="joint", baseline="pf", mode="DEGRADED", mode_since_s=1.0,
-        alarms=("telemetry: none",), uptime_s=1.0, generation=1, tasks=0, promised=0, value=0.0, bound=0.0, gap=0.0,
-        resources=(), counts={}, reasons={}, submit_ms=api.Quantiles(), solve_ms=api.Quantiles(),
-        telemetry_ms=api.Quantiles(), ingest=api.Ingest(refused=counted, lost={"ran": 3}, stale_ues=2),
-        shadow=api.Shadow(baseline="pf"),
-    )  # fmt: skip
+    ingest = api.Ingest(refused=counted, lost={"ran": 3}, stale_ues=2)
+    status = a_status(mode="DEGRADED", alarms=("telemetry: none",), ingest=ingest)
     lines = view.alarms(status)
     assert lines[:3] == [
         "ALARM telemetry: none",

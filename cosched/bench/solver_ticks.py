@@ -22,7 +22,6 @@ TICKS: Final = {1_000: 20.0, 10_000: 2.0, 100_000: 0.3}  # per seed asked for: a
 COLD: Final = {1_000: 2.0, 10_000: 0.3, 100_000: 0.1}  # of them that are solved cold as well
 SMALL: Final = (30, 100, 300)  # tasks, mixed
 NUMPY: Final = 1_000  # tasks of the comparison with NumPy
-ROUNDED: Final = 10_000  # tasks: rounding to PRBs takes time in proportion to their square
 PRBS_PER_TASK: Final = 10  # uplink PRBs of a cell for each of its tasks: cells grow with the tasks, as instances do
 COMPILED: Final = "price/compiled"
 INTERPRETED: Final = "price/numpy"
@@ -57,13 +56,12 @@ def _climb(sheet: Sheet, n_tasks: int, ticks: int, cold_ticks: int) -> None:
 
 
 def _plan(problem: Problem, warm: Floats | None) -> tuple[Solution, dict[str, float]]:
-    """Solve, and round where tasks are not too many for that; returns the plan before rounding, and figures."""
+    """Solve and round; returns the plan before rounding, and figures."""
     plan, solve_ms = cpu_ms(lambda: price.solve(problem, warm=warm))
     noted = {"solve_ms": solve_ms, "evaluations": plan.evaluations, "gap_percent": _gap_percent(plan)}
-    if problem.n_tasks <= ROUNDED:
-        whole, round_ms = cpu_ms(lambda: rounded(problem, plan, prb_grid(problem.n_tasks)))
-        noted |= {"round_ms": round_ms, "gap_of_whole_prbs_percent": _gap_percent(whole)}
-    return plan, noted | {"ms": solve_ms + noted.get("round_ms", 0.0)}
+    whole, round_ms = cpu_ms(lambda: rounded(problem, plan, prb_grid(problem.n_tasks)))
+    noted |= {"round_ms": round_ms, "gap_of_whole_prbs_percent": _gap_percent(whole)}
+    return plan, noted | {"ms": solve_ms + round_ms}
 
 
 def _gap_percent(plan: Solution) -> float:

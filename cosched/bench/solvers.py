@@ -16,7 +16,7 @@ from cosched.bench.model import Claim, Result
 from cosched.bench.sheet import SUITE, Sheet, case_name
 from cosched.bench.solver_referees import CP_SAT, CVXPY, DUAL, HIGHS, STAGE_SIZES
 from cosched.bench.solver_shards import RAY
-from cosched.bench.solver_ticks import COMPILED, INTERPRETED, NUMPY, ROUNDED, SMALL, TICKS
+from cosched.bench.solver_ticks import COMPILED, INTERPRETED, NUMPY, SMALL, TICKS
 
 WARM_MS: Final = {1_000: 1.0, 10_000: 6.0, 100_000: 80.0}  # asked of the median
 P99_MS: Final = 3.0  # ... of 1 000 tasks
@@ -58,7 +58,7 @@ def _speed(sheet: Sheet) -> Iterator[Claim]:
     for n_tasks, limit_ms in WARM_MS.items():
         warm_ms = sheet.median(case_name(n_tasks), COMPILED, "warm_ms")
         yield Claim(
-            text=f"{n_tasks} tasks: {limit_ms:g} ms over the median warm plan{_unrounded(n_tasks)}",
+            text=f"{n_tasks} tasks: {limit_ms:g} ms over the median warm plan",
             reached=limit_ms / warm_ms,
             asked=1,
         )
@@ -67,10 +67,6 @@ def _speed(sheet: Sheet) -> Iterator[Claim]:
     for n_tasks in WARM_MS:
         cold, warm = (sheet.median(case_name(n_tasks), COMPILED, f"{how}_ms") for how in ("cold", "warm"))
         yield Claim(text=f"{n_tasks} tasks: {COLD:g} x warm over cold", reached=COLD * warm / cold, asked=1)
-
-
-def _unrounded(n_tasks: int) -> str:
-    return "" if n_tasks <= ROUNDED else ", not rounded"
 
 
 def _value(sheet: Sheet) -> Iterator[Claim]:

@@ -40,6 +40,9 @@ def status(found: api.Status) -> None:
     for alarm in found.alarms:
         _say(f"ALARM {alarm}")
     _say(f"{found.tasks} tasks, {found.promised} promised; plan {found.generation}, gap {100 * gap:.2f} %")
+    if found.cluster.mode != "off":
+        nodes = (f"{n.node} {n.state} ({n.sessions} sessions, plan {n.applied})" for n in found.cluster.nodes)
+        _say(f"cluster {found.cluster.state}, epoch {found.cluster.epoch}: {', '.join(nodes) or 'no node yet'}")
     _table(
         ("resource", "kind", "planned", "background", "price"),
         ((r.id, r.kind, r.planned, r.background, r.price) for r in found.resources),

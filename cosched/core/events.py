@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from cosched.core.policy import Policy
 from solvers.solution import Solution
 from telemetry.messages import CellReport, NodeReport, TaskOffer, TaskTiming, UeReport, UeReportBatch
@@ -25,8 +27,7 @@ class Offered:
     offers: tuple[TaskOffer, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """How far a running task is, as its runtime reports it."""
 
     task: str

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -67,12 +67,12 @@ class Child:
 
 
 @contextlib.asynccontextmanager
-async def child(folder: Path, config: Path, environ: Mapping[str, str] | None = None) -> AsyncIterator[Child]:
+async def child(folder: Path, config: Path) -> AsyncIterator[Child]:
     """Start a daemon with a configuration, its state, sockets and log in `folder`; it is ended on the way out.
 
     It is in a session of its own: Ctrl-C reaches only whoever started it.
     """
-    clean = {k: v for k, v in (environ or os.environ).items() if not k.startswith("COSCHED_") or k == INHERITED}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("COSCHED_") or k == INHERITED}
     clean.pop("NOTIFY_SOCKET", None)
     folders = {"STATE_DIRECTORY": f"{folder}/state", "RUNTIME_DIRECTORY": f"{folder}/run"}
     with (folder / "log").open("ab") as log:

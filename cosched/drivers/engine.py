@@ -112,11 +112,17 @@ class Engine:
             decision = Decision(held.offer.task, Reason.ADMITTED, held.point, held.table, 0.0, cell=held.cell)
             self.board.restored(held.offer, decision)
 
+    def reports(self, reports: Sequence[UeReport], at_ns: int) -> None:
+        """Take plausible UE reports that came one after the other, as of one instant."""
+        at_ns = max(at_ns, self._fed_ns)
+        record = journal.Reports(reports=tuple(reports))
+        self.capture.add("ran.ue", record, at_ns, reports[-1].at_ns)
+        for report in reports:
+            self._heard(report.ue, report.ul_efficiency_bps_hz is not None, at_ns)
+        self.core.handle(events.Telemetry(at_ns * NS, record.reports))
+
     def report(self, message: Message, at_ns: int) -> None:
-        """Take a plausible message of the telemetry bus; an end that came with it has moved the core's time on."""
-        if isinstance(message, UeReport):
-            self.reports((message,), at_ns)
-            return
+        """Take any other plausible message; an end that came with it has moved the core's time on."""
         at_ns = max(at_ns, self._fed_ns)
         if isinstance(message, UeReportBatch | CellReport | NodeReport | TaskTiming):
             self.capture.add(_topic(message), message, at_ns, message.at_ns)
@@ -131,15 +137,6 @@ class Engine:
             if message.finished:
                 self.end(message.task, Reason.FINISHED)
                 self.flush()
-
-    def reports(self, reports: Sequence[UeReport], at_ns: int) -> None:
-        """Take plausible UE reports that came one after the other, as of one instant."""
-        at_ns = max(at_ns, self._fed_ns)
-        record = journal.Reports(reports=tuple(reports))
-        self.capture.add("ran.ue", record, at_ns, reports[-1].at_ns)
-        for report in reports:
-            self._heard(report.ue, report.ul_efficiency_bps_hz is not None, at_ns)
-        self.core.handle(events.Telemetry(at_ns * NS, record.reports))
 
     def _calibrated(self) -> None:
         """Keep factors that have changed, and say what is far off its profile."""
@@ -302,7 +299,7 @@ class Engine:
 
     def _take_up(self, offer: TaskOffer) -> Tracker:
         self.reported_s.setdefault(offer.ue, self.clock() * NS)
-        return self.trackers.setdefault(offer.task, Tracker(offer))
+        return self.trackers.setdefault(offer.task, Tracker(offer, self.core.settings.deadline_margin))
 
     def _take_back(self, waiting: Waiting, why: str) -> None:
         """An admission that could not be stored has never been."""

@@ -20,9 +20,14 @@ NS: Final = 1e-9
 
 @dataclass(slots=True)
 class Tracker:
-    """One task's progress. `told`: the latest report and the instant of its arrival."""
+    """One task's progress. `told`: the latest report and the instant of its arrival.
+
+    margin: plans aim at this part of a deadline. Somebody exactly on the deadline would be behind that with every token
+    more, and be planned faster and faster; so the core is told that unreported tokens came as planned.
+    """
 
     offer: TaskOffer
+    margin: float = 1.0
     told: TaskProgress | None = None
     told_s: float = 0.0
 
@@ -83,11 +88,11 @@ class Tracker:
         )  # fmt: skip
 
     def _decoding_s(self, done: int) -> float:
-        """Seconds from the first token to the latest: reported for those reported, on pace for the others."""
+        """Seconds from the first token to the latest: reported for those reported, as planned for the others."""
         assert isinstance(self.offer.work, LlmSession)  # noqa: S101  # its callers saw to it
         told = self.told.done if self.told is not None else 0
         reported_s = self.told.decoding_s if self.told is not None and told else 0.0
-        return reported_s + (done - max(told, 1)) * self.offer.work.tpot_s
+        return reported_s + (done - max(told, 1)) * self.offer.work.tpot_s * self.margin
 
 
 def _decoding(work: LlmSession, task: str, done: int, decoding_s: float, now_s: float) -> Progress:

@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from cosched import control_messages as api
 from cosched.async_client import AsyncClient
 from cosched.client import NoAnswer
@@ -47,7 +49,7 @@ class Watch:
                 async with self._connect() as daemon:
                     self._daemon = daemon
                     await self._follow(daemon)
-            except (CoschedError, TelemetryError) as error:
+            except (CoschedError, TelemetryError, msgspec.MsgspecError) as error:  # the last: of another version
                 self.trouble = str(error)
                 self._changed()
             finally:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import psutil
 import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
@@ -76,7 +75,7 @@ class Local:
 
     def close(self) -> None:
         """Kill all of it; there is nothing in it that is worth a farewell."""
-        processes.kill(psutil.Process().children(recursive=True))
+        processes.kill_descendants()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._note.unlink(missing_ok=True)
 

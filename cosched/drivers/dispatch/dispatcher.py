@@ -194,7 +194,10 @@ class Dispatcher:
         if not isinstance(report, Report):
             return
         if report.executor != executor:
-            raise Gone(f"its actor was made for '{report.executor}', not for '{executor}': made anew")
+            handle, node.handle = node.handle, None
+            await asyncio.to_thread(cluster.end_actor, handle)
+            node.say(messages.STARTING, f"its actor was made for '{report.executor}': made anew for '{executor}'")
+            return
         node.refused = report.refused
         node.say(messages.UP)
 
@@ -292,5 +295,7 @@ def _absent(node: Node) -> str:
 def _cause(error: Exception) -> str:
     """The line of Ray's message that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "creation task" in lines[0]:  # a traceback follows, and then what its executor says
+        return lines[-1][:MOST_WORDS]
     because = [line for line in lines if "because" in line or "unavailable" in line]
     return (because or lines or [type(error).__name__])[0].partition(". ")[0][:MOST_WORDS]

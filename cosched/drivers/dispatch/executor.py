@@ -78,7 +78,10 @@ class Ledger:
         """Nothing runs."""
 
 
-EXECUTORS: Final = {"ledger": f"{__name__}:Ledger"}  # name -> module:class, called with the node's id
+EXECUTORS: Final = {  # name -> module:class, called with the node's id
+    "ledger": f"{__name__}:Ledger",
+    "host": "cosched.drivers.dispatch.serving:Serving",
+}
 
 
 def make(name: str, node: str) -> Executor:

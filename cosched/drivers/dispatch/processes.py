@@ -42,14 +42,19 @@ def clean(path: Path) -> int:
         left = msgspec.json.decode(path.read_bytes(), type=Left)
     except (FileNotFoundError, msgspec.DecodeError):
         return 0
-    killed = kill(_same(left))
+    killed = _kill(_same(left))
     if left.folder:
         shutil.rmtree(left.folder, ignore_errors=True)
     path.unlink(missing_ok=True)
     return killed
 
 
-def kill(processes: Iterable[psutil.Process]) -> int:
+def kill_descendants() -> int:
+    """End all processes that descend from this one; return how many."""
+    return _kill(psutil.Process().children(recursive=True))
+
+
+def _kill(processes: Iterable[psutil.Process]) -> int:
     """End processes at once, and wait for those that are ours to wait for."""
     mine = list(processes)
     for process in mine:
