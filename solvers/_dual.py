@@ -27,6 +27,7 @@ NEAR: Final = 0.3  # part of the tolerance that is kept close to the ceiling
 MISMATCH: Final = 4e-3  # of the worth of all room: use that is off by more is worth another evaluation ...
 MISMATCH_TASKS: Final = 8.0  # ... beside what so many tasks take
 FINE: Final = 0.01  # part of the tolerance at which the use does not matter any more
+FAINT: Final = 1e-6  # part of the worth of all room below which a warm price is as good as none
 RIDGE: Final = 0.05  # of price x room added to the second derivative, which kinks leave unknown
 FADED: Final = 1e-12  # a price times room below this part of the bound is as good as nothing
 
@@ -92,8 +93,8 @@ def starting_prices(t: Table, warm: Floats) -> Floats:
     """Warm prices; a resource with demand but without a price gets a small one, so that logarithms exist."""
     whole, least = worth(t, warm), math.inf
     for r in range(warm.shape[0]):
-        least = min(least, warm[r])
-    if least > 0.0 and 0.0 < whole < math.inf:
+        least = min(least, warm[r] * t.room[r])
+    if 0.0 < whole < math.inf and least > FAINT * whole:
         return warm.copy()
     flat = flat_prices(t)
     flat_whole = worth(t, flat)

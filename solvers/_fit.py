@@ -27,6 +27,7 @@ GOAL: Final = 1.0 - 1e-6  # part of the room that is aimed at, so that it is rea
 CLOSE: Final = 1e-7  # part of the room by which the goal may be missed when shares are settled
 CALM: Final = 1e-5  # part of the dual's value: when a step of a set that fits gains less, it is settled
 FADING: Final = 1e-3  # of the worth of all room: a price below it that still falls is on its way to 0
+LEAST: Final = 1e-12  # ... and below it no price falls: two phases at prices too far apart are beyond rounding
 SLIP: Final = 1e-9  # part of the dual's value that a step may lose to rounding
 STIFF: Final = 1e-4  # of price x room added to the second derivative: use that does not respond moves no price far
 LEVEL: Final = 0.1  # a proof of no fit is sharpened until it gains less than this part of the excess
@@ -163,7 +164,7 @@ def _exact(t: Table, i: int, j: int, p: Prices, o: Point) -> tuple[float, bool]:
     theta, y = cheapest(o, t.mode[j] == DOUBLE, t.theta[i], p)
     if t.mode[j] == DOUBLE:
         t.theta[i] = theta
-        stretch(o, theta)
+        stretch(o)
     return theta, _widen(o, theta, y, p)
 
 
@@ -369,8 +370,10 @@ def _next(old: Floats, step: Floats, risen: bool, k: Set, price: Floats) -> None
     else:
         for r in range(price.shape[0]):
             step[r] *= 0.3
+    least = LEAST * _worth(k, old)
     for r in range(price.shape[0]):
-        price[r] = rounded(max(1e-200, old[r] * math.exp(step[r]))) if old[r] > 0.0 else 0.0
+        lowest = least / k.room[r] if k.room[r] > EDGE else 1e-200
+        price[r] = rounded(max(lowest, 1e-200, old[r] * math.exp(step[r]))) if old[r] > 0.0 else 0.0
 
 
 @lean
@@ -452,10 +455,7 @@ def fit(t: Table, k: Set, price: Floats, sharp: bool, o: Point) -> int:
 
 @nopython
 def balance(t: Table, k: Set, price: Floats, o: Point) -> None:
-    """Move `price` (R,), at which the tight shares fit, to where they do and leave room on all resources alike.
-
-    k.use[0] is their use then.
-    """
+    """Move `price` (R,), at which the tight shares fit, to where they leave room everywhere; k.use[0]: their use."""
     good = _climb(t, k, price, o)
     for r in range(price.shape[0]):
         price[r] = good[r]
@@ -464,10 +464,7 @@ def balance(t: Table, k: Set, price: Floats, o: Point) -> None:
 
 @nopython
 def settle(t: Table, k: Set, price: Floats, o: Point) -> None:
-    """The second stage of a set whose tight shares at `price` fit; k.share fit then, k.wide have used up the room.
-
-    `price` (R,) ends at the second stage's.
-    """
+    """The second stage of a set whose tight shares at `price` (moved) fit: k.share fit, k.wide use up the room."""
     good = _climb(t, k, price, o)
     _write(t, k, good, False, k.share, o)
     _write(t, k, price, True, k.wide, o)
@@ -476,9 +473,8 @@ def settle(t: Table, k: Set, price: Floats, o: Point) -> None:
 @nopython
 def _climb(t: Table, k: Set, price: Floats, o: Point) -> Floats:
     """Move `price` to the second stage's; returns the nearest prices seen at which the tight shares fit."""
-    n = price.shape[0]
     elastic_room(t, k)
-    c, good = _serve(t, k, prices_of(t, price), o), price.copy()
+    c, good, n = _serve(t, k, prices_of(t, price), o), price.copy(), price.shape[0]
     whole = _worth(k, price)
     if c.roots > 0.0 and whole > 0.0:
         factor = _scale(t, k, whole, c)

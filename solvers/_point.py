@@ -65,7 +65,7 @@ def _price_exactly(t: Table, i: int, j: int, p: Prices, o: Point) -> float:
     cost = rigid_bill(t, j, p) + bill(o, p, o.x)
     if t.mode[j] == DOUBLE:
         t.theta[i] = theta
-        stretch(o, theta)
+        stretch(o)
     for s in range(o.y.shape[0]):
         o.y[s] = o.cell[ACT, s] * o.x[s]
     return cost
@@ -144,12 +144,12 @@ def cheapest(o: Point, double: bool, hint: float, p: Prices) -> tuple[float, flo
 
 
 @lean
-def stretch(o: Point, theta: float) -> None:
-    """Make both deadlines hold to the last bit."""
+def stretch(o: Point) -> None:
+    """Make both deadlines hold to the last bit; also where next to free shares hide a phase from theta."""
     late = max(latency(o, 0, o.x), latency(o, 1, o.x))
     if late > 1.0:
         for s in range(o.x.shape[0]):
-            if mixed(o, s, theta) > 0.0:
+            if max(o.cell[A, s], o.cell[A + 1, s]) > 0.0:
                 o.x[s] = min(o.x[s] * late, o.cell[CAP, s])
 
 

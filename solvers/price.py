@@ -212,10 +212,10 @@ def _point_costs(t: Table, price: Floats, cost: Floats, share: Floats, o: Point)
         cost[j] = np.inf
         if t.mode[j] != DEAD:
             load(t, j, o)
-            theta, _ = cheapest(o, t.mode[j] == DOUBLE, 1.0, p)
+            cheapest(o, t.mode[j] == DOUBLE, 1.0, p)
             cost[j] = rigid_bill(t, j, p) + bill(o, p, o.x)
             if t.mode[j] == DOUBLE:
-                stretch(o, theta)
+                stretch(o)
             for s in range(o.x.shape[0]):
                 share[j, s] = o.x[s]
 

@@ -242,6 +242,31 @@ def test_weights_share_a_host_that_is_always_busy(source: ModelSource) -> None:
     assert heavy == pytest.approx(30, abs=2)
 
 
+def test_sending_a_prefill_overlaps_computing_it(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device computes its third chunk only once the host is done with the first: sent at the end, that is never."""
+    with cases.host_threads(source, 1) as (host,):
+        done, begun = threading.Event(), []
+        step, part, links = host.engine.step, Part(source), Links()
+        run = part.run
+
+        def stepped(*args):  # noqa: ANN002, ANN202
+            found = step(*args)
+            done.set()
+            return found
+
+        def computed(*args):  # noqa: ANN002, ANN202
+            begun.append(args)
+            assert len(begun) < 3 or done.wait(20)
+            return run(*args)
+
+        monkeypatch.setattr(host.engine, "step", stepped)
+        monkeypatch.setattr(part, "run", computed)
+        route = Route(2, (Hop(host.endpoint, L),), 32)
+        Generation(part, "t", cases.PROMPT, route, links, chunk_tokens=cases.CHUNK).advance()
+        assert len(begun) == 3
+        links.close()
+
+
 def test_with_keys_only_those_allowed_get_in(source: ModelSource) -> None:
     pairs = {name: new_pair(name) for name in ("edge0", "ue", "eyes", "stranger")}
     allowed = [Identity(name="ue", public=pairs["ue"].public, role="publisher")]

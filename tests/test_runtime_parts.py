@@ -140,6 +140,12 @@ def test_fingerprints_tell_models_apart(tmp_path: Path) -> None:
     assert first != open_model(cases.write_config(tmp_path, "qwen3"), seed=1).fingerprint
 
 
+def test_a_checkpoint_says_which_tokens_end_an_answer(tmp_path: Path) -> None:
+    folder = cases.checkpoint(cases.seeded(tmp_path, "llama", eos_token_id=[5, 9]), tmp_path / "saved")
+    assert open_model(folder).end_tokens == (5, 9)
+    assert open_model(folder, seed=1).end_tokens == ()
+
+
 def test_a_draw_depends_on_its_seed_and_position_alone() -> None:
     logits = torch.randn(256, generator=torch.Generator().manual_seed(1))
     hot = Sampling(temperature=1.0, top_k=20, seed=5)

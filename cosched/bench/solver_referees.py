@@ -9,8 +9,8 @@ import numpy as np
 
 from cosched.bench.instances import make
 from cosched.bench.sheet import Sheet, case_name, cpu_ms
-from cosched.bench.solver_ticks import rounded
 from solvers import convex, exact, mip, price
+from solvers import grid as on_steps
 from solvers.problem import Problem
 from solvers.second_stage import Goal, leftover, second_stage, value_of
 from solvers.solution import Solution
@@ -46,7 +46,7 @@ def on_grid(sheet: Sheet, seeds: int, tell: Callable[[float], None]) -> None:
 
 def _price(problem: Problem) -> Solution:
     grid = np.array([exact.PRBS if kind == "comm" else exact.STEPS for kind in problem.kinds], dtype=np.int64)
-    return rounded(problem, price.solve(problem), grid)
+    return on_steps.solve(problem, grid)
 
 
 _SUBJECTS: Final[dict[str, Callable[[Problem], Solution]]] = {

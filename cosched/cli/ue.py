@@ -100,7 +100,7 @@ def ue(
             if split < n_layers and not nodes:
                 raise BadInput(f"--split {split} of {n_layers} layers needs a --node for the others")
             run = make(route_of((split, precision, next(iter(nodes), "")), nodes, n_layers))
-            _show(run, run.stream(max_tokens), text, None, as_json)
+            _show(run, run.stream(max_tokens, source.end_tokens), text, None, as_json)
             return
         work = LlmSession(
             model=source.name, context_tokens=0, new_tokens=len(begin), max_output_tokens=max_tokens, ttft_s=ttft,
@@ -113,7 +113,7 @@ def ue(
         except CannotContinue as error:
             complain(str(error))
             raise typer.Exit(EXIT_FAILED) from None
-        _show(session.generation, session.tokens(max_tokens), text, session, as_json)
+        _show(session.generation, session.tokens(max_tokens, source.end_tokens), text, session, as_json)
 
 
 def _begin(prompt: str, tokens: str, text: Text) -> list[int]:

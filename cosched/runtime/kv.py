@@ -66,11 +66,6 @@ class KvCache:
         """Forget tokens from position `length` on, in layers that a broken step left longer than others, too."""
         self._layers = {i: (k[:, :, :length], v[:, :, :length]) for i, (k, v) in self._layers.items()} if length else {}
 
-    def drop(self, layers: Iterable[int]) -> None:
-        """Forget layers."""
-        for layer in layers:
-            self._layers.pop(layer, None)
-
     def adopt(self, other: KvCache, layers: Iterable[int]) -> None:
         """Take over layers of another cache; the tensors are shared. Raises BadFrame: it lacks one."""
         for layer in layers:

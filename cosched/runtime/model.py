@@ -36,6 +36,12 @@ class ModelSource:
         """Decoder layers."""
         return self.sizes.n_layers
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Tokens that end an answer; a model with seeded weights knows none."""
+        ends = None if isinstance(self.weights, Seeded) else self.config.eos_token_id
+        return () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+
 
 def open_model(path_or_key: str | Path, *, seed: int | None = None, name: str = "") -> ModelSource:
     """Open a checkpoint's folder; with a seed, a config.json or a key of config/models/ suffices.

@@ -62,7 +62,7 @@ class Node:
     news: NodeNews
     handle: Any = None
     ray_node: str = ""  # that carries its label, "" = none
-    drained_on: str = ""  # Ray node and process that were given up
+    drained_on: str = ""  # the Ray node that was given up
     deaths: int = 0  # in a row, without a report in between
     undelivered: int = 0
     refused: int = 0  # of older daemons, as reported

@@ -255,7 +255,7 @@ class Link:
         if news.took_over:
             self._contested(f"took over from {news.took_over}, whose commands are refused from here on")
         self._fresh = {task: one for task, (_, one) in self._known.items()}
-        self._ready = True
+        self._ready, self._waiting = True, self._newest is not None
         self._say("connected")
         self._hand_over()
 
@@ -312,7 +312,7 @@ class Link:
                 one = _assigned(task, now.table, now.point)
                 self._known[task] = now.point, one
                 self._fresh[task] = one
-        if len(self._known) > 2 * len(plan.tasks) + 100:
+        if len(self._known) > len(plan.tasks):  # who comes back under his old name is told of anew
             living = set(plan.tasks)
             self._known = {task: one for task, one in self._known.items() if task in living}
         self._offer(plan.generation, plan.tasks, plan.node_weight.tobytes(), plan.share[:, 1].tobytes())
@@ -320,6 +320,7 @@ class Link:
     def nothing(self, generation: int) -> None:
         """No task runs: nodes are to hold none."""
         if self._settings.mode != OFF and (self._newest is None or self._newest.tasks):
+            self._known.clear()
             self._offer(generation, (), b"", b"")
 
     def _offer(self, generation: int, tasks: Sequence[str], weight: bytes, share: bytes) -> None:
