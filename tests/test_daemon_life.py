@@ -272,6 +272,9 @@ def test_a_refusal_is_explained_and_its_counterfactuals_hold(client: Client):
 
 @pytest.mark.usefixtures("source")
 def test_what_if_plans_another_site_and_leaves_this_one(client: Client):
+    emptied(client, "")  # those of before are near their ends
+    for n in range(3):
+        client.submit(f"here{n}", "ue1", SESSION)
     before = client.list()
     more = [SubmitArgs(task="w", ue="ue1", work=SESSION)]
     wide = client.whatif(whatif_args(more_hz={"cell0": 20e6}, submit=more, copies=5))
