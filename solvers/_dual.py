@@ -29,7 +29,7 @@ MISMATCH_TASKS: Final = 8.0  # ... beside what so many tasks take
 FINE: Final = 0.01  # part of the tolerance at which the use does not matter any more
 FAINT: Final = 1e-6  # part of the worth of all room below which a warm price is as good as none
 RIDGE: Final = 0.05  # of price x room added to the second derivative, which kinks leave unknown
-FADED: Final = 1e-12  # a price times room below this part of the bound is as good as nothing
+FADED: Final = 1e-8  # a price times room below this part of the bound is as good as nothing
 
 
 class Dual(NamedTuple):

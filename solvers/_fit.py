@@ -27,7 +27,7 @@ GOAL: Final = 1.0 - 1e-6  # part of the room that is aimed at, so that it is rea
 CLOSE: Final = 1e-7  # part of the room by which the goal may be missed when shares are settled
 CALM: Final = 1e-5  # part of the dual's value: when a step of a set that fits gains less, it is settled
 FADING: Final = 1e-3  # of the worth of all room: a price below it that still falls is on its way to 0
-LEAST: Final = 1e-12  # ... and below it no price falls: two phases at prices too far apart are beyond rounding
+LEAST: Final = 1e-7  # ... and below it no price falls: two phases at prices too far apart are beyond rounding
 SLIP: Final = 1e-9  # part of the dual's value that a step may lose to rounding
 STIFF: Final = 1e-4  # of price x room added to the second derivative: use that does not respond moves no price far
 LEVEL: Final = 0.1  # a proof of no fit is sharpened until it gains less than this part of the excess
@@ -161,7 +161,7 @@ def _widen(o: Point, theta: float, y: float, p: Prices) -> bool:
 def _exact(t: Table, i: int, j: int, p: Prices, o: Point) -> tuple[float, bool]:
     """Tight shares of point j into o.x, wide ones into o.y. Returns (theta, whether the deadline does not bind)."""
     load(t, j, o)
-    theta, y = cheapest(o, t.mode[j] == DOUBLE, t.theta[i], p)
+    theta, y = cheapest(o, t.mode[j] == DOUBLE, 1.0, p)  # no hint: the same at every call
     if t.mode[j] == DOUBLE:
         t.theta[i] = theta
         stretch(o)

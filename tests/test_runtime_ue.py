@@ -221,6 +221,16 @@ def test_a_node_without_an_endpoint_is_named(source: ModelSource) -> None:
             next(w.session.tokens(3))
 
 
+def test_a_lease_says_where_its_node_serves(source: ModelSource, expected: list[int]) -> None:
+    with world(source) as w:
+        for _ in w.session.tokens(12):
+            if len(w.output) == 4:
+                w.to(w.board.lease("k=1", 1, "new", node_endpoint=w.hosts[1].endpoint))
+        assert w.output == expected[:12]
+        assert [change.how for change in w.session.changes] == ["migrated"]
+        assert w.session.generation.route.split == 1
+
+
 def test_what_it_reports_is_taken_by_the_daemon(source: ModelSource) -> None:
     with world(source) as w:
         for _ in w.session.tokens(12):

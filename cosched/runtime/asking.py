@@ -12,7 +12,7 @@ from cosched.control_messages import NoArgs, SubmitArgs
 from cosched.errors import CoschedError
 from cosched.runtime.chain import Hop, Route
 from cosched.runtime.errors import BadModel, CannotContinue
-from cosched.runtime.follow import Following, point_of, route_of
+from cosched.runtime.follow import Following, hops_of, point_of, route_of
 from cosched.runtime.generation import LOSSES, Generation
 from cosched.runtime.ue import UeSession
 from telemetry.bus import Curve, Publisher
@@ -49,7 +49,7 @@ class Asking:
         lease = self.following.lease
         if lease.point:
             try:
-                run, why = make(route_of(point_of(lease), nodes, n_layers)), ""
+                run, why = make(route_of(point_of(lease), hops_of(lease, nodes), n_layers)), ""
             except LOSSES as error:
                 run, why = self._alone(make, n_layers, str(error)), str(error)
         else:

@@ -70,6 +70,13 @@ def route_of(point: Point, nodes: Mapping[str, Hop], n_layers: int) -> Route:
     return Route(split, (nodes[node]._replace(stop=n_layers),), bits or 16)
 
 
+def hops_of(lease: Lease, nodes: Mapping[str, Hop]) -> Mapping[str, Hop]:
+    """Hops by node id: those that are known here first, else where the lease says that its node serves."""
+    if not lease.node_endpoint or lease.node in nodes:
+        return nodes
+    return {**nodes, lease.node: Hop(lease.node_endpoint, 0)}
+
+
 def costs_of(lease: Lease, device_layer_s: float, node_layer_s: float, down_bps: float, peer_bps: float) -> MoveCosts:
     """What moving costs by a lease: its uplink is the bandwidth granted at the efficiency that it was planned with."""
     up_bps = max(1.0, lease.bandwidth_hz * lease.efficiency_bps_hz)

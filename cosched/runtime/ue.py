@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from cosched.runtime.chain import Hop
 from cosched.runtime.errors import BadModel, CannotContinue
-from cosched.runtime.follow import Following, Point, costs_of, point_of, route_of
+from cosched.runtime.follow import Following, Point, costs_of, hops_of, point_of, route_of
 from cosched.runtime.generation import LOSSES, Generation
 from cosched.runtime.move import Moved
 from telemetry.messages import Message, TaskProgress, TaskTiming
@@ -90,7 +90,8 @@ class UeSession:
     def _move(self, point: Point, name: str) -> None:
         """Take another operating point, or note why it cannot be taken."""
         run = self.generation
-        route = route_of(point, self._nodes, run.part.source.n_layers)
+        hops = hops_of(self._following.lease, self._nodes)
+        route = route_of(point, hops, run.part.source.n_layers)
         device_s, node_s = run.watch.layer_s(run.route.split, run.part.source.n_layers, run.n_prompt)
         costs = costs_of(self._following.lease, device_s, node_s, DOWN_BPS, PEER_BPS)
         self._time()
