@@ -82,5 +82,5 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.installed $(KERNELS)
-	@if [ -f cosched/warmup.py ]; then echo "compiling the kernels (some seconds, once)"; $(BIN)/python -m cosched.warmup; fi
+	@if [ -f cosched/warmup.py ]; then echo "compiling the kernels (2 minutes, once)"; $(BIN)/python -m cosched.warmup; fi
 	@touch $@

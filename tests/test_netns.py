@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from cosched.bench.netns import Net, why_not
 
 WHY_NOT = why_not()
