@@ -66,6 +66,7 @@ def test_every_key_of_the_site_file_is_described() -> None:
         "Top": [site.Site],
         "`[[cells]]`": [site.Cell],
         "`[[nodes]]`": [site.Node],
+        "`[transport]`": [site.Transport],
         "`[[models]]`": [site.ModelRef],
         "`[ues]` and `[[ues.devices]]`": [site.Ues, site.DeviceShare],
         "`[mix]`": [site.Mix],
