@@ -24,10 +24,9 @@ from cosched.bench.network_jobs import MODEL, Asked, Job, Leased, Measured
 from cosched.bench.network_setup import EFFICIENCY_BPS_HZ, UE, Setting, daemon, setting
 from cosched.client import Client
 from cosched.errors import BadInput
-from cosched.profiles.calibration import PHASES, name
 from cosched.workloads import llm
-from cosched.workloads.base import Floats, PointTable, pipelined_s
-from telemetry.messages import LlmSession, TaskOffer
+from cosched.workloads.base import Floats, PointTable, learn, pipelined_s
+from telemetry.messages import LlmSession, TaskOffer, TaskTiming
 
 SUITE: Final = "network"
 RATES_BPS: Final = (3e6, 8e6, 20e6)
@@ -90,19 +89,12 @@ def calibrate(at: Setting) -> None:
     plain = table_of(at)
     for (split, bits), _ in itertools.product(CALIBRATING, range(CALIBRATIONS)):
         measured = at.run(_job(split, bits), UNSHAPED_BPS)
-        learn(at, plain, plain.point_ids.index(f"k={split}/{bits}bit/edge0"), measured)
-
-
-def learn(at: Setting, plain: PointTable, j: int, measured: Measured) -> None:
-    """Hold what a session at row j took against the profile."""
-    assert plain.alone_s is not None  # noqa: S101  # LLM sessions have it
-    sides = (
-        (plain.owners[0], plain.device_s[j], (measured.device_prefill_s, measured.device_token_s)),
-        (plain.owners[1], plain.alone_s[j], (measured.node_prefill_s, measured.node_token_s)),
-    )
-    for owner, profile_s, took_s in sides:
-        for phase, expected_s, seconds in zip(PHASES, profile_s.tolist(), took_s, strict=True):
-            at.calibration.measured(name(owner, phase), seconds, expected_s)
+        timing = TaskTiming(
+            at_ns=0, source=SUITE, seq=0, task="t", point=f"k={split}/{bits}bit/edge0",
+            device_prefill_s=measured.device_prefill_s, device_token_s=measured.device_token_s,
+            node_prefill_s=measured.node_prefill_s, node_token_s=measured.node_token_s,
+        )  # fmt: skip
+        learn(at.calibration, plain, (), timing)
 
 
 def predicted_s(table: PointTable, j: int, rate_bps: float) -> Floats:

@@ -13,10 +13,9 @@ from cosched.core.channel import ChannelEstimates
 from cosched.core.events import Progress
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
-from cosched.profiles import calibration
 from cosched.profiles.calibration import Calibration, Factors
 from cosched.site import Site
-from cosched.workloads.base import Floats, Ints, PointTable
+from cosched.workloads.base import Floats, Ints, PointTable, learn
 from telemetry.messages import (
     CellReport,
     LlmSession,
@@ -238,17 +237,8 @@ class State:
     def timed(self, timing: TaskTiming) -> None:
         """Hold what a session measured against its profile; a session that is not known, or was not there, is not."""
         task = self.tasks.get(timing.task)
-        if task is None or task.table.alone_s is None or timing.point not in task.table.point_ids:
-            return
-        table, j, factors = task.table, task.table.point_ids.index(timing.point), dict(task.factors)
-        owner, node = table.owners, int(table.node[j])
-        sides = [(owner[0], table.device_s[j], (timing.device_prefill_s, timing.device_token_s))]
-        if node >= 0:
-            sides.append((owner[1 + node], task.table.alone_s[j], (timing.node_prefill_s, timing.node_token_s)))
-        for who, planned_s, measured_s in sides:
-            for q, factor in enumerate(calibration.of_owner(factors, who)):
-                which = calibration.name(who, calibration.PHASES[q])
-                self.calibration.measured(which, measured_s[q], float(planned_s[q]) / factor)
+        if task is not None:
+            learn(self.calibration, task.table, task.factors, timing)
 
     def remove(self, name: str) -> None:
         """Forget a task."""

@@ -14,11 +14,12 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cosched.profiles.calibration import PHASES, Calibration, Factors, name, of_owner
 from cosched.profiles.device import Device, Host
 from cosched.profiles.model import Model
 from cosched.site import ModelRef, Site
 from cosched.workloads.quality import QualityTable
-from telemetry.messages import TaskOffer
+from telemetry.messages import TaskOffer, TaskTiming
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -101,6 +102,22 @@ def pipelined_s(chunks: Sequence[float], stages_s: Sequence[float]) -> float:
         for stage, whole_s in enumerate(stages_s):
             at_s = free_s[stage] = max(at_s, free_s[stage]) + part * whole_s
     return free_s[-1]
+
+
+def learn(calibration: Calibration, table: PointTable, factors: Factors, timing: TaskTiming) -> None:
+    """Hold what a session measured against the profile behind its table, which was made with `factors`.
+
+    A point that the table does not have, or a kind of work that is not calibrated, teaches nothing.
+    """
+    if table.alone_s is None or timing.point not in table.point_ids:
+        return
+    j, used = table.point_ids.index(timing.point), dict(factors)
+    sides = [(table.owners[0], table.device_s[j], (timing.device_prefill_s, timing.device_token_s))]
+    if (node := int(table.node[j])) != LOCAL:
+        sides.append((table.owners[1 + node], table.alone_s[j], (timing.node_prefill_s, timing.node_token_s)))
+    for owner, planned_s, took_s in sides:
+        for q, factor in enumerate(of_owner(used, owner)):
+            calibration.measured(name(owner, PHASES[q]), took_s[q], float(planned_s[q]) / factor)
 
 
 class Workload(Protocol):
