@@ -43,7 +43,8 @@ class AsyncClient(Connection):
         self.socket.send(payload)
         self._pump.again()
         try:
-            return result(verb, await asyncio.wait_for(waiting, self.timeout_s))
+            async with asyncio.timeout(self.timeout_s):  # wait_for of Python 3.11 swallows a cancellation at times
+                return result(verb, await waiting)
         except TimeoutError:
             raise self.silence(verb) from None
         finally:

@@ -41,7 +41,8 @@ class Plant:
 
     def core(self, policy_name: str, settings: CoreSettings) -> Core:
         """Return a core for this site that knows nothing yet. Raises BadInput for an unknown policy."""
-        return Core(self.site, policy(policy_name), settings, self.points, session_memory_bytes(self.profiles))
+        memory = session_memory_bytes(self.profiles, placed=True)  # where nothing is placed, it was checked
+        return Core(self.site, policy(policy_name), settings, self.points, memory)
 
     def points(self, offer: TaskOffer, cell: int, factors: Factors = ()) -> PointTable:
         """Operating points of an offer from `cell`. Raises BadInput with what is wrong in it."""

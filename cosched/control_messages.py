@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from cosched.access import OPERATOR, VIEWER
-from telemetry.messages import DecisionMessage, LlmSession, VideoClip
+from telemetry.messages import DecisionMessage, LlmSession, NodeReport, VideoClip
 
 VERSION: Final = 1
 DECISION_TOPIC: Final = "decision/"  # a subscription to `decision/` follows all, to `decision/t1` whatever begins so
@@ -109,6 +109,7 @@ class Lease(DecisionMessage, frozen=True, kw_only=True, omit_defaults=False):
     text: str = ""  # the reason in a sentence
     node_weight: float = 0.0  # with which the node shares itself out to the task
     node_endpoint: str = ""  # where the node takes activations; "": its serving is not started by the daemon
+    node_key: str = ""  # CURVE public key of that endpoint; "": a plain connection, on one machine
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,6 +279,26 @@ class Shadow(msgspec.Struct, frozen=True, kw_only=True):
     shadow: Tally = Tally()
 
 
+class LayerRange(msgspec.Struct, frozen=True, kw_only=True):
+    """Decoder layers [first, last) of a model."""
+
+    model: str
+    first: int
+    last: int
+
+
+class RayNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A Ray node that lives, as Ray's state has it."""
+
+    id: str
+    address: str  # of its machine
+    cpus: float = 0.0
+    gpus: float = 0.0
+    memory_bytes: float = 0.0  # that Ray gives out: about the machine's, of all its Ray nodes
+    accelerator: str = ""  # model of its GPU, where Ray knows it
+    labels: dict[str, str] = {}
+
+
 class ClusterNode(msgspec.Struct, frozen=True, kw_only=True):
     """One node of the site on the cluster: what it was asked and what it reports."""
 
@@ -289,10 +310,31 @@ class ClusterNode(msgspec.Struct, frozen=True, kw_only=True):
     applied: int = 0  # and the one in force, as it reports
     sessions: int = 0  # in force
     used_bytes: float = 0.0  # by loaded layers
+    layers: tuple[LayerRange, ...] = ()  # that it holds, as it reports
+    to_hold: tuple[LayerRange, ...] = ()  # that it was asked to hold
+    loading: bool = False  # layers are on their way, or wait
+    waits: str = ""  # what they wait for
+    load_bytes_per_s: float = 0.0  # at which it loads layers: median of its latest loads, 0 = not measured
     retries: int = 0  # since what is in force was last what was asked
     orders: int = 0  # that its present actor has taken
     endpoint: str = ""  # where clients send activations
+    public_key: str = ""  # CURVE key of that endpoint, "" = a plain connection
     pid: int = 0  # of its actor
+    ray: RayNode | None = None  # that carries its label, as long as it lives
+    device: str = ""  # that its executor computes on, "" = it does not say
+    memory_bytes: float = 0.0  # of that device, 0 = it does not say
+    free_bytes: float = 0.0  # of that memory
+    short_bytes: float = 0.0  # of the memory that the site gives it: the plan counts on so much less
+    agent: NodeReport | None = None  # the latest of its `cosched agent`
+
+
+class PlacementView(msgspec.Struct, frozen=True, kw_only=True):
+    """Which layers nodes are to hold: all, or those chosen, and what the latest choice is worth over its horizon."""
+
+    state: str = "off"  # off (all layers, without asking), all (there is room for all), chosen
+    value: float = 0.0
+    bound: float = 0.0  # no choice is worth more
+    moved_bytes: float = 0.0  # that it has nodes load
 
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
@@ -304,6 +346,7 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0  # of this daemon; nodes obey the largest
     why: str = ""  # it is not connected
     nodes: tuple[ClusterNode, ...] = ()
+    placement: PlacementView = PlacementView()
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

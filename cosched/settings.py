@@ -22,7 +22,8 @@ from cosched.resources import config_dir
 
 PREFIX: Final = "COSCHED_"
 NOT_KEYS: Final = frozenset(  # that other parts read
-    {"COSCHED_CONFIG", "COSCHED_KEYS", "COSCHED_KERNEL", "COSCHED_HOST_MODELS", "COSCHED_HOST_BIND"}
+    {"COSCHED_CONFIG", "COSCHED_KEYS", "COSCHED_KERNEL"}
+    | {f"COSCHED_HOST_{name}" for name in ("MODELS", "BIND", "KEY", "ALLOWED")}
 )
 
 
@@ -89,6 +90,14 @@ class Cluster(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     unapplied_periods: int
     retries: int
     silent_s: float
+    placement: str
+    placement_s: float
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether nodes are to hold the layers that are asked for, as far as they have room, and not all."""
+        chosen = self.placement == "on" or (self.placement == "auto" and self.executor == "host")
+        return chosen and self.mode != "off"
 
 
 class Shutdown(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -198,7 +207,7 @@ def check(settings: Settings, where: str) -> None:
         raise BadInput(f"{where}: core.lease_s must be at least two periods, or leases run out between two plans")
     positive = ("solver.budget_s", "telemetry.stale_input_s", "telemetry.stale_ue_s", "capture.max_bytes",
                 "capture.max_age_s", "shadow.window_s", "control.max_waiting", "telemetry.max_ues",
-                "cluster.unapplied_periods", "cluster.silent_s")  # fmt: skip
+                "cluster.unapplied_periods", "cluster.silent_s", "cluster.placement_s")  # fmt: skip
     values = flatten(msgspec.to_builtins(settings))
     for key in positive:
         number = values[key]
@@ -210,6 +219,8 @@ def check(settings: Settings, where: str) -> None:
 def _check_cluster(cluster: Cluster, where: str) -> None:
     if cluster.mode not in {"off", "local", "join"}:
         raise BadInput(f"{where}: cluster.mode '{cluster.mode}': one of off, local, join")
+    if cluster.placement not in {"auto", "on", "off"}:
+        raise BadInput(f"{where}: cluster.placement '{cluster.placement}': one of auto, on, off")
     host, _, port = cluster.address.rpartition(":")
     if cluster.mode == "join" and not (host and port.isdecimal()):
         raise BadInput(f"{where}: cluster.address '{cluster.address}': to join, host:port of the cluster's GCS")

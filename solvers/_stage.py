@@ -8,55 +8,54 @@ closed-form too; each height reached is a proven lower bound on the objective.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from solvers._fit import solve_linear
 from solvers._jit import cached, inlined, nopython
-from solvers.problem import Floats, Ints
+from solvers._stage_columns import BOTH, EASED, EASY, THETA, TIGHT, WEIGHT, Asked, Stage, gather, move
+from solvers._stage_task import (
+    ACTIVITY,
+    BINDS,
+    CAP,
+    FINE,
+    FLOOR,
+    INNER,
+    LATENCY,
+    MAX_LATENCY,
+    MIX,
+    PAY,
+    ROOT,
+    UNIT,
+    A,
+    Aim,
+    E,
+    both,
+    even,
+    free,
+    height_of,
+    latency,
+    mix,
+    one,
+    respond,
+    stiffness,
+)
+from solvers.problem import Floats
 
-LATENCY: Final = 0  # and energy
-ALPHA_FAIR: Final = 1
-MAX_LATENCY: Final = 2
-
-STEPS: Final = 80  # Newton steps; 5 to 20 are used
+STEPS: Final = 80  # Newton steps; 5 to 12 are used
 JUMP: Final = 3.0  # no log price moves by more in one step
 FADE: Final = 0.4  # of the slope where there is room left: prices that matter to nobody fall by e^-2.5 a step
 GOAL: Final = 1.0 - 1e-8  # part of the room that is aimed at, so that it is reached from within
 CALM: Final = 1e-9  # part of the worth of all room: slopes below it are none
 STIFF: Final = 1e-6  # part of price x room added to the second derivative
-INNER: Final = 60  # steps of a search in one number; 2 to 8 are used
-FINE: Final = 1e-13  # where it ends
-
-
-# What Stage.cell holds of slot k; one array, because every array costs in every call of compiled code.
-A: Final = 0  # work / deadline, two phases
-E: Final = 2  # what the objective pays for 1 / share by itself
-FLOOR: Final = 3
-CAP: Final = 4
-ACTIVITY: Final = 5
-PAY: Final = 6  # scratch: price of a share
-MIX: Final = 7  # scratch: work / deadline, phases mixed
-FIELDS: Final = 8
-
-
-class Stage(NamedTuple):
-    """Tasks admitted i = 0 .. n - 1 with slots first[i] .. first[i + 1] - 1 of K."""
-
-    kind: int
-    alpha: float
-    headroom: float
-    first: Ints  # (n + 1,)
-    phase: Ints  # (n,) the phase that binds at any prices, 2: either may
-    resource: Ints  # (K,)
-    cell: Floats  # (K, FIELDS)
-    weight: Floats  # (n,)
-    room: Floats  # (R,)
-    pull: Floats  # (R, R) use of resource r by a share of s
-    loads: Ints  # (R, L) the resources that a share of s uses, reach[s] of them
-    reach: Ints  # (R,)
+SCALED: Final = 5  # of the steps in which all prices may also be scaled at once
+NEAR: Final = 1e-2  # common move of all log prices up to which Newton's is right
+LEAST: Final = 1e-200  # no price that was above 0 falls to 0
 
 
 class Now(NamedTuple):
@@ -65,269 +64,89 @@ class Now(NamedTuple):
     x: Floats  # (K,)
     use: Floats  # (R,)
     bend: Floats  # (R, R) minus the second derivative of the dual in log prices
-    leg: Ints  # (S x L,) scratch: resources that a task loads, ...
-    back: Floats  # ... and how its latency answers their prices
-
-
-@inlined
-def _late(t: Stage, now: Now, i: int, q: int) -> float:
-    total = 0.0
-    for k in range(t.first[i], t.first[i + 1]):
-        if t.cell[k, A + q] > 0.0:
-            total += t.cell[k, A + q] / now.x[k]
-    return total
-
-
-@inlined
-def _shares(t: Stage, now: Now, i: int, m: float) -> tuple[float, float]:
-    """Set the shares for multiplier m; returns the mixed latency and its derivative by log m."""
-    late = slope = 0.0
-    for k in range(t.first[i], t.first[i + 1]):
-        wish = t.cell[k, E] + m * t.cell[k, MIX]
-        x = math.sqrt(wish / t.cell[k, PAY]) if t.cell[k, PAY] > 0.0 else (math.inf if wish > 0.0 else 0.0)
-        now.x[k] = min(t.cell[k, CAP], max(t.cell[k, FLOOR], x))
-        if t.cell[k, MIX] > 0.0:
-            late += t.cell[k, MIX] / now.x[k]
-            if t.cell[k, FLOOR] < now.x[k] < t.cell[k, CAP]:
-                slope -= 0.5 * t.cell[k, MIX] / now.x[k] * (m * t.cell[k, MIX] / wish)
-    return late, slope
 
 
 @nopython
-def _meet(t: Stage, now: Now, i: int, target: float, m: float) -> float:
-    """Find the multiplier, from m > 0, at which the mixed latency is `target`.
-
-    Newton in y = 1 / sqrt(m): without energy latency is piecewise linear in y, and the search ends after a few clips.
-    """
-    y = 1.0 / math.sqrt(m)
-    low, high = 0.0, math.inf
-    for _ in range(INNER):
-        late, slope = _shares(t, now, i, 1.0 / (y * y))
-        gap = late - target
-        if abs(gap) <= FINE * target:
-            break
-        if gap > 0.0:
-            high = y
-        else:
-            low = y
-        new = y + 0.5 * gap * y / slope if slope < 0.0 else math.inf
-        if not low < new < high:
-            new = 0.5 * (low + high) if high < math.inf else 4.0 * y
-        if new == y or high - low <= 1e-16 * high:
-            break
-        y = new
-    return 1.0 / (y * y)
-
-
-@nopython
-def _fair(t: Stage, now: Now, i: int) -> float:
-    """Multiplier that is the marginal utility at the latency it leads to, at least that of the deadline."""
-    top, w = 1.0 + t.headroom, t.weight[i]
-    m = w * top**-t.alpha
-    late, _ = _shares(t, now, i, m)
-    if late > 1.0:
-        m = _meet(t, now, i, 1.0, m)
-        if m >= w * t.headroom**-t.alpha:
-            return m
-    z, low, high = math.log(m), math.log(m), math.inf
-    for _ in range(INNER):
-        late, slope = _shares(t, now, i, math.exp(z))
-        spare = max(top - late, 0.5 * t.headroom)
-        gap = z - math.log(w) + t.alpha * math.log(spare)
-        if abs(gap) <= FINE:
-            break
-        if gap < 0.0:
-            low = z
-        else:
-            high = z
-        new = z - gap / (1.0 - t.alpha * slope / spare)
-        if not low < new < high:
-            new = 0.5 * (low + high) if high < math.inf else z + 1.0
-        if abs(new - z) <= 1e-15 * abs(z):
-            break
-        z = new
-    return math.exp(z)
-
-
-@inlined
-def _closed_form(t: Stage, now: Now, i: int, target: float) -> float:
-    """Multiplier and shares where no floor, no cap and no energy is in the way (Cauchy-Schwarz); 0: something is."""
-    total = 0.0
-    for k in range(t.first[i], t.first[i + 1]):
-        if t.cell[k, E] > 0.0 or not t.cell[k, PAY] > 0.0:
-            return 0.0
-        total += math.sqrt(t.cell[k, MIX] * t.cell[k, PAY])
-    m = (total / target) ** 2
-    if t.kind == LATENCY:
-        m = max(m, t.weight[i])
-    elif t.kind == ALPHA_FAIR:
-        m = _free_fair(t, total, t.weight[i])
-    root = math.sqrt(m)
-    for k in range(t.first[i], t.first[i + 1]):
-        now.x[k] = root * math.sqrt(t.cell[k, MIX] / t.cell[k, PAY])
-        if not t.cell[k, FLOOR] <= now.x[k] <= t.cell[k, CAP]:
-            return 0.0
-    return m
-
-
-@nopython
-def _free_fair(t: Stage, total: float, w: float) -> float:
-    """Multiplier m = w (1 + headroom - total / sqrt(m))^-alpha, at least that of the deadline, total^2."""
-    top = 1.0 + t.headroom
-    least = max(total * total, 1e-300)
-    if least >= w * t.headroom**-t.alpha:
-        return least
-    low, high = math.log(max(least, w * top**-t.alpha)), math.inf
-    z = low
-    for _ in range(INNER):
-        late = total * math.exp(-0.5 * z)
-        spare = top - late
-        gap = z - math.log(w) + t.alpha * math.log(spare)
-        if gap < 0.0:
-            low = z
-        else:
-            high = z
-        new = z - gap / (1.0 + 0.5 * t.alpha * late / spare)
-        if not low < new < high:
-            new = 0.5 * (low + high) if high < math.inf else z + 1.0
-        if abs(new - z) <= FINE:
-            break
-        z = new
-    return math.exp(z)
-
-
-@nopython
-def _one(t: Stage, now: Now, i: int, target: float) -> float:
-    """Shares of task i for its present mixture; returns the multiplier. Deadlines are `target` (1, or less: max)."""
-    m = _closed_form(t, now, i, target)
-    if m > 0.0:
-        return m
-    if t.kind == ALPHA_FAIR:
-        return _fair(t, now, i)
-    least = t.weight[i] if t.kind == LATENCY else 0.0
-    late, _ = _shares(t, now, i, least)
-    if late <= target:
-        return least
-    return _meet(t, now, i, target, max(least, 1e-6 * t.weight[i]))
-
-
-@inlined
-def _mix(t: Stage, i: int, theta: float) -> None:
-    for k in range(t.first[i], t.first[i + 1]):
-        t.cell[k, MIX] = theta * t.cell[k, A] + (1.0 - theta) * t.cell[k, A + 1]
-
-
-@nopython
-def _serve(t: Stage, now: Now, i: int, target: float) -> float:
-    """Shares of task i at the prices; two phases: the mixture at which both take as long, or the longer one alone."""
-    if t.phase[i] < 2:
-        _mix(t, i, 1.0 - t.phase[i])
-        return _one(t, now, i, target)
-    for q in range(2):
-        _mix(t, i, 1.0 - q)
-        m = _one(t, now, i, target)
-        if _late(t, now, i, 1 - q) <= _late(t, now, i, q):
-            return m
-    low, high = 0.0, 1.0
-    for _ in range(INNER):
-        theta = 0.5 * (low + high)
-        _mix(t, i, theta)
-        m = _one(t, now, i, target)
-        gap = _late(t, now, i, 0) - _late(t, now, i, 1)
-        if gap == 0.0:
-            break
-        if gap > 0.0:
-            low = theta
-        else:
-            high = theta
-    return m
-
-
-@inlined
-def _own(t: Stage, now: Now, i: int, late: float) -> float:
-    """Objective of task i at its shares, prices left out."""
-    if t.kind == ALPHA_FAIR:
-        spare = max(1.0 + t.headroom - late, 1e-300)
-        if t.alpha == 1.0:
-            return float(-t.weight[i] * math.log(spare))
-        return float(t.weight[i] * spare ** (1.0 - t.alpha) / (t.alpha - 1.0))
-    if t.kind == MAX_LATENCY:
-        return 0.0
-    total = t.weight[i] * late
-    for k in range(t.first[i], t.first[i + 1]):
-        if t.cell[k, E] > 0.0:
-            total += t.cell[k, E] / now.x[k]
-    return float(total)
-
-
-@inlined
-def _kappa(t: Stage, now: Now, i: int, m: float, late: float, target: float) -> float:
-    """How the multiplier follows the latency, d m / (sum of c d log price), c = a / (2 x); docs/exact.md."""
-    q = 0.0
-    for k in range(t.first[i], t.first[i + 1]):
-        if t.cell[k, MIX] > 0.0 and t.cell[k, FLOOR] < now.x[k] < t.cell[k, CAP]:
-            q += 0.5 * t.cell[k, MIX] / now.x[k] * t.cell[k, MIX] / (t.cell[k, E] + m * t.cell[k, MIX])
-    if q <= 0.0:
-        return 0.0
-    if late >= target * (1.0 - 1e-9):
-        return 1.0 / q
-    if t.kind == ALPHA_FAIR:
-        steep = t.alpha * m / max(1.0 + t.headroom - late, 1e-300)  # second derivative of minus the utility
-        return steep / (1.0 + steep * q)
-    return 0.0
-
-
-@inlined
-def _bend(t: Stage, now: Now, price: Floats, i: int, kappa: float) -> None:
-    """Add task i to now.bend: half of what each free slot pays, less what its multiplier gives back."""
-    many = 0
-    for k in range(t.first[i], t.first[i + 1]):
-        if not t.cell[k, FLOOR] < now.x[k] < t.cell[k, CAP] or not t.cell[k, PAY] > 0.0:
-            continue
-        s = t.resource[k]
-        for v in range(t.reach[s]):
-            r = t.loads[s, v]
-            part = t.pull[r, s] * t.cell[k, ACTIVITY] * price[r] / t.cell[k, PAY]  # of the slot's price
-            now.leg[many], now.back[many] = r, 0.5 * t.cell[k, MIX] / now.x[k] * part
-            many += 1
-            for u in range(t.reach[s]):
-                z = t.loads[s, u]
-                now.bend[r, z] += 0.5 * part * now.x[k] * t.pull[z, s] * t.cell[k, ACTIVITY] * price[z]
-    if kappa > 0.0:
-        for v in range(many):
-            for u in range(many):
-                now.bend[now.leg[v], now.leg[u]] -= kappa * now.back[v] * now.back[u]
-
-
-@nopython
-def _look(t: Stage, now: Now, price: Floats, target: float) -> float:
-    """Serve everybody at the prices; fills use and bend. Returns the height of the dual, the room's worth left out."""
+def _couple(t: Stage, now: Now, price: Floats, paid: Floats, use: Floats, bend: Floats) -> None:
+    """Turn use and bend by slots' own resources into those of all that a share of them takes."""
+    n = price.shape[0]
+    half = np.zeros((n, n))
     now.use[:] = 0.0
     now.bend[:, :] = 0.0
-    height = 0.0
-    for i in range(t.first.shape[0] - 1):
-        for k in range(t.first[i], t.first[i + 1]):
-            s, paid = t.resource[k], 0.0
-            for v in range(t.reach[s]):
-                paid += t.pull[t.loads[s, v], s] * price[t.loads[s, v]]
-            t.cell[k, PAY] = paid * t.cell[k, ACTIVITY]
-        m = _serve(t, now, i, target)
-        late = _late(t, now, i, 0) if t.phase[i] == 0 else max(_late(t, now, i, 0), _late(t, now, i, 1))
-        height += _own(t, now, i, late)
-        for k in range(t.first[i], t.first[i + 1]):
-            height += t.cell[k, PAY] * now.x[k]
-        _charge(t, i, now.x, now.use)
-        _bend(t, now, price, i, _kappa(t, now, i, m, late, target))
-    return height
+    for r in range(n):
+        for s in range(n):
+            if t.pull[r, s] > 0.0 and paid[s] > 0.0:
+                part = t.pull[r, s] * price[r] / paid[s]  # of the slot's price
+                for z in range(n):
+                    half[r, z] += part * bend[s, z]
+            now.use[r] += t.pull[r, s] * use[s]
+    for r in range(n):
+        for s in range(n):
+            if t.pull[r, s] > 0.0 and paid[s] > 0.0:
+                part = t.pull[r, s] * price[r] / paid[s]
+                for z in range(n):
+                    now.bend[z, r] += part * half[z, s]
 
 
 @inlined
-def _charge(t: Stage, i: int, x: Floats, use: Floats) -> None:
-    """Add what the shares x (K,) of task i take."""
-    for k in range(t.first[i], t.first[i + 1]):
-        s = t.resource[k]
-        for v in range(t.reach[s]):
-            use[t.loads[s, v]] += t.pull[t.loads[s, v], s] * t.cell[k, ACTIVITY] * x[k]
+def _unhindered(
+    t: Stage, x: Floats, low: int, high: int, root: Floats, back: Floats, aim: Aim, w: float, target: float
+) -> float:
+    """Set shares by the closed form; returns the multiplier, 0 if floors or caps are in the way.
+
+    root, back (R,): roots of the prices and their inverses.
+    """
+    resource, cell = t.resource, t.cell
+    total, inside = 0.0, True
+    for k in range(low, high):
+        total += cell[k, ROOT] * root[resource[k]]
+    m = free(aim, total, w, target)
+    y = math.sqrt(m)
+    for k in range(low, high):
+        x[k] = cell[k, UNIT] * back[resource[k]] * y
+        inside = inside and cell[k, FLOOR] <= x[k] <= cell[k, CAP]
+    return m if inside else 0.0
+
+
+@nopython
+def _look(t: Stage, now: Now, aim: Aim, price: Floats, target: float) -> float:
+    """Serve everybody at the prices; fills use and bend. Returns the height of the dual, the room's worth left out."""
+    first, resource, cell, own, x = t.first, t.resource, t.cell, t.own, now.x
+    n = price.shape[0]
+    paid, root, back = np.zeros(n), np.zeros(n), np.zeros(n)
+    use, bend = np.zeros(n), np.zeros((n, n))
+    for s in range(n):
+        for r in range(n):
+            paid[s] += t.pull[r, s] * price[r]
+        root[s] = math.sqrt(paid[s])
+        back[s] = 1.0 / root[s]
+    height = 0.0
+    for i in range(own.shape[0]):
+        low, high, w, theta = first[i], first[i + 1], own[i, WEIGHT], own[i, THETA]
+        for k in range(low, high):
+            cell[k, PAY] = paid[resource[k]] * cell[k, ACTIVITY]
+        if own[i, BOTH] > 0.0:
+            theta = even(cell, low, high, theta)
+            mix(cell, low, high, theta)
+        m = _unhindered(t, x, low, high, root, back, aim, w, target) if own[i, EASY] > 0.0 else 0.0
+        if m <= 0.0 and own[i, BOTH] > 0.0:
+            m, theta = both(cell, x, low, high, aim, w, target)
+        elif m <= 0.0:
+            m = one(cell, x, low, high, aim, w, target)
+        own[i, THETA] = theta
+        late = bill = 0.0
+        for k in range(low, high):
+            use[resource[k]] += cell[k, ACTIVITY] * x[k]
+            bill += cell[k, PAY] * x[k]
+            if cell[k, MIX] > 0.0 or cell[k, E] > 0.0:
+                late += cell[k, MIX] / x[k]
+                height += cell[k, E] / x[k]
+        height += bill + height_of(aim, w, m, late, target)
+        tight = late >= target * (1.0 - BINDS)
+        own[i, TIGHT], own[i, EASED] = (bill, math.sqrt(bill * w)) if tight else (bill * bill / w, bill)
+        respond(cell, resource, x, low, high, bend, m, stiffness(aim, m, late, target), 0.0 < theta < 1.0)
+    _couple(t, now, price, paid, use, bend)
+    return height
 
 
 @nopython
@@ -339,18 +158,18 @@ def _worth(t: Stage, price: Floats) -> float:
 
 
 @nopython
-def _climb_max(t: Stage, now: Now, price: Floats, least: float, hint: float) -> tuple[float, float]:
+def _climb_max(t: Stage, now: Now, aim: Aim, price: Floats, least: float, hint: float) -> tuple[float, float]:
     """Latency over deadline at which everybody's cheapest shares cost what the room is worth: (score, that latency).
 
     A lower bound on the least maximum, not below `least` (of caps); a score below log(least): even that is cheap.
     """
     worth = _worth(t, price)
-    spent = _look(t, now, price, least)
+    spent = _look(t, now, aim, price, least)
     if spent <= worth:
         return math.log(least) + spent / worth - 1.0, least
     z, low, high = math.log(max(least, hint)), math.log(least), math.inf
     for _ in range(INNER):
-        gap = math.log(_look(t, now, price, math.exp(z)) / worth)
+        gap = math.log(_look(t, now, aim, price, math.exp(z)) / worth)
         if abs(gap) <= FINE:
             break
         if gap > 0.0:
@@ -369,14 +188,13 @@ def _climb_max(t: Stage, now: Now, price: Floats, least: float, hint: float) -> 
 @nopython
 def _start(t: Stage, price: Floats) -> None:
     """Prices as if no deadline were bound: (sum of roots over room)^2."""
-    n = price.shape[0]
+    n, cell, resource = price.shape[0], t.cell, t.resource
     root = np.zeros(n)
-    for i in range(t.first.shape[0] - 1):
+    for i in range(t.own.shape[0]):
         for k in range(t.first[i], t.first[i + 1]):
-            pays = t.cell[k, E] + t.weight[i] * max(t.cell[k, A], t.cell[k, A + 1])
-            s = t.resource[k]
-            for v in range(t.reach[s]):
-                root[t.loads[s, v]] += math.sqrt(t.pull[t.loads[s, v], s] * t.cell[k, ACTIVITY] * pays)
+            pays = cell[k, E] + t.own[i, WEIGHT] * max(cell[k, A], cell[k, A + 1])
+            for r in range(n):
+                root[r] += math.sqrt(t.pull[r, resource[k]] * cell[k, ACTIVITY] * pays)
     for r in range(n):
         price[r] = (root[r] / t.room[r]) ** 2 if t.room[r] > 0.0 else 0.0
 
@@ -384,14 +202,12 @@ def _start(t: Stage, price: Floats) -> None:
 @nopython
 def _settled(t: Stage, now: Now, price: Floats, lowest: bool) -> bool:
     """Nothing is overfilled, and what is not full has no price; at the `lowest` maximum the first will do."""
-    limit = math.inf if lowest else CALM * _worth(t, price)
+    calm = CALM * _worth(t, price)
     for r in range(price.shape[0]):
         over = now.use[r] - GOAL * t.room[r]
-        if (
-            -price[r] * over > limit
-            or price[r] * over > CALM * _worth(t, price)
-            or over > 0.5 * (1.0 - GOAL) * t.room[r]
-        ):
+        if price[r] * over > calm or over > 0.5 * (1.0 - GOAL) * t.room[r]:
+            return False
+        if -price[r] * over > calm and not lowest:
             return False
     return True
 
@@ -415,27 +231,64 @@ def _step(t: Stage, now: Now, price: Floats, step: Floats) -> None:
 
 
 @nopython
-def _used(t: Stage, x: Floats, use: Floats) -> None:
-    use[:] = 0.0
-    for i in range(t.first.shape[0] - 1):
-        _charge(t, i, x, use)
+def _scale(t: Stage, worth: float) -> float:
+    """Log of the factor on all prices at which everybody's shares cost what the room is worth; 0 if there is none.
+
+    With u the root of 1 / factor: sum of max(tight, eased u) = worth, convex in u.
+    """
+    u = 1.0
+    for _ in range(INNER):
+        tight = eased = 0.0
+        for i in range(t.own.shape[0]):
+            if t.own[i, TIGHT] >= t.own[i, EASED] * u:
+                tight += t.own[i, TIGHT]
+            else:
+                eased += t.own[i, EASED]
+        if not worth > tight or eased <= 0.0:
+            return 0.0
+        new = (worth - tight) / eased
+        if abs(new - u) <= 1e-3 * u:
+            break
+        u = new
+    return -2.0 * math.log(u)
 
 
 @nopython
-def _top_up(t: Stage, now: Now, x: Floats, r: int) -> None:
-    """Stretch shares of r below their caps by one factor into what room there still is, couplings counted."""
+def _rescale(t: Stage, price: Floats, step: Floats) -> None:
+    """Let the prices' common move be the one of _scale: near a full site Newton's falls short, time and again."""
+    worth = _worth(t, price)
+    factor, mean = _scale(t, worth), 0.0
+    for r in range(price.shape[0]):
+        mean += GOAL * price[r] * t.room[r] / worth * step[r]
+    if max(abs(factor), abs(mean)) > NEAR and factor != 0.0:
+        step += min(JUMP, max(-JUMP, factor)) - mean
+
+
+@nopython
+def _used(t: Stage, x: Floats, use: Floats) -> None:
+    """Fill use (R,) with what the shares x (K,) take."""
+    n = use.shape[0]
+    use[:] = 0.0
+    for k in range(x.shape[0]):
+        for r in range(n):
+            use[r] += t.pull[r, t.resource[k]] * t.cell[k, ACTIVITY] * x[k]
+
+
+@nopython
+def _top_up(t: Stage, now: Now, x: Floats, s: int) -> None:
+    """Stretch shares of s below their caps by one factor into what room there still is, couplings counted."""
     held, left = 0.0, math.inf
-    for v in range(t.reach[r]):
-        z = t.loads[r, v]
-        left = min(left, (t.room[z] - now.use[z]) / t.pull[z, r])
+    for r in range(now.use.shape[0]):
+        if t.pull[r, s] > 0.0:
+            left = min(left, (t.room[r] - now.use[r]) / t.pull[r, s])
     if left <= 0.0:
         return
     for k in range(x.shape[0]):
-        if t.resource[k] == r and x[k] < t.cell[k, CAP]:
+        if t.resource[k] == s and x[k] < t.cell[k, CAP]:
             held += t.cell[k, ACTIVITY] * x[k]
     if held > 0.0:
         for k in range(x.shape[0]):
-            if t.resource[k] == r:
+            if t.resource[k] == s:
                 x[k] = min(t.cell[k, CAP], x[k] * (1.0 + left / held))
         _used(t, x, now.use)
 
@@ -455,42 +308,73 @@ def _blend(t: Stage, now: Now, x: Floats) -> None:
     _used(t, x, now.use)
 
 
-@cached
-def climb(t: Stage, held: Floats) -> tuple[Floats, Floats, float, int]:
-    """Best shares (K,) from shares `held` (K,) that fit: (shares, prices, proven bound of the objective, steps)."""
-    n, many = t.room.shape[0], t.resource.shape[0]
-    legs = many * t.loads.shape[1]
-    leg = np.zeros(legs, dtype=np.int64)
-    now = Now(np.zeros(many), np.zeros(n), np.zeros((n, n)), leg, np.zeros(legs))
+@nopython
+def _climb(t: Stage, now: Now, aim: Aim) -> tuple[float, int]:
+    """Newton steps until they gain nothing: (proven bound of the objective, steps); now is where it ends."""
+    n = t.room.shape[0]
     price, old, step = np.zeros(n), np.zeros(n), np.zeros(n)
     least = 0.0
     now.x[:] = t.cell[:, CAP]
-    for i in range(t.first.shape[0] - 1):
-        least = max(least, _late(t, now, i, 0), _late(t, now, i, 1))
+    for i in range(t.own.shape[0]):
+        for p in range(2):
+            least = max(least, latency(t.cell, now.x, t.first[i], t.first[i + 1], A + p))
     _start(t, price)
     top, target, used = -math.inf, 1.0, 0
-    bound = least if t.kind == MAX_LATENCY else -math.inf
+    bound = least if aim.kind == MAX_LATENCY else -math.inf
     for _ in range(STEPS):
         used += 1
-        if t.kind == MAX_LATENCY:
-            height, target = _climb_max(t, now, price, least, target)
+        if aim.kind == MAX_LATENCY:
+            height, target = _climb_max(t, now, aim, price, least, target)
             proven = GOAL * math.exp(height)
         else:
-            height = _look(t, now, price, 1.0) - _worth(t, price)
+            height = _look(t, now, aim, price, 1.0) - _worth(t, price)
             proven = height - _worth(t, price) * (1.0 / GOAL - 1.0)
         if height >= top - CALM * abs(top) * 1e-3:
             top = max(top, height)
             bound = max(bound, proven)
-            if _settled(t, now, price, t.kind == MAX_LATENCY and target <= least):
+            if _settled(t, now, price, aim.kind == MAX_LATENCY and target <= least):
                 break
             old[:] = price
             _step(t, now, price, step)
+            if aim.kind == LATENCY and used <= SCALED:
+                _rescale(t, price, step)
         else:
             step *= 0.3
         for r in range(n):
-            price[r] = max(1e-200, old[r] * math.exp(step[r])) if old[r] > 0.0 else 0.0
-    x = held.copy()
-    _blend(t, now, x)
-    for r in range(n):
-        _top_up(t, now, x, r)
-    return x, price, bound, used
+            price[r] = max(LEAST, old[r] * math.exp(step[r])) if old[r] > 0.0 else 0.0
+    return bound, used
+
+
+def _make(digest: int) -> Callable[[Asked, Aim, Floats], tuple[Floats, float, int]]:
+    """Return `share_out`, compiled and kept; `digest` is part of its key in the cache (as in solvers/price.py)."""
+
+    @cached
+    def share_out(q: Asked, aim: Aim, held: Floats) -> tuple[Floats, float, int]:
+        """Best shares (N, S) from shares `held` (N, S) that fit: (shares, proven bound of the objective, steps)."""
+        t = gather(q, aim)
+        n, many = t.room.shape[0], t.resource.shape[0]
+        share, x = np.zeros(held.shape), np.zeros(many)
+        share[:, :] = held
+        if many == 0:
+            return share, 0.0, digest * 0
+        now = Now(np.zeros(many), np.zeros(n), np.zeros((n, n)))
+        bound, steps = _climb(t, now, aim)
+        move(q, share, x, True)
+        _blend(t, now, x)
+        for s in range(n):
+            _top_up(t, now, x, s)
+        move(q, share, x, False)
+        return share, bound, steps
+
+    return share_out
+
+
+def _digest() -> int:
+    """Fingerprint of what `share_out` is compiled from."""
+    here, whole = Path(__file__).resolve().parent, hashlib.sha256()
+    for name in ("_stage", "_stage_columns", "_stage_task", "_fit", "_jit"):
+        whole.update((here / f"{name}.py").read_bytes())
+    return int.from_bytes(whole.digest()[:7], "big")
+
+
+share_out = _make(_digest())

@@ -55,12 +55,14 @@ def second_stage(
     objective: Goal | None = None,
     weight: Floats | None = None,
     snr: Floats | None = None,
+    parameters: bool | None = None,
 ) -> tuple[Floats, float]:
     """Shares (N, S) for the chosen points (N,), -1 = none, and the least value of the objective (default: latency).
 
     weight: (N,) > 0, 1 by default. snr: (J, S) received signal to noise of an uplink slot if the device spread its
     power over the whole resource; inf: rate proportional to the share. With it the rate is b log2(1 + P h / (N0 b)),
     so that latency is work log(1 + snr) / (x log(1 + snr / x)): convex in x, the perspective of the logarithm.
+    parameters: compile once per shape and solve again with new numbers, or build anew; None: by the number of tasks.
     Raises BadProblem where the points do not fit together, Unsolved where Clarabel finds no optimum.
     """
     goal = objective or Goal()
@@ -86,7 +88,8 @@ def second_stage(
         return left.fixed, 0.0
     arrays = (left.owner, left.resource, left.pull, limited)
     shape = _Shape(goal, len(left.weight), len(left.room), *(a.tobytes() for a in arrays))
-    form = _compiled(shape) if len(left.weight) <= PARAMETERS else _build(shape, numbers)
+    compiled = len(left.weight) <= PARAMETERS if parameters is None else parameters
+    form = _compiled(shape) if compiled else _build(shape, numbers)
     value = _solve(form, numbers) * whole
     share = left.fixed.copy()
     share[left.task, left.slot] = np.clip(form.share.value * unit, left.floor, left.cap)

@@ -1,42 +1,86 @@
-"""Plans on a grid: shares of some resources are whole steps, 1 / grid each (PRBs, hundredths of a node).
+"""Plans on a grid: all shares are whole steps, 1 / grid of a resource each (PRBs, hundredths of a node).
 
 Where a task holds few steps, a plan found without the grid and rounded afterwards loses much: half a step of four is an
-eighth. So points are chosen with the grid in mind: a slot with work holds a step at least, and a part of a step is set
-aside for rounding. How large a part pays is not known beforehand; a few are tried and the best plan kept.
+eighth. So the choice is among whole steps from the start: every Pareto column of every task is listed, prices of steps
+are found for them, and the plan is made of the columns that these prices nearly choose (docs/exact.md).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers import price
+from solvers._grid_columns import FINE, Columns, Raw, list_columns, raw_arrays, steps_of
+from solvers._grid_dual import Dual, minimise
+from solvers._grid_search import SLIP, search
+from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
-from solvers.share import round_grid
-from solvers.solution import Certificate, Solution
+from solvers.solution import Certificate, Solution, Status
 
-SET_ASIDE: Final = (0.0, 0.1, 0.2, 0.3, 0.4)  # of a step, tried in turn
+PRBS: Final = 273  # of a cell: 100 MHz at 30 kHz, TS 38.101-1 Table 5.3.2-1
+STEPS: Final = 100  # of a node
 
 
-def solve(problem: Problem, grid: Ints, *, warm: Floats | None = None) -> Solution:
-    """Admit, choose points and whole steps. grid (R,): steps of each resource, 0 where any share will do.
+class _Priced(NamedTuple):
+    """Columns, what there is of each resource, and the least bound."""
 
-    The certificate's bound is that of the problem without the grid, so it holds for plans on any grid, and prices are
-    where it does. Deterministic; of equal plans the one with less set aside.
+    raw: Raw
+    columns: Columns
+    room: Floats  # (R,) units
+    dual: Dual
+
+
+def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
+    """Admit and choose whole steps. Options: `prbs` per resource of kind comm (273), `steps` per other resource (100).
+
+    Otherwise as `solve_on_grid`.
     """
-    bound, prices = price.dual_bound(problem, warm=warm)
-    plans = [round_grid(problem, price.solve(with_steps(problem, grid, part)), grid)[0] for part in SET_ASIDE]
-    best = max(plans, key=lambda plan: plan.certificate.value)  # the first of equals
-    certificate = Certificate(best.certificate.value, bound)
-    return dataclasses.replace(best, solver="grid", prices=prices, certificate=certificate)
+    return solve_on_grid(problem, grid_of(problem, options or {}), warm=warm)
 
 
-def with_steps(problem: Problem, grid: Ints, part: float) -> Problem:
-    """Give every slot with work a floor of one step, and a rigid demand of a part of one. grid (R,): 0, any share."""
-    with np.errstate(divide="ignore"):
-        step = np.append(np.where(grid > 0, 1.0 / grid, 0.0), 0.0)[problem.slot]  # (J, S)
-    step = np.where((problem.work > 0).any(axis=1), step, 0.0)
-    floor = np.maximum(problem.floor, np.minimum(step, problem.cap))
-    return dataclasses.replace(problem, floor=floor, rigid=problem.rigid + part * step)
+def grid_of(problem: Problem, options: Mapping[str, float]) -> Ints:
+    """Return the steps (R,) of each resource by the options `prbs` and `steps`."""
+    prbs, steps = int(options.get("prbs", PRBS)), int(options.get("steps", STEPS))
+    return np.array([prbs if kind == "comm" else steps for kind in problem.kinds], dtype=np.int64)
+
+
+def solve_on_grid(problem: Problem, grid: Ints, *, warm: Floats | None = None) -> Solution:
+    """Solve with 1 / grid[r] as the step of resource r, grid (R,) >= 1. `warm`: prices (R,) of `dual_bound`.
+
+    The certificate's bound is proven for the grid problem, not for plans off the grid; prices are 0, since that bound
+    is not the dual function of the problem without the grid. Deterministic, ties by task id, bounded by counts.
+    Raises BadProblem for another grid and for points with too many elastic resources to list.
+    """
+    raw, columns, room, dual = _priced(problem, grid, warm)
+    column = search(columns, room, dual.price, dual.look)
+    chosen = np.full(problem.n_tasks, -1, dtype=np.int64)
+    share = np.zeros((problem.n_tasks, problem.slot.shape[1]))
+    served = np.flatnonzero(column >= 0)
+    task, column = raw.order[served], column[served]
+    chosen[task] = columns.point[column]
+    share[task] = steps_of(columns, column) / np.append(grid, 1)[problem.slot[chosen[task]]]
+    value = float(sum(problem.value[chosen[task]].tolist()))
+    certificate = Certificate(value, max(value, dual.bound))
+    none = np.zeros(problem.n_resources)
+    return Solution(Status.OK, "grid", chosen, share, chosen >= 0, none, certificate, dual.evaluations)
+
+
+def dual_bound(problem: Problem, grid: Ints, *, warm: Floats | None = None) -> tuple[float, Floats]:
+    """Return (a proven upper bound on the value of any plan on the grid, the prices (R,) of whole resources it holds at).
+
+    Raises BadProblem as `solve_on_grid`.
+    """
+    raw, _, _, dual = _priced(problem, grid, warm)
+    return dual.bound, dual.price * raw.unit[:-1]
+
+
+def _priced(problem: Problem, grid: Ints, warm: Floats | None) -> _Priced:
+    if grid.shape != (problem.n_resources,) or (grid < 1).any():
+        raise BadProblem("grid", f"must be {problem.n_resources} numbers of steps >= 1")
+    raw = raw_arrays(problem, grid)
+    columns, unit = list_columns(problem, raw), raw.unit[:-1]
+    room = raw.room[:-1] * unit
+    room = np.where(unit == FINE, room, np.floor(room + SLIP))  # whole steps: a part of one is of no use
+    return _Priced(raw, columns, room, minimise(columns, room, (np.zeros_like(room) if warm is None else warm) / unit))

@@ -156,29 +156,23 @@ def second_stage(problem: Problem, solution: Solution, goal: Goal, *, weight: Fl
 
 def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats | None = None) -> tuple[Floats, float]:
     """Shares (N, S) by the goal, and a proven lower bound on its value; the objective's own is `value_of`."""
-    from solvers._stage import Stage, climb
+    from solvers._stage import share_out
+    from solvers._stage_columns import Asked
+    from solvers._stage_task import Aim
 
-    left = leftover(problem, solution.chosen, goal, weight)
-    if not left.task.size:
+    if not (solution.chosen >= 0).any():
         return solution.share, 0.0
-    n, none = len(left.weight), np.zeros(len(left.task))
-    first = np.searchsorted(left.owner, np.arange(n + 1))
-    dominated = [np.bincount(left.owner, weights=left.a[q] > left.a[1 - q], minlength=n) == 0 for q in (1, 0)]
-    stage = Stage(
-        KINDS[goal.objective],
-        goal.alpha,
-        HEADROOM,
-        first,
-        np.where(dominated[0], 0, np.where(dominated[1], 1, 2)),
-        left.resource,
-        np.stack([*left.a, left.energy, left.floor, left.cap, left.activity, none, none], axis=1),
-        left.weight,
-        left.room,
-        left.pull,
-        np.ascontiguousarray(np.argsort(left.pull <= 0, axis=0, kind="stable").T),
-        (left.pull > 0).sum(axis=0),
-    )
-    x, _, bound, _ = climb(stage, solution.share[left.task, left.slot])
-    share = left.fixed.copy()
-    share[left.task, left.slot] = x
+    p, energy = problem, goal.objective is Objective.ENERGY
+    on_air = [goal.power_w if energy and kind == "comm" else 0.0 for kind in p.kinds]
+    weights = np.ones(p.n_tasks) if weight is None else np.asarray(weight, dtype=np.float64)
+    columns = (p.slack, p.slot, p.work, p.floor, p.cap, p.activity, p.rigid, p.background)
+    couplings = (p.coupling_from, p.coupling_to, p.coupling_per_share)
+    asked = Asked(*(_plain(a) for a in (*columns, *couplings, solution.chosen, weights, np.array(on_air))))
+    aim = Aim(KINDS[goal.objective], float(goal.alpha), HEADROOM, TIE if energy else 0.0)
+    share, bound, _ = share_out(asked, aim, _plain(solution.share))
     return share, bound
+
+
+def _plain(a: np.ndarray) -> np.ndarray:
+    """As the compiled loop takes it: one specialisation needs one layout."""
+    return a if a.flags.c_contiguous and a.flags.writeable else np.array(a, order="C")

@@ -28,6 +28,7 @@ class Gpu(NamedTuple):
     busy: float
     memory: float
     own: float  # of its compute, by the processes that are ours
+    memory_bytes: float  # all of it
 
 
 class Reading(NamedTuple):
@@ -96,6 +97,7 @@ class Reporter:
             memory_fraction=_fraction(now.memory),
             gpu_fraction=None if now.gpu is None else _fraction(now.gpu.busy),
             gpu_memory_fraction=None if now.gpu is None else _fraction(now.gpu.memory),
+            gpu_memory_bytes=None if now.gpu is None else now.gpu.memory_bytes,
             rtt_s=now.rtt_s,
         )
 
@@ -153,7 +155,7 @@ class Nvml:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
         except self._nvml.NVMLError:
             return None
-        return Gpu(busy, memory.used / memory.total, self._own(pids) if pids else 0.0)
+        return Gpu(busy, memory.used / memory.total, self._own(pids) if pids else 0.0, float(memory.total))
 
     def _own(self, pids: Collection[int]) -> float:
         """Share of the SMs that these processes used: the mean of the samples since the last call."""

@@ -60,7 +60,10 @@ class CellReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One compute node's load from work that is not ours; the last five are for people, no decision uses them."""
+    """One compute node's load from work that is not ours; a GPU's memory bounds what is planned there.
+
+    The other fields are for people, no decision uses them.
+    """
 
     at_ns: int
     source: str
@@ -72,6 +75,7 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_fraction: float | None = None
     gpu_fraction: float | None = None
     gpu_memory_fraction: float | None = None
+    gpu_memory_bytes: float | None = None  # all of it
     rtt_s: float | None = None  # to the daemon
 
 

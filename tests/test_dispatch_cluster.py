@@ -118,6 +118,7 @@ def test_a_plan_costs_a_node_one_message_and_the_younger_of_two_daemons_commands
     (older, younger) = (place(tmp_path / name, ray) for name in ("older", "younger"))
     with working(older) as (_, client, _source):
         assert "missing absent: no Ray node with the label cosched_node=missing" in alarm(client)
+        assert "edge0: the site says h100, and its Ray node has no GPU" in alarm(client)
         submit(client, 8)
         assert set(held(client).values()) == {"edge0", "edge1"}
         until(lambda: in_force(client, 8))

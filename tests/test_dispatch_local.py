@@ -11,7 +11,7 @@ import msgspec
 import psutil
 import pytest
 from daemon_cases import Daemon, Place, radio, until
-from test_dispatch_cluster import SITE, WORK
+from test_dispatch_cluster import SITE, WORK, in_force
 
 from cosched.client import Client
 from cosched.drivers.dispatch.processes import Left
@@ -82,6 +82,34 @@ def test_a_local_cluster_ends_with_its_daemon_also_after_kill_9(tmp_path: Path):
         assert seconds < 5
         assert running(second) == []
     assert not Path(second.folder).exists()
+    assert not (tmp_path / "state" / "cluster.json").exists()
+    assert "Traceback" not in daemon.log()
+
+
+def test_a_local_ray_node_that_is_killed_comes_back_by_itself(tmp_path: Path):
+    place = local(tmp_path, CLUSTER_MODE="local", TELEMETRY_STALE_UE_S="1000", TELEMETRY_STALE_INPUT_S="1000")
+    with place.daemon() as daemon, daemon.ready() as client, radio(place, client):
+        for _ in range(2):  # the second time it is not the first death
+            worker = up(client)
+            epoch = client.status().cluster.epoch
+            raylet = psutil.Process(worker).parent()
+            assert "raylet" in raylet.name()
+            ray = client.status().cluster.nodes[0].ray
+            assert (ray.cpus, ray.gpus, ray.labels["cosched_node"]) == (1, 0, "edge0")
+            raylet.kill()
+            until(lambda: client.status().cluster.nodes[0].state == "lost")
+            assert any("edge0 lost: " in alarm for alarm in client.status().alarms)
+            until(lambda: client.status().cluster.nodes[0].ray is None)
+            until(lambda old=worker: up(client) != old)
+            assert client.status().cluster.nodes[0].ray.id != ray.id
+            assert not psutil.pid_exists(worker)
+            assert client.status().cluster.epoch == epoch  # the cluster is the same
+            until(lambda: not client.status().alarms)
+        until(lambda: in_force(client, 0))
+        assert client.submit("t0", "ue0", WORK).node == "edge0"
+        until(lambda: in_force(client, 1))
+        code, seconds = daemon.stop()
+        assert (code, seconds < 5) == (0, True)
     assert not (tmp_path / "state" / "cluster.json").exists()
     assert "Traceback" not in daemon.log()
 

@@ -56,7 +56,7 @@ def test_background_is_what_is_busy_less_what_is_ours() -> None:
 
 
 def test_on_a_gpu_node_the_gpu_is_the_background() -> None:
-    report = Reporter("edge0", "gpu", START).report(later(6.0, 8.0, 0.0, Gpu(0.9, 0.4, 0.3)), at_ns=7)
+    report = Reporter("edge0", "gpu", START).report(later(6.0, 8.0, 0.0, Gpu(0.9, 0.4, 0.3, 80e9)), at_ns=7)
     assert report.background_fraction == pytest.approx(0.6)
     assert (report.cpu_fraction, report.gpu_fraction, report.gpu_memory_fraction) == (0.75, 0.9, 0.4)
 
@@ -134,8 +134,8 @@ def test_nvml_readings(tmp_path: Path) -> None:
     env = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", READ], env=env, capture_output=True, text=True, timeout=60, check=True)
     first, second, third, no_gpu = done.stdout.splitlines()
-    assert first == "Gpu(busy=0.8, memory=0.4, own=0.3)", "the mean of a process's samples, of our processes alone"
-    assert second == third == "Gpu(busy=0.8, memory=0.4, own=0.0)", "nothing new since the last reading"
+    assert first == "Gpu(busy=0.8, memory=0.4, own=0.3, memory_bytes=1000.0)", "the mean of a process's samples, of our processes alone"
+    assert second == third == "Gpu(busy=0.8, memory=0.4, own=0.0, memory_bytes=1000.0)", "nothing new since the last reading"
     assert no_gpu == "None"
 
 

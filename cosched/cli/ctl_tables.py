@@ -43,6 +43,14 @@ def status(found: api.Status) -> None:
     if found.cluster.mode != "off":
         nodes = (f"{n.node} {n.state} ({n.sessions} sessions, plan {n.applied})" for n in found.cluster.nodes)
         _say(f"cluster {found.cluster.state}, epoch {found.cluster.epoch}: {', '.join(nodes) or 'no node yet'}")
+    if found.cluster.placement.state != "off":
+        _table(
+            ("node", "layers held", "to hold", "GB", "GB/s loading", "waits for"),
+            (
+                (n.node, _ranges(n.layers), _ranges(n.to_hold), n.used_bytes / 1e9, n.load_bytes_per_s / 1e9, n.waits)
+                for n in found.cluster.nodes
+            ),
+        )
     _table(
         ("resource", "kind", "planned", "background", "price"),
         ((r.id, r.kind, r.planned, r.background, r.price) for r in found.resources),
@@ -58,6 +66,11 @@ def status(found: api.Status) -> None:
             f"last {shadow.window_s:.0f} s: met {shadow.live.met} of {shadow.offered}, "
             f"{shadow.baseline} {shadow.shadow.met}; admitted {shadow.live.admitted} and {shadow.shadow.admitted}"
         )
+
+
+def _ranges(layers: Iterable[api.LayerRange]) -> str:
+    """Ranges of layers, the last one of each included."""
+    return ", ".join(f"{x.model} {x.first}-{x.last - 1}" for x in layers) or "none"
 
 
 def lease_line(lease: api.Lease) -> str:

@@ -8,18 +8,21 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from cosched.cli.common import EXIT_FAILED
+from cosched.cli.common import EXIT_FAILED, complain
 from cosched.errors import BadInput
+from cosched.runtime.extra import require
 
 if TYPE_CHECKING:
     from cosched.cli.demo_live import Played
+    from cosched.drivers.replay import Workbook
     from cosched.report.model import ReplayResult
 
 SOCKET_PATH: Final = 108  # bytes of sockaddr_un.sun_path, unix(7)
@@ -27,26 +30,30 @@ SOCKET_PATH: Final = 108  # bytes of sockaddr_un.sun_path, unix(7)
 LIVE: Final = """
 1. Live: a daemon of its own, and a player that sends it the recording over ZeroMQ, {speed:g} x as fast.
    Reports and tasks come {speed:g} x as often, and tasks are so much shorter; deadlines stay what they are."""
+LEFT_OUT: Final = "\n2. Cluster: left out, {why}."
 REPLAY: Final = """
-2. Replay: the recording at its own pace, with {n} policies. What becomes of a task is worked out on the channel
+3. Replay: the recording at its own pace, with {n} policies. What becomes of a task is worked out on the channel
    that came after its decision; every decision is verified by independent code."""
 VERIFY: Final = """
-3. Verify: the daemon's decisions, recomputed from what it recorded."""
+4. Verify: the daemons' decisions, recomputed from what they recorded."""
 
 
 def demo(
     report: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("cosched-report.html"),
     speed: Annotated[float, typer.Option(min=0.1, max=20.0, help="Of the live part, in multiples of real time.")] = 2.0,
+    cluster: Annotated[
+        bool, typer.Option(help="Show the cluster part too, which needs the extra [llm] and a minute's patience.")
+    ] = True,
 ) -> None:
     """Run the whole chain once on the shipped sample trace.
 
-    A daemon is started, and a player sends it the trace's radio reports and tasks over ZeroMQ. Then the same trace is
-    replayed with every policy, and what the daemon recorded is recomputed. Needs no file, no root, no GPU; leaves
-    nothing but the report.
+    A daemon is started, and a player sends it the trace's radio reports and tasks over ZeroMQ. On a local Ray of two
+    nodes, four UEs generate with a model that is split between them and the nodes, one of which is killed. Then the
+    trace is replayed with every policy, and what the daemons recorded is recomputed. Needs no file, no root, no GPU;
+    leaves nothing but the report. Exit code 1: something that it shows does not hold.
 
     Example: cosched demo --report /tmp/report.html
     """
-    from cosched.cli.demo_live import play_live, prepare, summary
     from cosched.cli.replay import read_book, run, show, write_report_file
     from cosched.core.policy import POLICIES
     from cosched.resources import sample_trace
@@ -61,16 +68,48 @@ def demo(
         f"{len(book.local)} more are served by their device alone and left out."
     )
     with _ended_in_order(), _folder() as folder:
-        typer.echo(LIVE.format(speed=speed))
-        played = asyncio.run(play_live(prepare(folder, path, book), book, speed))
-        typer.echo(summary(played))
+        played = asyncio.run(_play(folder, path, book, speed, _left_out() if cluster else "as asked for"))
         typer.echo(REPLAY.format(n=len(POLICIES)))
         result = run(book, list(POLICIES.values()), path=path, sha256=sha256)
         show(result)
         typer.echo(_side_by_side(played, result))
         write_report_file(result, [], report)
         typer.echo(VERIFY)
-        _verify(played)
+        _verify(sorted(folder.glob("**/captures/*.mcap")))
+
+
+def _left_out() -> str:
+    """Why the cluster part cannot be shown here, and the mend; "" where it can."""
+    if find_spec("ray") is None:
+        return "ray is not installed: pip install cosched"
+    try:
+        require()
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+async def _play(folder: Path, path: Path, book: Workbook, speed: float, left_out: str) -> Played:
+    """Play the live parts; the second's daemon starts its Ray while the first is shown. Exit code 1: it fails."""
+    from cosched.cli.demo_cluster import show_cluster
+    from cosched.cli.demo_live import play_live, prepare, summary
+    from cosched.demo import play, stage
+
+    async with contextlib.AsyncExitStack() as stack:
+        if not left_out:
+            cluster = await stack.enter_async_context(play.started(stage.prepare(folder / "cluster", path)))
+        typer.echo(LIVE.format(speed=speed))
+        played = await play_live(prepare(folder, path, book), book, speed)
+        typer.echo(summary(played))
+        if left_out:
+            typer.echo(LEFT_OUT.format(why=left_out))
+            return played
+        try:
+            await show_cluster(cluster)
+        except play.DemoFailed as error:
+            complain(str(error))
+            raise typer.Exit(EXIT_FAILED) from None
+    return played
 
 
 def _refuse_unwritable(report: Path) -> None:
@@ -88,7 +127,7 @@ def _folder() -> Iterator[Path]:
     except OSError as error:
         raise BadInput(f"no folder for temporary files can be written ({error}); name one in $TMPDIR") from None
     with made as folder:
-        if len(folder) + len("/run/telemetry.sock") >= SOCKET_PATH:
+        if len(folder) + len("/cluster/run/telemetry.sock") >= SOCKET_PATH:
             raise BadInput(f"{folder}: too long a path for a socket; name a shorter folder in $TMPDIR")
         yield Path(folder)
 
@@ -118,11 +157,11 @@ def _side_by_side(played: Played, result: ReplayResult) -> str:
     )
 
 
-def _verify(played: Played) -> None:
+def _verify(captures: Sequence[Path]) -> None:
     """Recompute the captures; exit 1 when anything differs."""
     from cosched.drivers.verify import verify
 
-    for capture in played.captures:
+    for capture in captures:
         verdict = verify(capture)
         if verdict.difference:
             typer.echo(f"   NOT EQUAL: {verdict.difference}")

@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import typer
 
 from cosched.async_client import AsyncClient
 from cosched.control_messages import Lease, Status
-from cosched.drivers.child import Child, child
+from cosched.drivers.child import child
 from cosched.drivers.player import Player
 from cosched.drivers.replay import Workbook
 from cosched.offers import assign_devices
@@ -28,18 +28,16 @@ PATIENCE_S: Final = 60.0  # for an answer: a daemon that compiles its kernels fi
 SLOW_START_S: Final = 10.0  # after this long a user is told why
 LINE_S: Final = 1.0  # between two lines on a pipe ...
 SCREEN_S: Final = 0.25  # ... and between two pictures on a terminal
-STEP_S: Final = 0.02  # between two looks for a file
 LATEST: Final = 8  # decisions on the screen
 
 
 @dataclass(slots=True)
 class Played:
-    """What the live part left behind: the answer to each submit, the daemon's last status, its captures."""
+    """What the live part left behind: the answer to each submit, the daemon's last status."""
 
     answers: list[Lease] = field(default_factory=list)
     latest: deque[Lease] = field(default_factory=lambda: deque(maxlen=LATEST))
     status: Status | None = None
-    captures: Sequence[Path] = ()
 
     def told(self, lease: Lease) -> None:
         """Take an answer to a submit."""
@@ -96,37 +94,16 @@ async def play_live(stage: Stage, book: Workbook, speed: float) -> Played:
     """Start the daemon, play the trace into it, show what it does, end it. Raises DaemonEnded, NoAnswer."""
     played = Played()
     async with child(stage.folder, stage.config) as daemon:
-        await _unless_it_ends(daemon, _listening(daemon))
+        await daemon.unless_it_ends(daemon.listening())
         publisher = Publisher(daemon.telemetry)
         try:
             async with AsyncClient(daemon.control, timeout_s=PATIENCE_S) as client:
                 offers = [offer for _, offer in book.offers]
                 player = Player(stage.messages, offers, book.units, speed, publisher, client, played.told)
-                await _unless_it_ends(daemon, _play(player, played))
+                await daemon.unless_it_ends(_play(player, played))
         finally:
             publisher.close()
-    played.captures = daemon.captures
     return played
-
-
-async def _listening(daemon: Child) -> None:
-    while not daemon.is_listening():  # noqa: ASYNC110  # a file tells nobody that it is there
-        await asyncio.sleep(STEP_S)
-
-
-async def _unless_it_ends(daemon: Child, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work; a daemon that ends meanwhile is the error. Raises DaemonEnded, and what the work raises."""
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(daemon.ended())]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in sorted(
-            done, key=tasks.index, reverse=True
-        ):  # that it ended is the cause of whatever else went wrong
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _play(player: Player, played: Played) -> None:

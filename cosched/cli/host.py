@@ -86,10 +86,6 @@ def _keys(key: str, allowed: Path | None) -> tuple[Curve | None, Authenticator |
         raise BadInput("--key and --allowed go together: whoever connects must be known")
     if allowed is None:
         return None, None
-    from cosched.access import Access
-    from cosched.drivers.zap import Authenticator
-    from cosched.keys import folder, read_allowed, read_pair
-    from telemetry.bus import Curve
+    from cosched.drivers.zap import guarded
 
-    pair = read_pair(Path(key) if key.endswith(".key") else folder() / f"{key}.key")
-    return Curve(pair.public, pair.secret), Authenticator(Access(read_allowed(allowed)))
+    return guarded(key, allowed)

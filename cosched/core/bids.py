@@ -78,7 +78,7 @@ class BidPrices:
     def note(self, arrival: Arrival) -> None:
         """Remember who asked, let in or not."""
         self.arrivals.append(arrival)
-        seconds, alone_s = _life_work(self._site, arrival, self._settings.expected_output)
+        seconds, alone_s = life_work(self._site, arrival, self._settings.expected_output)
         table = arrival.table
         good = (table.fixed_s + alone_s / self._settings.bid_share <= table.deadline_s).all(axis=1)
         value, seconds = arrival.offer.weight * table.quality[good], seconds[good]
@@ -155,7 +155,7 @@ class BidPrices:
         for i in newcomers:
             task = layout.tasks[i]
             arrival = Arrival(0.0, task.offer, task.table, task.cell, float(planned.efficiency[i]))
-            seconds, _ = _life_work(self._site, arrival, self._settings.expected_output)
+            seconds, _ = life_work(self._site, arrival, self._settings.expected_output)
             if (task.offer.weight * task.table.quality < MARGIN * (seconds * price).sum(axis=1)).all():
                 value[layout.first[i] : layout.first[i + 1]] = 0.0
         return replace(problem, value=value)
@@ -166,7 +166,7 @@ def is_screened(problem: Problem, weighed: Problem, points: slice) -> bool:
     return bool((weighed.value[points] <= 0).all() and (problem.value[points] > 0).any())
 
 
-def _life_work(site: Site, arrival: Arrival, expected_output: float) -> tuple[Floats, Floats]:
+def life_work(site: Site, arrival: Arrival, expected_output: float) -> tuple[Floats, Floats]:
     """Seconds (J, R) of every uplink and node that each point takes in the task's life; (J, 2) those of one unit."""
     table, work = arrival.table, arrival.offer.work
     n_cells, remote = len(site.cells), _remote(table)

@@ -20,7 +20,9 @@ from cosched.core.events import (
     Event,
     Finished,
     Offered,
+    Placed,
     Progressed,
+    Shrunk,
     Solved,
     SolveFailed,
     Switched,
@@ -39,6 +41,7 @@ from cosched.workloads.base import Floats, PointTable
 from solvers import effective
 from telemetry.messages import TaskOffer, TaskTiming
 
+LEAST_BYTES = 1.0  # of memory for sessions: none fits in
 LEAST_VARIANCE = 0.01  # of a resource's use: where the tangent is taken while nothing is planned yet
 
 
@@ -85,6 +88,8 @@ class Core:
             SolveFailed: self._solve_failed,
             Switched: self._switched,
             Barred: self._barred,
+            Placed: self._placed,
+            Shrunk: self._shrunk,
         }
 
     def handle(self, event: Event) -> list[Command]:
@@ -140,6 +145,25 @@ class Core:
     def _barred(self, event: Barred) -> list[Command]:
         """Plan at once: whoever is on a node that is gone waits for a new place."""
         self.state.bar(event.nodes)
+        return self._plan_anew()
+
+    def _placed(self, event: Placed) -> list[Command]:
+        """The same for whoever is on layers that are gone."""
+        self.state.place(event.nodes)
+        return self._plan_anew()
+
+    def _shrunk(self, event: Shrunk) -> list[Command]:
+        """The same for whoever has no room there any more."""
+        self.state.shrink(event.short_bytes)
+        return self._plan_anew()
+
+    @property
+    def _session_bytes(self) -> Floats:
+        """(nodes,) memory for sessions, as far as it is there."""
+        short = np.array([self.state.short_bytes.get(n.id, 0.0) for n in self.state.site.nodes])
+        return np.asarray(np.maximum(self._node_bytes - short, LEAST_BYTES))
+
+    def _plan_anew(self) -> list[Command]:
         if self._is_superseded():
             self._open = None
         return self._solve() if self.state.tasks or self._waiting else []
@@ -182,9 +206,11 @@ class Core:
 
     def _layout_for(self, newcomers: Sequence[Task]) -> Layout:
         if self._layout is None or self._layout[0] != self.state.version:
-            self._layout = (self.state.version, make_layout(self.state, (), self.settings, self._node_bytes))
+            self._layout = (self.state.version, make_layout(self.state, (), self.settings, self._session_bytes))
         running = self._layout[1]
-        return add_newcomers(running, newcomers, self.state, self.settings, self._node_bytes) if newcomers else running
+        if not newcomers:
+            return running
+        return add_newcomers(running, newcomers, self.state, self.settings, self._session_bytes)
 
     def prepare(self) -> None:
         """Do now, while nobody waits, what the next Solve would do first. Changes nothing that is decided."""
@@ -236,6 +262,11 @@ class Core:
             self.state.version += 1
 
     @property
+    def bids(self) -> BidPrices:
+        """What recent arrivals say of those to come."""
+        return self._bids
+
+    @property
     def is_quiet(self) -> bool:
         """Whether no solve is open and nothing waits for one: a snapshot then holds all there is."""
         return self._open is None and not self._waiting and not self._dropped
@@ -264,7 +295,9 @@ class Core:
             ),
             bids_due_s=self._bids.due_s,
             calibration=state.calibration.rows(),
-            barred=tuple(n.id for i, n in enumerate(state.site.nodes) if i in state.barred),
+            barred=tuple(n.id for i, n in enumerate(state.site.nodes) if i in state.places.barred),
+            layers=state.layers,
+            short_bytes=state.short_bytes,
             tasks=tuple(
                 TaskRow(
                     offer=t.offer, cell=cells[t.cell], table_cell=cells[t.table_cell],
@@ -292,6 +325,8 @@ class Core:
                 state.variance[i], self._use[i] = load.variance, load.use
         state.calibration.restore(snapshot.calibration)
         state.bar(snapshot.barred)
+        state.place(snapshot.layers)
+        state.shrink(snapshot.short_bytes)
         self._restore_bids(snapshot)
         lost = [row.offer.task for row in snapshot.tasks if not self._take_over(row)]
         state.version += 1

@@ -157,7 +157,7 @@ def _decisions(state: State, asked: Asked, draft: Draft, used: Floats, at_s: flo
         if task.point >= 0 and held < 0:  # it runs, and may not stay where it is
             reason = Reason.MOVED_NODE_LOST if j >= 0 else Reason.NODE_LOST
         elif j < 0:
-            reason, binding = _refusal(asked, i, used)
+            reason, binding = _refusal(state, asked, i, used)
         elif held < 0 and not draft.promised[i]:
             reason = Reason.UNPROMISED
         out.append(
@@ -176,7 +176,7 @@ def _decisions(state: State, asked: Asked, draft: Draft, used: Floats, at_s: flo
     return tuple(out)
 
 
-def _refusal(asked: Asked, i: int, used: Floats) -> tuple[Reason, str]:
+def _refusal(state: State, asked: Asked, i: int, used: Floats) -> tuple[Reason, str]:
     """Why newcomer i was refused, and the fullest resource that its points need."""
     problem = asked.planned.problem
     points = np.arange(problem.first[i], problem.first[i + 1])
@@ -184,7 +184,8 @@ def _refusal(asked: Asked, i: int, used: Floats) -> tuple[Reason, str]:
     slots = problem.slot[points]
     needed = np.unique(slots[slots < problem.n_resources])
     if not len(needed):
-        return Reason.REJECTED_NO_POINT, ""
+        lacks_layers = asked.planned.layout.tasks[i].lacks_layers(state.places)
+        return Reason.REJECTED_NOT_LOADED if lacks_layers else Reason.REJECTED_NO_POINT, ""
     fullest = problem.resource_ids[int(needed[np.argmax(used[needed])])]
     screened = is_screened(problem, asked.problem, slice(int(problem.first[i]), int(problem.first[i + 1])))
     return Reason.REJECTED_BID_PRICE if screened else Reason.REJECTED_NO_CAPACITY, fullest

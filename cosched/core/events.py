@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
+from cosched.core.layers import NodeLayers
 from cosched.core.policy import Policy
 from solvers.solution import Solution
 from telemetry.messages import CellReport, NodeReport, TaskOffer, TaskTiming, UeReport, UeReportBatch
@@ -97,4 +99,20 @@ class Barred:
     nodes: tuple[str, ...]
 
 
-Event = Telemetry | Offered | Progressed | Finished | Tick | Solved | SolveFailed | Switched | Barred
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """From here on nodes hold these layers, and points that need others are not open; of others nothing is known."""
+
+    at_s: float
+    nodes: tuple[NodeLayers, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """From here on nodes have so many bytes less than the site says, all others what it says."""
+
+    at_s: float
+    short_bytes: Mapping[str, float]
+
+
+Event = Telemetry | Offered | Progressed | Finished | Tick | Solved | SolveFailed | Switched | Barred | Placed | Shrunk

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cosched.core import _columns as col
+from cosched.core.moving import Moves, charged
 from cosched.core.settings import Settings
 from cosched.core.state import State, Task
 from cosched.site import Site
@@ -32,6 +33,7 @@ class Columns(NamedTuple):
     points: Floats  # (J, N_POINT)
     task: Floats  # (N, N_TASK)
     progress_row: Ints  # (N,) of state.progress
+    moves: tuple[tuple[int, Moves], ...]  # of the sessions that may move, by task
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Layout:
     points: Floats  # (J, N_POINT)
     task: Floats  # (N, N_TASK)
     progress_row: Ints  # (N,) of state.progress
+    moves: tuple[tuple[int, Moves], ...]  # of the sessions that may move, by task
     first: Ints  # (N + 1,)
     owner: Ints  # (J,) task of a point
     row: Ints  # (J,) row in the task's PointTable
@@ -74,7 +77,7 @@ def resource_ids(site: Site) -> tuple[str, ...]:
 
 def make_layout(state: State, newcomers: Sequence[Task], settings: Settings, node_bytes: Floats) -> Layout:
     """Gather the candidate points of all tasks. node_bytes (nodes,): memory for sessions on each node."""
-    nobody = Columns((), (), (), np.zeros((0, col.N_POINT)), np.zeros((0, col.N_TASK)), np.zeros(0, dtype=np.int64))
+    nobody = Columns((), (), (), np.zeros((0, col.N_POINT)), np.zeros((0, col.N_TASK)), np.zeros(0, dtype=np.int64), ())
     running = _behind(nobody, tuple(state.tasks.values()), state, state.progress_rows())
     return add_newcomers(running, newcomers, state, settings, node_bytes)
 
@@ -97,7 +100,7 @@ def add_newcomers(
 
 
 def _behind(running: Columns | Layout, tasks: tuple[Task, ...], state: State, progress_row: Ints) -> Columns:
-    blocks = [t.block(state.barred) for t in tasks]
+    blocks = [t.block(state.places) for t in tasks]
     return Columns(
         tasks=(*running.tasks, *tasks),
         names=(*running.names, *[t.offer.task for t in tasks]),
@@ -105,6 +108,10 @@ def _behind(running: Columns | Layout, tasks: tuple[Task, ...], state: State, pr
         points=np.concatenate([running.points, *[b.points for b in blocks]]),
         task=np.concatenate([running.task.ravel(), *[b.task for b in blocks]]).reshape(-1, col.N_TASK),
         progress_row=np.concatenate([running.progress_row, progress_row]),
+        moves=(
+            *running.moves,
+            *[(i, b.moves) for i, b in enumerate(blocks, len(running.tasks)) if b.moves is not None],
+        ),
     )
 
 
@@ -132,7 +139,7 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings)
         task_ids=layout.names,
         first=layout.first,
         point_ids=layout.point_ids,
-        value=layout.value,
+        value=_values(layout, now.efficiency * channel.hz[layout.cell], settings) if layout.moves else layout.value,
         slack=now.slack,
         slot=layout.slot,
         work=now.work,
@@ -145,3 +152,10 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings)
         channel=now.efficiency,
     )
     return Planned(problem=problem, mean_use=now.mean_use, layout=layout, efficiency=now.efficiency)
+
+
+def _values(layout: Layout, uplink_bps: Floats, settings: Settings) -> Floats:
+    """(J,) values, those of sessions that may move less what that costs at the present channel (N,)."""
+    first = layout.first.tolist()
+    moves = [(slice(first[i], first[i + 1]), layout.tasks[i].offer.weight, one) for i, one in layout.moves]
+    return charged(layout.value, moves, [float(uplink_bps[i]) for i, _ in layout.moves], settings)

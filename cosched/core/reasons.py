@@ -17,6 +17,7 @@ class Reason(enum.StrEnum):
     FENCED = "fenced"
     REJECTED_NO_CHANNEL = "rejected_no_channel"
     REJECTED_NO_POINT = "rejected_no_point"
+    REJECTED_NOT_LOADED = "rejected_not_loaded"
     REJECTED_NO_CAPACITY = "rejected_no_capacity"
     REJECTED_BID_PRICE = "rejected_bid_price"
     TTFT_MISSED = "ttft_missed"
@@ -32,11 +33,12 @@ _SENTENCES: Final[dict[str, str]] = {
     Reason.ADMITTED: "Admitted: the plan holds every deadline of the task.",
     Reason.UNPROMISED: "Served without a promise: this policy shares with everybody who asks.",
     Reason.MOVED: "Moved to another operating point that is better by more than the switch costs.",
-    Reason.MOVED_NODE_LOST: "Moved: its node is gone, or does not do what it is told.",
-    Reason.NODE_LOST: "Ended: its node is gone, or does not do what it is told, and no other has room for it.",
+    Reason.MOVED_NODE_LOST: "Moved: its node is gone, does not do what it is told, or has lost the layers.",
+    Reason.NODE_LOST: "Ended: its node, or the layers that it ran on there, are gone, and no other has room for it.",
     Reason.FENCED: "Ended: another daemon has taken over the nodes that it ran on.",
     Reason.REJECTED_NO_CHANNEL: "Rejected: no radio report of its user had come in, so nothing could be planned.",
     Reason.REJECTED_NO_POINT: "Rejected: no way to serve it holds its deadlines, even with cell and node to itself.",
+    Reason.REJECTED_NOT_LOADED: "Rejected: no node has loaded the layers of its model that it would need.",
     Reason.REJECTED_NO_CAPACITY: "Rejected: too little is left of a cell or node that it needs.",
     Reason.REJECTED_BID_PRICE: "Rejected: the capacity is kept for tasks of more value that are expected soon.",
     Reason.TTFT_MISSED: "The first token came too late.",

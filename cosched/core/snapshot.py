@@ -10,6 +10,7 @@ import msgspec
 
 from cosched.core.channel import ChannelRow
 from cosched.core.events import Progress
+from cosched.core.layers import NodeLayers
 from cosched.profiles.calibration import CalibrationRow, Factors
 from telemetry.messages import TaskOffer
 
@@ -58,4 +59,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     bids: tuple[BidRow, ...] = ()  # in order of arrival
     bids_due_s: float = 0.0
     barred: tuple[str, ...] = ()  # nodes that no task may be on
+    layers: tuple[NodeLayers, ...] = ()  # that nodes hold, as far as is known
+    short_bytes: dict[str, float] = {}  # of memory that nodes lack of what the site says
     calibration: tuple[CalibrationRow, ...] = ()

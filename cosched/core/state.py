@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,11 +11,13 @@ import numpy as np
 from cosched.core import _columns as col
 from cosched.core.channel import ChannelEstimates
 from cosched.core.events import Progress
+from cosched.core.layers import ANYWHERE, NodeLayers, Where, where
+from cosched.core.moving import Moves, moves_of
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.profiles.calibration import Calibration, Factors
 from cosched.site import Site
-from cosched.workloads.base import Floats, Ints, PointTable, learn
+from cosched.workloads.base import LOCAL, Floats, Ints, PointTable, learn
 from telemetry.messages import (
     CellReport,
     LlmSession,
@@ -34,6 +36,7 @@ class Block(NamedTuple):
     ids: tuple[str, ...]
     points: Floats  # (n, col.N_POINT)
     task: Floats  # (col.N_TASK,)
+    moves: Moves | None = None  # of a session that cannot, or should not, stay where it is
 
 
 @dataclass(slots=True)
@@ -49,7 +52,7 @@ class Task:
     table_cell: int = -1  # that its table was made for: where it was offered
     factors: Factors = ()  # that its table was made with: a session keeps what it was promised by
     row: int = field(default=-1, init=False)  # of State.progress
-    _block: tuple[tuple[int, int, int, frozenset[int]], Block] | None = field(
+    _block: tuple[tuple[int, int, int, Where], Block] | None = field(
         default=None, init=False, repr=False, compare=False
     )
 
@@ -63,36 +66,53 @@ class Task:
         """Whether it is an LLM session."""
         return isinstance(self.offer.work, LlmSession)
 
-    def is_stranded(self, barred: frozenset[int]) -> bool:
-        """Whether it runs on a node that it may not be on any more."""
-        return self.point >= 0 and int(self.table.node[self.point]) in barred
+    @property
+    def model(self) -> str:
+        """Whose layers it runs, "" = no model's."""
+        return self.offer.work.model if isinstance(self.offer.work, LlmSession) else ""
 
-    def candidates(self, barred: frozenset[int] = frozenset()) -> Ints:
-        """Rows of its table that it may hold from now on, none of them on a node of `barred`.
+    def is_stranded(self, places: Where) -> bool:
+        """Whether it runs where it may not be any more: its node is gone, or the layers that it runs on are."""
+        return self.point >= 0 and places.is_lost(*self._place())
 
-        A newcomer, and who must leave his node, may take any. A session keeps its split and node (moving them means
-        moving its KV cache: for failures and drains, not for the channel), but may change the precision of its
-        activations from one token to the next; a video may be split anew at every frame, on the node that it has.
+    def lacks_layers(self, places: Where) -> bool:
+        """Whether it could be on a node that is there, if that only held the layers."""
+        there = ~np.isin(self.table.node, [*places.barred, LOCAL])
+        return bool((there & ~places.open(self.table, self.model)).any())
+
+    def _place(self) -> tuple[int, int, str]:
+        """Node, split and model that it runs at."""
+        return int(self.table.node[self.point]), int(self.table.split[self.point]), self.model
+
+    def candidates(self, places: Where = ANYWHERE) -> Ints:
+        """Rows of its table that it may hold from now on.
+
+        A newcomer, and who cannot stay, may take any that is open. A session keeps its split and node (moving them
+        means moving its KV cache: for failures and drains, not for the channel, or where its layers are to go), but may
+        change the precision of its activations from one token to the next; a video may be split anew at every frame, on
+        the node that it has.
         """
-        if self.point < 0 or self.is_stranded(barred):
-            return np.flatnonzero([node not in barred for node in self.table.node.tolist()])
+        if self.point < 0 or self.is_stranded(places):
+            return np.flatnonzero(places.open(self.table, self.model))
         same = self.table.node == self.table.node[self.point]
         if self.is_llm:
             same &= self.table.split == self.table.split[self.point]
             if self.phase == 0:  # the prefill is under way in the form that it was admitted in
                 same &= np.arange(self.table.n_points) == self.point
+            elif places.is_to_go(*self._place()):
+                same |= places.open(self.table, self.model)
         return np.flatnonzero(same)
 
-    def block(self, barred: frozenset[int]) -> Block:
+    def block(self, places: Where) -> Block:
         """Its candidates, gathered anew when its point, its cell, what it does next or a node's fate has changed."""
-        key = (self.point, self.cell, -1 if self.progress is None else self.progress.phase, barred)
+        key = (self.point, self.cell, -1 if self.progress is None else self.progress.phase, places)
         if self._block is None or self._block[0] != key:
-            self._block = (key, self._gathered(barred))
+            self._block = (key, self._gathered(places))
         return self._block[1]
 
-    def _gathered(self, barred: frozenset[int]) -> Block:
-        table, rows = self.table, self.candidates(barred)
-        is_new = self.point < 0 or self.is_stranded(barred)
+    def _gathered(self, places: Where) -> Block:
+        table, rows = self.table, self.candidates(places)
+        is_new = self.point < 0 or self.is_stranded(places)
         kind = self._next(is_new=is_new)
         points = np.empty((len(rows), col.N_POINT))
         for first, column in ((col.BITS, table.ul_bits), (col.NODE_S, table.node_s), (col.FIXED_S, table.fixed_s)):
@@ -104,7 +124,13 @@ class Task:
         held = -1 if is_new else int(np.flatnonzero(rows == self.point)[0])
         own = (self.offer.at_ns * 1e-9, self.offer.weight, kind, len(rows), held, self.cell, self.ue)
         task = np.array([*table.deadline_s, *table.rate_hz, *own], dtype=np.float64)
-        return Block(tuple(table.point_ids[r] for r in rows), points, task)
+        return Block(tuple(table.point_ids[r] for r in rows), points, task, self._moves(places, rows))
+
+    def _moves(self, places: Where, rows: Ints) -> Moves | None:
+        work, stranded = self.offer.work, self.is_stranded(places)
+        if self.point < 0 or not isinstance(work, LlmSession) or not (stranded or places.is_to_go(*self._place())):
+            return None
+        return moves_of(self.table, rows, self.point, work, self.progress, stranded=stranded)
 
     def _next(self, *, is_new: bool) -> int:
         """What kind of work it does next. is_new: on no node so far, or on none that is left."""
@@ -144,7 +170,9 @@ class State:
         self.cell_of_ue: dict[str, int] = {}
         self.cell_index = {c.id: i for i, c in enumerate(site.cells)}
         self.node_index = {n.id: i for i, n in enumerate(site.nodes)}
-        self.barred: frozenset[int] = frozenset()  # nodes that no task may be on
+        self.places = ANYWHERE
+        self.layers: tuple[NodeLayers, ...] = ()  # as told last
+        self.short_bytes: dict[str, float] = {}  # node -> memory that it lacks of what the site says
         n_cells, n_nodes = len(site.cells), len(site.nodes)
         self.background: Floats = np.array(
             [c.background_fraction for c in site.cells] + [n.background_fraction for n in site.nodes] + [0.0] * n_nodes
@@ -199,7 +227,20 @@ class State:
 
     def bar(self, nodes: Iterable[str]) -> None:
         """Let no task be on these nodes, and on all others again. Those that the site does not have are ignored."""
-        self.barred = frozenset(self.node_index[n] for n in nodes if n in self.node_index)
+        self._be_at(frozenset(self.node_index[n] for n in nodes if n in self.node_index), self.layers)
+
+    def shrink(self, short_bytes: Mapping[str, float]) -> None:
+        """Take in which nodes have less memory than the site says, by how much; all others have what it says."""
+        self.short_bytes = dict(short_bytes)
+        self.version += 1
+
+    def place(self, layers: tuple[NodeLayers, ...]) -> None:
+        """Take in what nodes hold; of a node that is not named nothing is known."""
+        self._be_at(self.places.barred, layers)
+
+    def _be_at(self, barred: frozenset[int], layers: tuple[NodeLayers, ...]) -> None:
+        self.layers = layers
+        self.places = where([n.id for n in self.site.nodes], barred, layers)
         self.version += 1
 
     def _handover(self, ue: str, cell: int) -> None:

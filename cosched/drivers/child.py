@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from cosched.errors import CoschedError
 
 ENDING_S: Final = 5.0  # a daemon that was told to end takes less; then it is killed
+STEP_S: Final = 0.02  # between two looks for its socket
 LAST_LINES: Final = 5  # of its log, in an error
 INHERITED: Final = "COSCHED_KERNEL"  # of COSCHED_*, which configure another daemon
 
@@ -39,14 +40,23 @@ class Child:
         """Endpoint of its telemetry bus."""
         return f"ipc://{self.folder}/run/telemetry.sock"
 
-    @property
-    def captures(self) -> list[Path]:
-        """What it recorded, in order."""
-        return sorted((self.folder / "state" / "captures").glob("*.mcap"))
+    async def listening(self) -> None:
+        """Wait until its control socket is there."""
+        socket = Path(self.control.removeprefix("ipc://"))
+        while not socket.exists():  # noqa: ASYNC110, ASYNC240  # a file tells nobody that it is there
+            await asyncio.sleep(STEP_S)
 
-    def is_listening(self) -> bool:
-        """Whether its control socket is there."""
-        return Path(self.control.removeprefix("ipc://")).exists()
+    async def unless_it_ends(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work; a daemon that ends meanwhile is the error. Raises DaemonEnded, and what the work raises."""
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self.ended())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=tasks.index, reverse=True):  # that it ended is the cause of all else
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def ended(self) -> NoReturn:
         """Wait until it ends, then say so. Raises DaemonEnded with its exit code and the last lines of its log."""
@@ -67,10 +77,10 @@ class Child:
 
 
 @contextlib.asynccontextmanager
-async def child(folder: Path, config: Path) -> AsyncIterator[Child]:
+async def child(folder: Path, config: Path, environment: Mapping[str, str] | None = None) -> AsyncIterator[Child]:
     """Start a daemon with a configuration, its state, sockets and log in `folder`; it is ended on the way out.
 
-    It is in a session of its own: Ctrl-C reaches only whoever started it.
+    It is in a session of its own: Ctrl-C reaches only whoever started it. environment: variables besides this one's.
     """
     clean = {k: v for k, v in os.environ.items() if not k.startswith("COSCHED_") or k == INHERITED}
     clean.pop("NOTIFY_SOCKET", None)
@@ -78,7 +88,7 @@ async def child(folder: Path, config: Path) -> AsyncIterator[Child]:
     with (folder / "log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cosched.cli.main", "run", "--config", str(config)),
-            env={**clean, **folders}, stdout=log, stderr=log, start_new_session=True,
+            env={**clean, **folders, **(environment or {})}, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     started = Child(folder, process)
     try:

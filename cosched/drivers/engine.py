@@ -6,7 +6,7 @@ Every event is recorded before it is handled. What a plan accepts is on disk bef
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +19,7 @@ from cosched.control_messages import Lease
 from cosched.core import events
 from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.core import Core
+from cosched.core.layers import NodeLayers
 from cosched.core.policy import policy
 from cosched.core.reasons import Reason
 from cosched.core.snapshot import Snapshot, TaskRow
@@ -223,6 +224,15 @@ class Engine:
     def bar(self, nodes: tuple[str, ...]) -> None:
         """Plan without these nodes, and with all others again; whoever is on them is planned elsewhere at once."""
         self._feed("barred", journal.Barred(nodes=nodes), lambda at_s: events.Barred(at_s, nodes))
+
+    def placed(self, nodes: tuple[NodeLayers, ...]) -> None:
+        """Plan by what these nodes hold; whoever runs on layers that are gone is planned elsewhere at once."""
+        self._feed("placed", journal.Placed(nodes=nodes), lambda at_s: events.Placed(at_s, nodes))
+
+    def shrink(self, short_bytes: Mapping[str, float]) -> None:
+        """Plan with so much less memory on these nodes, and with what the site says on all others."""
+        record = journal.Shrunk(short_bytes=dict(short_bytes))
+        self._feed("shrunk", record, lambda at_s: events.Shrunk(at_s, record.short_bytes))
 
     def begin_capture(self) -> None:
         """Begin a new capture file. The core must be quiet."""

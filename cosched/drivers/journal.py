@@ -16,6 +16,7 @@ import numpy as np
 
 from cosched.core.commands import Plan
 from cosched.core.events import Progress
+from cosched.core.layers import NodeLayers
 from cosched.core.snapshot import Snapshot
 from telemetry.messages import CellReport, DecisionMessage, NodeReport, TaskOffer, TaskTiming, UeReport, UeReportBatch
 
@@ -88,6 +89,18 @@ class Barred(Record, frozen=True, kw_only=True):
     nodes: tuple[str, ...]
 
 
+class Placed(Record, frozen=True, kw_only=True):
+    """Layers that nodes hold from here on."""
+
+    nodes: tuple[NodeLayers, ...]
+
+
+class Shrunk(Record, frozen=True, kw_only=True):
+    """Memory that nodes lack, from here on, of what the site says."""
+
+    short_bytes: dict[str, float]
+
+
 class PlanMade(Record, frozen=True, kw_only=True):
     """A plan went into force."""
 
@@ -112,6 +125,8 @@ TOPICS: Final[dict[str, type[msgspec.Struct]]] = {
     "solved": Answer,
     "switched": Switch,
     "barred": Barred,
+    "placed": Placed,
+    "shrunk": Shrunk,
     "plan": PlanMade,
     "decision": DecisionMessage,
 }

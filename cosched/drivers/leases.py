@@ -23,6 +23,7 @@ from telemetry.messages import DecisionMessage, TaskOffer
 
 NS: Final = 1e-9
 CHANGE: Final = 0.1  # of a share: less is not worth a message
+NOT_SERVED: Final = "", ""  # endpoint and key of a node whose serving the daemon knows nothing of
 ENDED: Final = 10_000  # of tasks that ended or were refused, the last decision is remembered for so many
 
 Publish = Callable[[bytes, bytes], None]
@@ -50,7 +51,7 @@ class Board:
     def __init__(self, site: Site, publish: Publish) -> None:
         self.site = site
         self.held: dict[str, Held] = {}
-        self.endpoints: Mapping[str, str] = {}  # node -> where clients send activations
+        self.endpoints: Mapping[str, tuple[str, str]] = {}  # node -> where clients send activations, its public key
         self._ended: OrderedDict[str, bytes] = OrderedDict()  # encoded: a third of the memory
         self._publish = publish
         self._encode = msgspec.json.Encoder().encode
@@ -103,6 +104,7 @@ class Board:
         return self._lease_of(held.offer, message, decision, plan, row)
 
     def _renewed(self, lease: Lease, decision: Decision, plan: Plan, row: int) -> Lease:
+        endpoint, key = self.endpoints.get(lease.node, NOT_SERVED)
         return msgspec.structs.replace(
             lease,
             at_ns=round(plan.at_s / NS),
@@ -113,7 +115,8 @@ class Board:
             valid_for_ms=1e3 * (plan.valid_until_s - plan.at_s),
             at_unix_s=time.time(),
             node_weight=float(plan.node_weight[row]) if lease.node else 0.0,
-            node_endpoint=self.endpoints.get(lease.node, ""),
+            node_endpoint=endpoint,
+            node_key=key,
             **grant(self.site, plan, decision, row)._asdict(),
         )
 
@@ -123,8 +126,9 @@ class Board:
         lease = lease_of(offer, message, decision, plan.valid_until_s - plan.at_s)
         if row is None or not message.node:
             return lease
-        endpoint = self.endpoints.get(message.node, "")
-        return msgspec.structs.replace(lease, node_weight=float(plan.node_weight[row]), node_endpoint=endpoint)
+        endpoint, key = self.endpoints.get(message.node, NOT_SERVED)
+        weight = float(plan.node_weight[row])
+        return msgspec.structs.replace(lease, node_weight=weight, node_endpoint=endpoint, node_key=key)
 
     def end(self, offer: TaskOffer, reason: str, generation: int, now_ns: int) -> Lease:
         """Tell that a task holds nothing any more."""

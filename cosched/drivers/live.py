@@ -30,6 +30,7 @@ from cosched.drivers.ingest import Ingest
 from cosched.drivers.leases import Board
 from cosched.drivers.mode import Mode, Modes, Move
 from cosched.drivers.notify import Notifier
+from cosched.drivers.placing import Placer
 from cosched.drivers.pool import Pool
 from cosched.drivers.rehearsal import rehearse
 from cosched.drivers.shadow_feed import ShadowFeed, Window
@@ -39,7 +40,7 @@ from cosched.errors import BadInput, CoschedError
 from cosched.settings import Loaded
 from solvers.solution import Solution
 from telemetry import bus
-from telemetry.messages import Message, UeReport
+from telemetry.messages import Message, NodeReport, UeReport
 from telemetry.wire import Intake
 
 NS: Final = 1e-9
@@ -83,6 +84,7 @@ class Daemon:
         self.intake = Intake(settings.telemetry.max_message_bytes)
         self.engine = self._first_engine(plant)
         self.cluster = self._cluster_link(plant)
+        self.placer = Placer(settings.cluster, self.engine, self.cluster, self.store)
         takers = (self._reports, self._report)
         self.ingest = Ingest(self.sockets.telemetry, self.intake, *takers, self.engine.reported_s, self.clock)
         self.ingest.access, self.ingest.max_ues = self.access, settings.telemetry.max_ues
@@ -166,6 +168,7 @@ class Daemon:
             self.modes.move(Move.READY, now_s)
         self.notifier.ready()
         self.cluster.start()  # now: its seconds of processor time are not to be missed above
+        self.spawn(self.placer.run())
         log.info(
             "ready",
             site=self.engine.plant.site.name,
@@ -183,6 +186,8 @@ class Daemon:
 
     def _report(self, message: Message, at_ns: int) -> None:
         self.engine.report(message, at_ns)
+        if isinstance(message, NodeReport):
+            self.cluster.heard(message)
         self.shadow.heard(message, at_ns)
 
     def _shadow_window(self, begun_ns: int, ended_ns: int) -> Window:
@@ -249,7 +254,10 @@ class Daemon:
         self._decisions_pump.again()
 
     def _tick_cluster(self) -> None:
-        """Say to the cluster that nobody is served any more, which no plan says, and end all where it is lost."""
+        """Take in what nodes have, say to them that nobody is served any more, and end all where command is lost."""
+        if (short_bytes := self.cluster.short_bytes) != self.engine.core.state.short_bytes:
+            self.engine.shrink(short_bytes)
+        self.alarm("capacity", self.cluster.memory_notice)
         if self.modes.mode is Mode.FENCED:
             for task in list(self.engine.trackers):
                 self.engine.end(task, Reason.FENCED)
@@ -265,6 +273,7 @@ class Daemon:
         if self.cluster.barred != self._barred:
             self._barred = self.cluster.barred
             self.engine.bar(self._barred)
+        self.placer.refresh()
 
     def _planned(self, plan: Plan) -> None:
         self._planned_ns = self.clock()

@@ -48,7 +48,7 @@ class IllegalMove(CoschedError):
     """That does not happen in this mode."""
 
 
-NOTICES: Final = frozenset({"calibration"})  # alarms that somebody should see, but nothing is decided worse for
+NOTICES: Final = frozenset({"calibration", "capacity"})  # alarms to be seen; nothing is decided worse for them
 
 
 class Modes:

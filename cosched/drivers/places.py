@@ -13,6 +13,7 @@ from cosched.access import Access
 from cosched.keys import ALLOWED, read_allowed, read_pair
 from cosched.places import runtime_dir, state_dir
 from cosched.settings import Loaded
+from cosched.workloads.context import session_memory_bytes
 from telemetry import bus
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
 def plant(loaded: Loaded) -> build.Plant:
     """Return the configured site with its profiles. Raises BadInput."""
     text, where = build.site_text(loaded.settings.site)
-    return build.plant(text, where, loaded.settings.ue_devices)
+    found = build.plant(text, where, loaded.settings.ue_devices)
+    if not loaded.settings.cluster.is_placed:
+        session_memory_bytes(found.profiles)  # nodes hold all models: there must be room for them
+    return found
 
 
 def security(loaded: Loaded) -> tuple[bus.Curve | None, Access | None]:

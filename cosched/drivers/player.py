@@ -128,7 +128,7 @@ class Player:
                 for work in serving:
                     work.cancel()
         except ExceptionGroup as group:
-            raise _first(group) from None
+            raise first_error(group) from None
 
     async def _send(self, submits: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
@@ -171,7 +171,7 @@ class Player:
         self.publisher.send(*wire.encode(stamped))
 
 
-def _first(group: ExceptionGroup[Exception]) -> Exception:
+def first_error(group: ExceptionGroup[Exception]) -> Exception:
     """Return the first error of a group, or of a group in it."""
     error = group.exceptions[0]
-    return _first(error) if isinstance(error, ExceptionGroup) else error
+    return first_error(error) if isinstance(error, ExceptionGroup) else error

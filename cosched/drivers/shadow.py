@@ -107,7 +107,7 @@ def _book(items: list[Item], window: Window) -> Workbook:
         tables=tables,
         truth=truth,
         ue_rows=rows,
-        node_bytes=session_memory_bytes(plant.profiles),
+        node_bytes=session_memory_bytes(plant.profiles, placed=True),
         cell_of_ue=first_cell,
         tx_power_w={},
         node_power_w=np.zeros(len(plant.site.nodes)),

@@ -53,7 +53,7 @@ def of(daemon: Daemon) -> api.Status:
         telemetry_ms=engine.plan_ms.quantiles(),
         ingest=_ingest(daemon, now_s),
         shadow=msgspec.structs.replace(daemon.shadow.view(), baseline=daemon.loaded.settings.shadow.baseline),
-        cluster=daemon.cluster.view(),
+        cluster=msgspec.structs.replace(daemon.cluster.view(), placement=daemon.placer.view()),
         capture=engine.capture.path,
         capture_bytes=engine.capture.n_bytes,
         config=str(daemon.loaded.path or ""),

@@ -205,5 +205,7 @@ _MADE: Final[dict[type, Callable[[float, Any], events.Event]]] = {
     journal.Finish: lambda at_s, record: events.Finished(at_s, record.task),
     journal.Switch: lambda at_s, record: events.Switched(at_s, policy(record.policy)),
     journal.Barred: lambda at_s, record: events.Barred(at_s, record.nodes),
+    journal.Placed: lambda at_s, record: events.Placed(at_s, record.nodes),
+    journal.Shrunk: lambda at_s, record: events.Shrunk(at_s, record.short_bytes),
     journal.Tick: lambda at_s, _: events.Tick(at_s),
 }

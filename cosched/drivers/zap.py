@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Final
 
 import zmq
 from zmq.utils import z85
 
 from cosched.access import Access
-from cosched.keys import KeyPair, check_name
-from telemetry.bus import Bus
+from cosched.errors import BadInput
+from cosched.keys import KeyPair, check_name, folder, read_allowed, read_pair
+from telemetry.bus import Bus, Curve
 
 ENDPOINT: Final = "inproc://zeromq.zap.01"
 _VERSION: Final = b"1.0"
@@ -32,6 +34,17 @@ def new_pair(name: str) -> KeyPair:
     while public.startswith(b"-"):  # one in 85: a shell command would take it for an option
         public, secret = zmq.curve_keypair()
     return KeyPair(name=check_name(name), public=public.decode(), secret=secret.decode())
+
+
+def guarded(key: str, allowed: Path) -> tuple[Curve, Authenticator]:
+    """Return the keys of a server, and who answers its handshakes by the list `allowed`.
+
+    key: a file, or a name in the keys folder. Raises BadInput.
+    """
+    pair = read_pair(Path(key) if key.endswith(".key") else folder() / f"{key}.key")
+    if not allowed.is_file():  # an empty list would let nobody in
+        raise BadInput(f"{allowed}: no such list of who may connect; 'cosched keys allow' writes it")
+    return Curve(pair.public, pair.secret), Authenticator(Access(read_allowed(allowed)))
 
 
 class Authenticator(Bus):

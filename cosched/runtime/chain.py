@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -46,15 +46,20 @@ class Route:
             raise BadModel(f"a route over layers {stops} does not end with the last of {n_layers} layers")
 
 
+Connect = Callable[[str, Curve | None, float], Link]
+
+
 class Links:
     """Connections by endpoint; one that was lost is made anew when asked for. keys: this device's."""
 
-    def __init__(self, keys: Curve | None = None, patience_s: float = PATIENCE_S) -> None:
-        self._keys, self._patience_s = keys, patience_s
+    def __init__(self, keys: Curve | None = None, patience_s: float = PATIENCE_S, connect: Connect = Link) -> None:
+        self._keys, self._patience_s, self._connect = keys, patience_s, connect
         self._links: dict[str, Link] = {}
 
     def to(self, hop: Hop) -> Link:
-        """Return the connection to a hop's host. Raises BadEndpoint."""
+        """Return the connection to a hop's host. Raises BadEndpoint, and HostLost where it asks for keys in vain."""
+        if hop.server_key and self._keys is None:
+            raise HostLost(f"the host at {hop.endpoint} lets in known keys alone, and this device has none (--key)")
         link = self._links.get(hop.endpoint)
         if link is None or link.is_lost:
             if link is not None:
@@ -62,7 +67,7 @@ class Links:
             keys = (
                 Curve(self._keys.public, self._keys.secret, hop.server_key) if self._keys and hop.server_key else None
             )
-            link = self._links[hop.endpoint] = Link(hop.endpoint, keys, self._patience_s)
+            link = self._links[hop.endpoint] = self._connect(hop.endpoint, keys, self._patience_s)
         return link
 
     def close(self) -> None:

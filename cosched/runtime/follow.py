@@ -74,7 +74,7 @@ def hops_of(lease: Lease, nodes: Mapping[str, Hop]) -> Mapping[str, Hop]:
     """Hops by node id: those that are known here first, else where the lease says that its node serves."""
     if not lease.node_endpoint or lease.node in nodes:
         return nodes
-    return {**nodes, lease.node: Hop(lease.node_endpoint, 0)}
+    return {**nodes, lease.node: Hop(lease.node_endpoint, 0, lease.node_key)}
 
 
 def costs_of(lease: Lease, device_layer_s: float, node_layer_s: float, down_bps: float, peer_bps: float) -> MoveCosts:

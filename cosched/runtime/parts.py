@@ -66,6 +66,12 @@ class Part:
         """Sizes of one layer's KV cache."""
         return KvLayout(self.source.sizes.kv_heads, self.source.sizes.head_dim, self.dtype, self.device)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all weights held, by their names in a checkpoint."""
+        layers = self._layers.items()
+        named = {f"model.layers.{i}.{name}": t for i, layer in layers for name, t in layer.state_dict().items()}
+        return named | self._ends
+
     def holds(self, start: int, stop: int) -> bool:
         """Whether layers [start, stop) can be run here."""
         return all(layer in self._layers for layer in range(start, stop))

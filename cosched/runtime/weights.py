@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from cosched.runtime.errors import BadModel
 
@@ -103,6 +104,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     else:
         raise BadModel(f"{folder}: neither {SINGLE} nor {INDEX} is there; give a seed to run without weights")
     return Checkpoint(folder, files, hashlib.sha256(said.encode()).hexdigest())
+
+
+def write_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors, by their names in a checkpoint, as the single file of a folder that is there."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / SINGLE, {"format": "pt"})
 
 
 def _read_index(path: Path) -> dict[str, str]:

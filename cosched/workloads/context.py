@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from cosched.profiles.model import load_model
 from cosched.site import DeviceShare, ModelRef, Site
 from cosched.workloads.base import Floats, ServedModel, WorkloadContext
 from cosched.workloads.quality import QualityTable, load_quality
+
+SESSION_PART: Final = 0.2  # of a slice that has no room for all models: for KV caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +77,29 @@ def load_profiles(site: Site, quality: QualityTable | None = None) -> SiteProfil
     )
 
 
-def session_memory_bytes(profiles: SiteProfiles) -> Floats:
+def session_memory_bytes(profiles: SiteProfiles, *, placed: bool = False) -> Floats:
     """(nodes,) memory for KV caches: `memory_bytes` where the site gives it, else the slice's less all models' weights.
 
-    Raises BadInput when the weights alone are too many.
+    Raises BadInput when the weights alone are too many, unless nodes are to hold only what there is room for (placed).
     """
-    return np.array([_node_memory(profiles, i) for i in range(len(profiles.site.nodes))])
+    return np.array([_node_memory(profiles, i, placed=placed) for i in range(len(profiles.site.nodes))])
 
 
-def _node_memory(profiles: SiteProfiles, index: int) -> float:
+def weight_memory_bytes(profiles: SiteProfiles) -> Floats:
+    """(nodes,) memory for weights where nodes hold what there is room for: what is not for KV caches."""
+    nodes = zip(profiles.site.nodes, profiles.node_devices, strict=True)
+    slices = np.array([node.fraction * device.memory_bytes for node, device in nodes])
+    return np.asarray(np.maximum(slices - session_memory_bytes(profiles, placed=True), 0.0))
+
+
+def _node_memory(profiles: SiteProfiles, index: int, *, placed: bool) -> float:
     node, device = profiles.site.nodes[index], profiles.node_devices[index]
     if node.memory_bytes is not None:
         return node.memory_bytes
     slice_bytes = node.fraction * device.memory_bytes
     weights = sum(s.model.weight_bytes(s.ref.weight_bits, device.weight_format) for s in profiles.models.values())
+    if weights >= slice_bytes and placed:
+        return SESSION_PART * slice_bytes
     if weights >= slice_bytes:
         raise BadInput(
             f"{profiles.site.name}: nodes: {node.id}: the models' weights take {weights / 1e9:.1f} GB of "

@@ -1,7 +1,8 @@
 """Ray itself: joining a cluster, a local one of one's own, which nodes are alive, actors on them.
 
 A local cluster is a head without work and one Ray node for each node of the site, all processes of this machine and
-children of this process: Linux ends them with it, however it ends (prctl(2), PR_SET_PDEATHSIG, which Ray sets).
+children of this process: Linux ends them with it, however it ends (prctl(2), PR_SET_PDEATHSIG, which Ray sets). Linux
+does so already when the thread ends that started them, and Ray installs a signal handler: so it is the main thread's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +23,7 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cosched.control_messages import RayNode
 from cosched.drivers.dispatch import processes
 from cosched.drivers.dispatch.messages import Claim, NodeSpec
 from cosched.drivers.dispatch.node_actor import NAMESPACE, NodeActor, Registry
@@ -27,18 +31,36 @@ from cosched.errors import CoschedError
 
 LABEL: Final = "cosched_node"  # of a Ray node: the id of the site's node that it is
 STORE_BYTES: Final = 80 * 1024 * 1024  # object store of a local node, nearly unused: the least that Ray takes is 75 MiB
+MODEL: Final = "accelerator_type:"  # of a resource that Ray makes of a GPU's model
 HEAD: Final = {"node:__internal_head__": 0.001}  # resource that Ray gives to the head alone
 REGISTRY: Final = "registry"
 PROBE_S: Final = 3.0  # a GCS that listens accepts a connection within
 ANSWER_S: Final = 20.0  # what a working cluster answers within
+AGAIN_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)  # from the death of a local Ray node to its next start ...
+SOUND_S: Final = 60.0  # ... which begins anew for one that has lived so long
 
 
 class NoCluster(CoschedError):
     """No Ray can be reached, or it does not answer."""
 
 
+@dataclass(slots=True)
+class Raylet:
+    """The process that a local Ray node is."""
+
+    node: Any  # ray's own account of its processes
+    began_s: float
+    deaths: int = 0  # in a row
+    due_s: float = 0.0  # when it is started again, 0 = it lives
+
+    @property
+    def process(self) -> Any:  # noqa: ANN401  # a Popen, as Ray wraps it
+        """Its process."""
+        return self.node.all_processes["raylet"][0].process
+
+
 class Local:
-    """A cluster of this machine. Ended by `close`, or with this process."""
+    """A cluster of this machine. Ended by `close`, or with this thread."""
 
     def __init__(self, nodes: Sequence[str], note: Path) -> None:
         self._note = note
@@ -48,18 +70,26 @@ class Local:
             head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
         )
         self.note()
-        self.raylets: dict[str, int] = {}  # site node -> process that its Ray node is
+        self._raylets: dict[str, Raylet] = {}
         for node in nodes:
-            made = self._cluster.add_node(
-                num_cpus=1, labels={LABEL: node}, object_store_memory=STORE_BYTES, include_dashboard=False, wait=False
-            )
-            self.raylets[node] = made.all_processes["raylet"][0].process.pid
-            self.note()
+            self._raylets[node] = Raylet(self._start(node), time.monotonic())
+
+    def _start(self, node: str) -> Any:  # noqa: ANN401
+        made = self._cluster.add_node(
+            num_cpus=1, labels={LABEL: node}, object_store_memory=STORE_BYTES, include_dashboard=False, wait=False
+        )
+        self.note()
+        return made
 
     @property
     def address(self) -> str:
         """Where its GCS listens."""
         return str(self._cluster.address)
+
+    @property
+    def raylets(self) -> dict[str, int]:
+        """Site node -> process that its Ray node is."""
+        return {node: raylet.process.pid for node, raylet in self._raylets.items()}
 
     def reap(self) -> None:
         """Let those of its processes that have died go: the workers of a Ray node live on while it is a zombie."""
@@ -68,6 +98,19 @@ class Local:
             for infos in node.all_processes.values():
                 for info in infos:
                     info.process.poll()
+
+    def revive(self) -> None:
+        """Start Ray nodes again that have died, each after a while; it takes seconds."""
+        for node, raylet in self._raylets.items():
+            now_s = time.monotonic()
+            if raylet.process.poll() is None:
+                continue
+            if not raylet.due_s:
+                raylet.deaths = raylet.deaths + 1 if now_s - raylet.began_s < SOUND_S else 1
+                raylet.due_s = now_s + AGAIN_S[min(raylet.deaths, len(AGAIN_S)) - 1]
+            elif now_s >= raylet.due_s and node not in ray_nodes():  # two with its label would be one too many
+                self._cluster.remove_node(raylet.node, allow_graceful=False)
+                self._raylets[node] = Raylet(self._start(node), time.monotonic(), raylet.deaths)
 
     def note(self) -> None:
         """Write down its processes."""
@@ -90,20 +133,20 @@ def join(address: str) -> None:
         raise NoCluster(f"no Ray at {address}: {str(error).splitlines()[0]}") from None
 
 
-def ray_nodes() -> dict[str, str]:
-    """Site node -> id of the Ray node that carries its label; the first by id where there are several."""
-    found = sorted((n["Labels"][LABEL], n["NodeID"]) for n in _alive() if LABEL in n["Labels"])
-    return dict(reversed(found))
-
-
-def has_gpu(ray_node: str) -> bool:
-    """Whether a Ray node has any GPU to give."""
-    return any(n["NodeID"] == ray_node and n["Resources"].get("GPU", 0) > 0 for n in _alive())
-
-
-def _alive() -> list[dict[str, Any]]:
+def ray_nodes() -> dict[str, RayNode]:
+    """Site node -> the Ray node that lives and carries its label; the first by id where there are several."""
     api: Any = ray  # parts of it have no types
-    return [n for n in api.nodes() if n["Alive"]]
+    found = sorted((n["Labels"][LABEL], n["NodeID"], n) for n in api.nodes() if n["Alive"] and LABEL in n["Labels"])
+    return {name: _ray_node(told) for name, _, told in reversed(found)}
+
+
+def _ray_node(told: dict[str, Any]) -> RayNode:
+    has, labels = told["Resources"], told["Labels"]
+    models = sorted(name.removeprefix(MODEL) for name in has if name.startswith(MODEL))
+    return RayNode(
+        id=told["NodeID"], address=told["NodeManagerAddress"], cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0),
+        memory_bytes=has.get("memory", 0.0), accelerator=", ".join(models), labels=labels,
+    )  # fmt: skip
 
 
 def claim(asked: Claim, least: int) -> tuple[Claim, Claim]:
@@ -130,13 +173,13 @@ def _registry(method: str, *arguments: object) -> Any:  # noqa: ANN401  # what t
         raise NoCluster(f"the cluster's registry does not answer: {str(error).splitlines()[0]}") from None
 
 
-def node_actor(spec: NodeSpec, ray_node: str, executor: str) -> Any:  # noqa: ANN401  # Ray's handles have no type
+def node_actor(spec: NodeSpec, ray_node: RayNode, executor: str) -> Any:  # noqa: ANN401  # Ray's handles have no type
     """Handle of the node's actor, which is made where there is none; on the given Ray node and no other."""
     actor: Any = ray.remote(NodeActor)
     return actor.options(
         name=f"node/{spec.id}", namespace=NAMESPACE, lifetime="detached", get_if_exists=True, max_restarts=0,
-        num_cpus=0, num_gpus=spec.fraction if has_gpu(ray_node) else 0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(ray_node, soft=False),
+        num_cpus=0, num_gpus=spec.fraction if ray_node.gpus > 0 else 0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(ray_node.id, soft=False),
     ).remote(spec.id, executor)  # fmt: skip
 
 

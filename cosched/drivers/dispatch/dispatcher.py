@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
+from cosched.control_messages import LayerRange, RayNode
 from cosched.drivers.dispatch import cluster, messages
 from cosched.drivers.dispatch.follow import Follower
 from cosched.drivers.dispatch.messages import (
@@ -28,6 +29,7 @@ from cosched.drivers.dispatch.messages import (
     Connected,
     Contested,
     Fenced,
+    Layers,
     News,
     NodeNews,
     NodeSpec,
@@ -36,6 +38,8 @@ from cosched.drivers.dispatch.messages import (
     Session,
     Taken,
     Update,
+    runs,
+    single,
 )
 
 DISCOVERY_S: Final = 1.0  # between two looks at Ray's nodes
@@ -61,7 +65,7 @@ class Node:
     follower: Follower
     news: NodeNews
     handle: Any = None
-    ray_node: str = ""  # that carries its label, "" = none
+    ray_node: RayNode | None = None  # that carries its label
     drained_on: str = ""  # the Ray node that was given up
     deaths: int = 0  # in a row, without a report in between
     undelivered: int = 0
@@ -74,6 +78,10 @@ class Node:
         """Change its state."""
         self.news = msgspec.structs.replace(self.news, state=state, why=why)
 
+    def forget(self) -> None:
+        """What it held is gone with its actor."""
+        self.news = msgspec.structs.replace(self.news, layers=(), loading=False, waits="", orders=0)
+
 
 class Dispatcher:
     """Works for one daemon. `tell` is given what the daemon should know."""
@@ -85,9 +93,13 @@ class Dispatcher:
         self._is_fenced = False
         self._has_plan = False
         self._assigned: dict[str, Assigned] = {}
-        self._told: dict[str, tuple[str, str]] = {}  # node -> state and why, as told last
+        self._told: dict[str, tuple[object, ...]] = {}  # node -> what of it is told at once, as told last
         self._nodes = [
-            Node(spec, Follower(begin.unapplied_periods, begin.retries, spec.layers), NodeNews(node=spec.id, state=""))
+            Node(
+                spec,
+                Follower(begin.unapplied_periods, begin.retries, spec.layers, spec.room_bytes),
+                NodeNews(node=spec.id, state=""),
+            )
             for spec in begin.nodes
         ]
 
@@ -130,7 +142,9 @@ class Dispatcher:
             if one is not None and one.node >= 0:
                 tables[one.node][task] = Session(task, one.point, one.split, one.precision_bits, w, x)
         self._has_plan = True
-        for node, table in zip(self._nodes, tables, strict=True):
+        for i, (node, table) in enumerate(zip(self._nodes, tables, strict=True)):
+            if update.layers is not None:
+                node.follower.layers = update.layers[i]
             node.follower.plan(update.generation, table)
             node.wake.set()
         self._tell(Taken(generation=update.generation))
@@ -157,7 +171,8 @@ class Dispatcher:
         """Look which site nodes have a Ray node."""
         alive = await asyncio.to_thread(cluster.ray_nodes)
         for node in self._nodes:
-            node.ray_node = alive.get(node.spec.id, "")
+            node.ray_node = alive.get(node.spec.id)
+            node.news = msgspec.structs.replace(node.news, ray=node.ray_node)
 
     async def _tend(self, node: Node) -> None:
         while not self._is_fenced:
@@ -177,11 +192,11 @@ class Dispatcher:
         """Have an actor where a Ray node is there for it. Raises Gone."""
         if node.deaths:
             await asyncio.sleep(BACKOFF_S[min(node.deaths, len(BACKOFF_S)) - 1])
-        if not node.ray_node:
+        if node.ray_node is None:
             if node.news.state != messages.LOST:
                 node.say(messages.ABSENT, _absent(node))
             return
-        if node.news.state == messages.DRAINED and node.ray_node == node.drained_on:
+        if node.news.state == messages.DRAINED and node.ray_node.id == node.drained_on:
             return
         executor = self._begin.executor
         try:
@@ -227,10 +242,15 @@ class Dispatcher:
         node.news = msgspec.structs.replace(
             node.news, asked=follower.asked, acknowledged=follower.acknowledged, applied=follower.applied,
             sessions=len(report.sessions), used_bytes=report.used_bytes, retries=follower.retries,
-            orders=report.orders, endpoint=report.endpoint, pid=report.pid,
+            orders=report.orders, endpoint=report.endpoint, public_key=report.public_key, pid=report.pid,
+            layers=ranges(report.layers),
+            to_hold=ranges(follower.sent_layers), loading=report.loading, waits=report.waits,
+            load_bytes_per_s=report.load_bytes_per_s, device=report.device, memory_bytes=report.memory_bytes,
+            free_bytes=report.free_bytes,
         )  # fmt: skip
         if outcome.unfit:
-            node.drained_on, handle, node.handle = node.ray_node, node.handle, None
+            node.drained_on, handle, node.handle = node.ray_node.id if node.ray_node else "", node.handle, None
+            node.forget()
             node.say(messages.DRAINED, outcome.why)
             await asyncio.to_thread(cluster.end_actor, handle)  # what it holds by now is nobody's plan
         elif outcome.retry:
@@ -241,6 +261,7 @@ class Dispatcher:
     async def _lose(self, node: Node, why: str) -> None:
         handle, node.handle = node.handle, None
         node.deaths += 1
+        node.forget()
         node.say(messages.LOST, why)
         self._news(node)
         if handle is None:
@@ -250,8 +271,9 @@ class Dispatcher:
 
     def _news(self, node: Node) -> None:
         now_s = time.monotonic()
-        if (node.news.state, node.news.why) != self._told.get(node.spec.id) or now_s - node.told_s >= NEWS_S:
-            self._told[node.spec.id] = (node.news.state, node.news.why)
+        told = (node.news.state, node.news.why, node.news.layers, node.news.loading)
+        if told != self._told.get(node.spec.id) or now_s - node.told_s >= NEWS_S:
+            self._told[node.spec.id] = told
             node.told_s = now_s
             self._tell(node.news)
 
@@ -286,6 +308,11 @@ class Dispatcher:
             self._fence(refusal.epoch, refusal.who)
         else:
             raise Gone(f"its actor takes no order: {refusal.reason}")
+
+
+def ranges(layers: Iterable[Layers]) -> tuple[LayerRange, ...]:
+    """Layers for people."""
+    return tuple(LayerRange(model=one.model, first=one.first, last=one.last) for one in runs(single(layers)))
 
 
 def _absent(node: Node) -> str:

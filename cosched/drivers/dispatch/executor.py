@@ -10,8 +10,12 @@ import importlib
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
-from cosched.drivers.dispatch.messages import Layers, Session
-from cosched.errors import BadInput
+from cosched.drivers.dispatch.messages import Layer, Layers, Session, runs, single
+from cosched.errors import BadInput, CoschedError
+
+
+class InUse(CoschedError):
+    """Layers that sessions run on cannot be given back yet; nothing has changed."""
 
 
 class InForce(NamedTuple):
@@ -22,10 +26,19 @@ class InForce(NamedTuple):
     used_bytes: float
 
 
+class Memory(NamedTuple):
+    """Of the device that an executor computes on. 0: it does not say."""
+
+    device: str = ""
+    total_bytes: float = 0.0
+    free_bytes: float = 0.0
+
+
 class Executor(Protocol):
     """Carries out a node's orders. Raises CoschedError where it cannot; the node then reports `failed`."""
 
     endpoint: str  # where clients send activations, "" = nowhere
+    public_key: str  # CURVE key of that endpoint, "" = a plain connection
 
     def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str]) -> None:
         """Serve these with these weights; end those, and with `whole` all others too."""
@@ -34,10 +47,14 @@ class Executor(Protocol):
         """Have these layers ready."""
 
     def unload(self, layers: Layers) -> None:
-        """Give their memory back."""
+        """Give their memory back. Raises InUse: that is no fault, it is tried again later."""
 
     def in_force(self) -> InForce:
         """Return what is in force."""
+        ...
+
+    def memory(self) -> Memory:
+        """Return what it has to work with."""
         ...
 
     def stop(self) -> None:
@@ -49,9 +66,9 @@ class Ledger:
 
     def __init__(self, node: str) -> None:
         self.node = node
-        self.endpoint = ""
+        self.endpoint = self.public_key = ""
         self._sessions: dict[str, float] = {}
-        self._layers: dict[Layers, None] = {}
+        self._layers: dict[Layer, float] = {}
 
     def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str]) -> None:
         """Write down who is served with which weight."""
@@ -63,16 +80,20 @@ class Ledger:
 
     def load(self, layers: Layers) -> None:
         """Count their weights."""
-        self._layers[layers] = None
+        self._layers.update(single([layers]))
 
     def unload(self, layers: Layers) -> None:
         """Count them no more."""
-        self._layers.pop(layers, None)
+        self._layers = {layer: size for layer, size in self._layers.items() if layer not in single([layers])}
 
     def in_force(self) -> InForce:
         """Return the table."""
-        layers = tuple(self._layers)
+        layers = runs(self._layers)
         return InForce(dict(self._sessions), layers, sum(one.weight_bytes for one in layers))
+
+    def memory(self) -> Memory:
+        """Say nothing: who serves has another device."""
+        return Memory()
 
     def stop(self) -> None:
         """Nothing runs."""

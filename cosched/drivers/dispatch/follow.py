@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from cosched.drivers.dispatch.messages import Layers, Order, Outcome, Report, Session
+from cosched.drivers.dispatch.messages import Layers, Order, Outcome, Report, Session, runs, single
 
 REMEMBERED: Final = 64  # tables of past generations; a node that is further behind applies nothing
 NAMED: Final = 3  # tasks, in a line for people
@@ -24,10 +24,12 @@ class Follower:
 
     patience: int
     most_retries: int
-    layers: tuple[Layers, ...] = ()
+    layers: tuple[Layers, ...] = ()  # that it is to hold
+    room_bytes: float = 0.0  # for their weights
     wanted: Table = field(default_factory=dict)
     generation: int = 0  # of `wanted`
     sent: Table = field(default_factory=dict)
+    sent_layers: tuple[Layers, ...] = ()
     asked: int = 0
     acknowledged: int = 0
     applied: int = 0
@@ -55,16 +57,26 @@ class Follower:
         if self._whole:
             order = Order(
                 epoch=epoch, generation=self.generation, who=who, whole=True,
-                hold=tuple(self.wanted.values()), load=self.layers,
+                hold=tuple(self.wanted.values()), load=self.layers, room_bytes=self.room_bytes,
             )  # fmt: skip
         else:
             hold = tuple(s for task, s in self.wanted.items() if self.sent.get(task) != s)
             end = tuple(task for task in self.sent if task not in self.wanted)
-            if not hold and not end:
+            load, unload = self._changed_layers()
+            if not hold and not end and not load and not unload:
                 return None
-            order = Order(epoch=epoch, generation=self.generation, who=who, hold=hold, end=end)
-        self.sent, self.asked, self._whole = self.wanted, self.generation, False
+            order = Order(
+                epoch=epoch, generation=self.generation, who=who, hold=hold, end=end, load=load, unload=unload,
+                room_bytes=self.room_bytes,
+            )  # fmt: skip
+        self.sent, self.sent_layers, self.asked, self._whole = self.wanted, self.layers, self.generation, False
         return order
+
+    def _changed_layers(self) -> tuple[tuple[Layers, ...], tuple[Layers, ...]]:
+        """Layers to load and to give back since the last order."""
+        before, now = single(self.sent_layers), single(self.layers)
+        load = runs({layer: size for layer, size in now.items() if layer not in before})
+        return load, runs({layer: size for layer, size in before.items() if layer not in now})
 
     def took(self, generation: int) -> None:
         """The node has acknowledged an order."""
@@ -105,6 +117,8 @@ class Follower:
             wrong = sorted(t for t in {*weights, *report.sessions} if weights.get(t) != report.sessions.get(t))
             some = ", ".join(wrong[:NAMED]) + (" ..." if len(wrong) > NAMED else "")
             return f"plan {report.generation}: not as acknowledged for {len(wrong)} sessions ({some})"
-        if not report.loading and set(report.layers) != set(self.layers):
-            return f"{len(set(self.layers) ^ set(report.layers))} layer ranges are not as acknowledged"
+        astray = {*single(report.layers)} ^ {*single(self.sent_layers)}
+        if not report.loading and astray:
+            model, layer = min(astray)
+            return f"{len(astray)} layers are not as acknowledged (layer {layer} of {model}, for one)"
         return ""

@@ -22,7 +22,7 @@ import structlog
 from cosched import control_messages as api
 from cosched.build import Plant
 from cosched.core.commands import Plan
-from cosched.drivers.dispatch import messages
+from cosched.drivers.dispatch import capacity, messages
 from cosched.drivers.dispatch.messages import (
     Assigned,
     Begin,
@@ -40,6 +40,8 @@ from cosched.drivers.dispatch.process import LENGTH_BYTES
 from cosched.drivers.store import Store, StoreFailed
 from cosched.settings import Cluster
 from cosched.workloads.base import PointTable
+from cosched.workloads.context import weight_memory_bytes
+from telemetry.messages import NodeReport
 
 OFF: Final = "off"
 RETRY_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)  # between two tries to reach a cluster
@@ -92,6 +94,7 @@ class Link:
         self.address = ""
         self.fenced_by = ""
         self.nodes: dict[str, NodeNews] = {}
+        self._agents: dict[str, NodeReport] = {}  # node -> the latest report of its agent
         self._contest = ""
         self._contest_until_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
@@ -101,6 +104,8 @@ class Link:
         self._known: dict[str, tuple[int, Assigned]] = {}  # task -> row of its point, and what the dispatcher was told
         self._newest: Update | None = None
         self._fresh: dict[str, Assigned] = {}  # not handed over yet
+        self._to_hold: Mapping[str, tuple[Layers, ...]] = {}  # by node; all layers where nothing is said
+        self._holds_anew = False  # that is not handed over yet
 
     # --- beginning and end --------------------------------------------------------------------------------------
 
@@ -120,6 +125,8 @@ class Link:
     async def adopt(self, plant: Plant) -> None:
         """Go on with a site that was loaded anew; with other nodes or models the dispatcher begins anew."""
         same, self._plant = node_specs(plant) == node_specs(self._plant), plant
+        if not same:
+            self._to_hold = {}
         if not same and self._task is not None and not self.fenced_by:
             await self.close()
             self.nodes = {}
@@ -193,6 +200,24 @@ class Link:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
 
+    def _specs(self) -> tuple[NodeSpec, ...]:
+        """Nodes with what they are to hold at present."""
+        specs, self._holds_anew = node_specs(self._plant), False
+        if not self._settings.is_placed:
+            return specs
+        room = weight_memory_bytes(self._plant.profiles).tolist()
+        return tuple(
+            msgspec.structs.replace(spec, layers=self._to_hold.get(spec.id, spec.layers), room_bytes=room[i])
+            for i, spec in enumerate(specs)
+        )
+
+    def hold(self, layers: Mapping[str, tuple[Layers, ...]]) -> None:
+        """Have nodes hold these layers from here on, and no others."""
+        if layers != self._to_hold:
+            self._to_hold, self._holds_anew = dict(layers), True
+            self._waiting = self._newest is not None
+            self._hand_over()
+
     def _begin(self) -> Begin:
         settings = self._settings
         return Begin(
@@ -200,7 +225,7 @@ class Link:
             address=settings.address,
             token_file=settings.token_file,
             executor=settings.executor,
-            nodes=node_specs(self._plant),
+            nodes=self._specs(),
             who=f"{socket.gethostname()}:{os.getpid()}",
             daemon=self._daemon(),
             epoch=self.epoch if settings.mode == "join" else 0,
@@ -235,7 +260,8 @@ class Link:
             before, self.nodes[news.node] = self.nodes.get(news.node), news
             if before is None or (before.state, before.why) != (news.state, news.why):
                 self._node_changed(news)
-            elif before.endpoint != news.endpoint:
+            elif _shown(before) != _shown(news):
+                self._say(self.state)
                 self._changed()
         elif isinstance(news, Connected):
             self._connected(news)
@@ -287,9 +313,25 @@ class Link:
         bad = [n for n in self.nodes.values() if n.state not in {messages.UP, messages.STARTING} or n.why]
         if state == "connected":
             wrong += [f"{n.node} {n.state}: {n.why}" for n in bad]
+            if self._settings.mode == "join":  # a local cluster's nodes only stand for those of the site
+                wrong += capacity.without_gpu(self._plant.profiles, self.nodes)
         self._alarm(ALARM, "; ".join(wrong))
 
+    def heard(self, report: NodeReport) -> None:
+        """Take in what a node's agent reports."""
+        self._agents[report.node] = report
+
     # --- what it is told ----------------------------------------------------------------------------------------
+
+    @property
+    def short_bytes(self) -> dict[str, float]:
+        """Node -> memory that it lacks of what the site says, as far as is known."""
+        return capacity.short_bytes(self._plant.profiles, self.nodes, self._agents)
+
+    @property
+    def memory_notice(self) -> str:
+        """Which nodes have far less memory than the site says, "" = none."""
+        return capacity.memory_notice(self._plant.profiles, self.nodes, self._agents)
 
     @property
     def barred(self) -> tuple[str, ...]:
@@ -298,9 +340,9 @@ class Link:
         return tuple(n.id for n in self._plant.site.nodes if n.id in self.nodes and self.nodes[n.id].state in unusable)
 
     @property
-    def endpoints(self) -> Mapping[str, str]:
-        """Node -> where clients send activations, of nodes that serve."""
-        return {name: news.endpoint for name, news in self.nodes.items() if news.endpoint}
+    def endpoints(self) -> Mapping[str, tuple[str, str]]:
+        """Node -> where clients send activations and its CURVE public key, of nodes that serve."""
+        return {name: _served(news) for name, news in self.nodes.items() if news.endpoint}
 
     def plan(self, plan: Plan, running: Mapping[str, Running]) -> None:
         """Bring a plan into force. running: the tasks that are, by name."""
@@ -331,7 +373,8 @@ class Link:
     def _hand_over(self) -> None:
         if self._ready and self._waiting and self._newest is not None:
             self._ready = self._waiting = False
-            self._send(msgspec.structs.replace(self._newest, assigned=tuple(self._fresh.values())))
+            layers = tuple(spec.layers for spec in self._specs()) if self._holds_anew else None
+            self._send(msgspec.structs.replace(self._newest, assigned=tuple(self._fresh.values()), layers=layers))
             self._fresh = {}
 
     def view(self) -> api.ClusterView:
@@ -342,8 +385,13 @@ class Link:
             address=self.address,
             epoch=self.epoch,
             why=self.fenced_by or self.why,
-            nodes=tuple(_view(n) for n in self.nodes.values()),
+            nodes=tuple(self._view(n) for n in self.nodes.values()),
         )
+
+    def _view(self, news: NodeNews) -> api.ClusterNode:
+        shared = {name: getattr(news, name) for name in api.ClusterNode.__struct_fields__}
+        known = {"agent": self._agents.get(news.node), "short_bytes": self.short_bytes.get(news.node, 0.0)}
+        return api.ClusterNode(**{**shared, **known})
 
 
 def _ended(task: asyncio.Task[None]) -> None:
@@ -358,9 +406,13 @@ def _assigned(task: str, table: PointTable, point: int) -> Assigned:
     )
 
 
-def _view(news: NodeNews) -> api.ClusterNode:
-    shared = {name: getattr(news, name) for name in api.ClusterNode.__struct_fields__}
-    return api.ClusterNode(**shared)
+def _served(news: NodeNews) -> tuple[str, str]:
+    return news.endpoint, news.public_key
+
+
+def _shown(news: NodeNews) -> tuple[object, ...]:
+    """What of a node that is up matters to leases, to the plan and to people at once."""
+    return news.endpoint, news.public_key, news.layers, news.loading, news.ray
 
 
 def node_specs(plant: Plant) -> tuple[NodeSpec, ...]:

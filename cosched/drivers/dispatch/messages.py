@@ -6,6 +6,7 @@ dispatcher -> node actor: Order, at most one per plan, answered with Ack or Refu
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -30,7 +31,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Layers(msgspec.Struct, frozen=True, array_like=True):
-    """Decoder layers [first, last) of a model; `weight_bytes` is what they weigh."""
+    """Decoder layers [first, last) of a model; `weight_bytes` is what they weigh, each alike."""
 
     model: str
     first: int
@@ -38,8 +39,33 @@ class Layers(msgspec.Struct, frozen=True, array_like=True):
     weight_bytes: float = 0.0
 
 
+Layer = tuple[str, int]  # one of a model
+
+
+def single(layers: Iterable[Layers]) -> dict[Layer, float]:
+    """Each layer of these with its bytes."""
+    return {
+        (one.model, k): one.weight_bytes / (one.last - one.first) for one in layers for k in range(one.first, one.last)
+    }
+
+
+def runs(layers: Mapping[Layer, float]) -> tuple[Layers, ...]:
+    """Layers with their bytes as ranges, as few as there can be; sorted."""
+    found: list[Layers] = []
+    for (model, k), size in sorted(layers.items()):
+        if found and (found[-1].model, found[-1].last) == (model, k):
+            found[-1] = Layers(model, found[-1].first, k + 1, found[-1].weight_bytes + size)
+        else:
+            found.append(Layers(model, k, k + 1, size))
+    return tuple(found)
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """All changes of one plan for one node. `whole`: what is not named here is not to be held any more."""
+    """All changes of one plan for one node. `whole`: what is not named here is not to be held any more.
+
+    Sessions change at once. Layers take their time, come before others go where room_bytes (0: not said) has them both,
+    and go when no session runs on them.
+    """
 
     v: int = VERSION
     epoch: int  # of the daemon: each start takes a larger one
@@ -50,6 +76,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     end: tuple[str, ...] = ()
     load: tuple[Layers, ...] = ()
     unload: tuple[Layers, ...] = ()
+    room_bytes: float = 0.0  # for weights
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
@@ -74,9 +101,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     generation: int  # of the latest order that was carried out, 0 = none
     sessions: dict[str, float]  # task -> weight in force
     layers: tuple[Layers, ...] = ()
-    loading: bool = False  # layers are on their way
+    loading: bool = False  # layers are on their way, or wait
+    waits: str = ""  # what they wait for
+    load_bytes_per_s: float = 0.0  # at which layers were loaded: median of the latest, 0 = none was
     used_bytes: float = 0.0
     endpoint: str = ""  # where clients send activations, "" = nowhere
+    public_key: str = ""  # CURVE key of that endpoint, "" = a plain connection
+    device: str = ""  # that the executor computes on, with its memory; "" and 0: it does not say
+    memory_bytes: float = 0.0
+    free_bytes: float = 0.0
     failed: str = ""  # why the latest order was not carried out
     orders: int = 0  # taken by this process
     refused: int = 0  # orders and questions of older daemons
@@ -103,6 +136,7 @@ class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     fraction: float  # of its GPU, where it has one
     layers: tuple[Layers, ...] = ()  # that it is to have loaded
+    room_bytes: float = 0.0  # for weights, 0 = not said
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
@@ -135,13 +169,17 @@ class Assigned(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
-    """One plan. weight, share: float64 of each task. `assigned`: those that are new or moved since the last one."""
+    """One plan. weight, share: float64 of each task. `assigned`: those that are new or moved since the last one.
+
+    `layers`: what each of Begin.nodes is to hold from here on, None = as before.
+    """
 
     generation: int
     tasks: tuple[str, ...]
     weight: bytes
     share: bytes
     assigned: tuple[Assigned, ...]
+    layers: tuple[tuple[Layers, ...], ...] | None = None
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True, tag="taken"):
@@ -183,7 +221,6 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 News = Taken | Connected | Failed | Fenced | Contested | NodeNews
-Told = Begin | Update
 
 STARTING: Final = "starting"
 UP: Final = "up"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-from queue import Queue
 from typing import Final, TypeVar
 
 import msgspec
@@ -16,7 +15,8 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from cosched.drivers.dispatch import executor
 from cosched.drivers.dispatch.fence import Mark, claimed, question_refusal, refusal
-from cosched.drivers.dispatch.messages import Ack, Answer, Claim, Layers, Order, Refusal, Report
+from cosched.drivers.dispatch.holding import Holding
+from cosched.drivers.dispatch.messages import Ack, Answer, Claim, Order, Refusal, Report
 from cosched.errors import CoschedError
 
 NAMESPACE: Final = "cosched"  # of actors and of keys
@@ -67,9 +67,8 @@ class NodeActor:
         self._executor = executor.make(executor_name, node)
         self._applied = self._orders = self._refused = 0
         self._refused_who = self._failed = ""
-        self._layers: set[Layers] = set()  # asked for
-        self._loads: Queue[tuple[bool, Layers]] = Queue()
-        threading.Thread(target=self._load, name="layers", daemon=True).start()
+        self._holding = Holding(self._executor)
+        threading.Thread(target=self._holding.run, name="layers", daemon=True).start()  # beside the sessions
 
     def apply(self, data: bytes) -> bytes:
         """Take an Order; Ack or Refusal, packed."""
@@ -98,37 +97,27 @@ class NodeActor:
             self._failed = str(error)
         else:
             self._failed, self._applied = "", order.generation
-        self._change_layers(order)
+        self._holding.ask(order)
         return Ack(generation=order.generation)
 
-    def _change_layers(self, order: Order) -> None:
-        unload = [*order.unload, *(self._layers - set(order.load) if order.whole else ())]
-        load = [one for one in order.load if one not in self._layers]
-        self._layers = (self._layers - set(unload)) | set(load)
-        for change in [*((False, one) for one in unload), *((True, one) for one in load)]:
-            self._loads.put(change)
-
-    def _load(self) -> None:
-        """Load and unload, one after the other, beside the sessions."""
-        while True:
-            load, layers = self._loads.get()
-            try:
-                (self._executor.load if load else self._executor.unload)(layers)
-            except CoschedError as error:
-                self._failed = f"{'load' if load else 'unload'} {layers.model}: {error}"
-                self._layers.discard(layers)  # to be asked for again
-            self._loads.task_done()
-
     def _report(self) -> Report:
-        force = self._executor.in_force()
+        holding = self._holding
+        is_loading = holding.loading  # before what is in force: what ends meanwhile is in neither
+        force, memory = self._executor.in_force(), self._executor.memory()
         return Report(
             generation=self._applied,
             sessions=force.sessions,
             layers=force.layers,
-            loading=self._loads.unfinished_tasks > 0,
+            loading=is_loading,
+            waits=holding.waits,
+            load_bytes_per_s=holding.load_bytes_per_s,
             used_bytes=force.used_bytes,
             endpoint=self._executor.endpoint,
-            failed=self._failed,
+            public_key=self._executor.public_key,
+            device=memory.device,
+            memory_bytes=memory.total_bytes,
+            free_bytes=memory.free_bytes,
+            failed=self._failed or holding.failed,
             orders=self._orders,
             refused=self._refused,
             refused_who=self._refused_who,

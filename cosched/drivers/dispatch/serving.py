@@ -3,6 +3,7 @@
 What it serves with is the node's own affair, so it stands in the environment of the node's Ray:
 COSCHED_HOST_MODELS: a folder with a checkpoint's folder for each model of the site, by its id there.
 COSCHED_HOST_BIND: the endpoint of activations, tcp://127.0.0.1:0 unless it is set.
+COSCHED_HOST_KEY, COSCHED_HOST_ALLOWED: its CURVE key pair and the list of who may connect; needed beyond this machine.
 """
 
 from __future__ import annotations
@@ -12,14 +13,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from cosched.drivers.dispatch.executor import InForce
-from cosched.drivers.dispatch.messages import Layers, Session
+import psutil
+import torch
+
+from cosched.drivers.dispatch.executor import InForce, InUse, Memory
+from cosched.drivers.dispatch.messages import Layer, Layers, Session, runs, single
+from cosched.drivers.zap import Authenticator, guarded
 from cosched.errors import BadInput
+from cosched.runtime.errors import Refused
 from cosched.runtime.host import Host
 from cosched.runtime.model import ModelSource, open_model
+from telemetry.bus import Curve
+from telemetry.errors import BadEndpoint
 
 MODELS: Final = "COSCHED_HOST_MODELS"
 BIND: Final = "COSCHED_HOST_BIND"
+KEY: Final = "COSCHED_HOST_KEY"
+ALLOWED: Final = "COSCHED_HOST_ALLOWED"
+EVERYWHERE: Final = ("tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:")  # no address to connect to
 LEAST_WEIGHT: Final = 1e-6  # who is served with what the others leave has weight 0 in a plan; a host wants more
 
 
@@ -27,11 +38,20 @@ class Serving:
     """A Host with the weights and layers that the daemon wants. Raises BadInput, BadModel, BadEndpoint."""
 
     def __init__(self, node: str) -> None:
-        self._host = Host(node, _sources(), bind=[os.environ.get(BIND, "tcp://127.0.0.1:0")])
-        self._host.start()
+        sources, bind = _sources(), _bind()
+        keys, self._guard = _keys()
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._host = Host(node, sources, bind=[bind], device=self._device, keys=keys, guard=self._guard)
+        try:
+            self._host.start()
+        except BadEndpoint as error:
+            self._end_guard()
+            mend = "" if keys else f", and {KEY} and {ALLOWED}"
+            raise BadInput(f"{BIND}: {error}{mend}") from None
         self.endpoint = self._host.endpoint
+        self.public_key = keys.public if keys is not None else ""
         self._sessions: dict[str, float] = {}
-        self._layers: dict[Layers, None] = {}  # asked for
+        self._bytes: dict[Layer, float] = {}  # that layers weigh, as the daemon reckons
 
     def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str]) -> None:
         """Share the host by these weights; clients open and close what is computed. Raises BadModel."""
@@ -42,24 +62,55 @@ class Serving:
 
     def load(self, layers: Layers) -> None:
         """Read them into memory. Raises BadModel."""
+        self._bytes.update(single([layers]))
         self._host.load(layers.model, layers.first, layers.last)
-        self._layers[layers] = None
 
     def unload(self, layers: Layers) -> None:
-        """Forget them. Raises Refused while sessions run on them."""
-        self._host.unload(layers.model, layers.first, layers.last)
-        self._layers.pop(layers, None)
+        """Forget them. Raises InUse while sessions run on them, and BadModel."""
+        try:
+            self._host.unload(layers.model, layers.first, layers.last)
+        except Refused as refused:
+            raise InUse(str(refused)) from None
 
     def in_force(self) -> InForce:
         """Return the weights applied, and those layers that the host really has."""
         models = self._host.report().models
-        held = {(name, layer) for name, model in models.items() for layer in model.layers}
-        there = tuple(one for one in self._layers if {(one.model, k) for k in range(one.first, one.last)} <= held)
-        return InForce(dict(self._sessions), there, float(sum(model.weight_bytes for model in models.values())))
+        held = {(name, k): self._bytes.get((name, k), 0.0) for name, model in models.items() for k in model.layers}
+        used_bytes = float(sum(model.weight_bytes for model in models.values()))
+        return InForce(dict(self._sessions), runs(held), used_bytes)
+
+    def memory(self) -> Memory:
+        """Return the GPU's memory where there is one, else the machine's."""
+        if self._device == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            return Memory(torch.cuda.get_device_name(), float(total), float(free))
+        machine = psutil.virtual_memory()
+        return Memory("cpu", float(machine.total), float(machine.available))
 
     def stop(self) -> None:
         """Serve nobody any more."""
         self._host.stop()
+        self._end_guard()
+
+    def _end_guard(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
+
+
+def _bind() -> str:
+    """Where to serve. Raises BadInput for what a client could not connect to."""
+    bind = os.environ.get(BIND, "tcp://127.0.0.1:0")
+    if bind.startswith(EVERYWHERE):
+        raise BadInput(f"{BIND}='{bind}': leases say where the node serves, so name its address or interface")
+    return bind
+
+
+def _keys() -> tuple[Curve | None, Authenticator | None]:
+    """CURVE keys, and who answers handshakes; both None on a plain endpoint. Raises BadInput."""
+    key, allowed = os.environ.get(KEY, ""), os.environ.get(ALLOWED, "")
+    if bool(key) != bool(allowed):
+        raise BadInput(f"{KEY} and {ALLOWED} go together: whoever connects must be known")
+    return guarded(key, Path(allowed)) if key else (None, None)
 
 
 def _sources() -> list[ModelSource]:

@@ -1,0 +1,311 @@
+"""What nodes hold decides what may be planned, and what recent arrivals ask for decides what nodes are to hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_core import answer, report
+
+from cosched.build import Plant, plant
+from cosched.core.bids import Arrival, life_work
+from cosched.core.commands import Plan
+from cosched.core.core import Core
+from cosched.core.events import Barred, Offered, Placed, Progress, Progressed, Telemetry, Tick
+from cosched.core.layers import NodeLayers
+from cosched.core.placement import arriving, choose, running, stock_of
+from cosched.core.settings import Settings
+from cosched.core.snapshot import Snapshot
+from cosched.errors import BadInput
+from cosched.workloads.context import session_memory_bytes, weight_memory_bytes
+from solvers.placement import Layers
+from telemetry.messages import LlmSession, TaskOffer, VideoClip
+
+SITE = """
+v = 1
+name = "two"
+cells = [{ id = "cell0", ul_prbs = 273, scs_khz = 30 }]
+nodes = [{ id = "edge0", device = "h100" MEMORY }, { id = "edge1", device = "h100" MEMORY }]
+models = [{ id = "llama", config = "llama-3-8b" }, { id = "qwen", config = "qwen3-8b" }]
+ues = { count = 30, devices = [{ device = "phone", share = 1.0, max_layers = 8 }] }
+"""
+GB = 1e9
+H100_BYTES = 80e9
+
+
+def site(room_bytes: float | None = None) -> Plant:
+    """Two nodes; room_bytes for weights on each, or for all."""
+    memory = "" if room_bytes is None else f", memory_bytes = {H100_BYTES - room_bytes:.0f}"
+    return plant(SITE.replace(" MEMORY", memory), "two", {})
+
+
+WIDE, TIGHT = site(), site(6.5 * GB)  # one model in 4 bit weighs 5.4 and 5.7 GB
+LAYERS = {"llama": 32, "qwen": 36}
+
+
+def offer(task: str, at_s: float, model: str = "llama", *, private: bool = False) -> TaskOffer:
+    work = LlmSession(
+        model=model, context_tokens=2000, new_tokens=256, max_output_tokens=200, ttft_s=2.0, tpot_s=0.05,
+        private=private,
+    )  # fmt: skip
+    return TaskOffer(at_ns=round(at_s * 1e9), source="s", seq=0, task=task, ue="ue00", work=work)
+
+
+def core_of(place: Plant) -> Core:
+    core = place.core("joint", Settings())
+    core.handle(Telemetry(0.0, msgspec.structs.replace(report("ue00", 0.0, 4.0), cell="cell0")))
+    return core
+
+
+def submit(core: Core, at_s: float, *offers: TaskOffer) -> dict[str, str]:
+    return reasons(answer(core, core.handle(Offered(at_s, offers)), at_s))
+
+
+def reasons(plans: Sequence[Plan]) -> dict[str, str]:
+    return {d.task: str(d.reason) for p in plans for d in p.decisions}
+
+
+def holds(**nodes: dict[str, int]) -> tuple[NodeLayers, ...]:
+    return tuple(NodeLayers(node=node, holds=first, keeps=first) for node, first in nodes.items())
+
+
+def place_of(core: Core, task: str) -> tuple[str, int]:
+    held = core.state.tasks[task]
+    return core.state.site.nodes[int(held.table.node[held.point])].id, int(held.table.split[held.point])
+
+
+# --- what may be planned --------------------------------------------------------------------------------------------
+
+
+def test_without_word_of_the_nodes_everything_is_open():
+    core = core_of(WIDE)
+    assert submit(core, 0.1, offer("t0", 0.1), offer("t1", 0.1, "qwen")) == {"t0": "admitted", "t1": "admitted"}
+
+
+def test_newcomers_go_where_their_layers_are():
+    core = core_of(WIDE)
+    core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={"llama": 4})))
+    assert submit(core, 0.2, offer("q", 0.2, "qwen")) == {"q": "rejected_not_loaded"}
+    assert submit(core, 0.3, *(offer(f"t{i}", 0.3) for i in range(6)), offer("p", 0.3, private=True))["p"] == "admitted"
+    for task in core.state.tasks:
+        node, split = place_of(core, task)
+        assert node == "edge0" or split >= 4
+    answer(core, core.handle(Placed(0.4, holds(edge0={"qwen": 1}, edge1={}))), 0.4)
+    assert submit(core, 0.4, offer("q1", 0.4, "qwen")) == {"q1": "admitted"}
+    assert place_of(core, "q1")[1] >= 1
+
+
+def test_layers_that_are_to_go_serve_those_who_run_there_and_nobody_else():
+    core = core_of(WIDE)
+    core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={})))
+    assert submit(core, 0.2, offer("t0", 0.2)) == {"t0": "admitted"}
+    leaving = NodeLayers(node="edge0", holds={"llama": 0}, keeps={}), *holds(edge1={})
+    assert reasons(answer(core, core.handle(Placed(0.3, leaving)), 0.3)) == {}
+    assert place_of(core, "t0")[0] == "edge0"
+    assert submit(core, 0.4, offer("t1", 0.4)) == {"t1": "rejected_not_loaded"}
+
+
+def test_who_runs_where_layers_vanish_is_planned_elsewhere_or_ends():
+    core = core_of(WIDE)
+    submit(core, 0.1, *(offer(f"t{i}", 0.1) for i in range(4)))
+    gone = Placed(0.2, holds(edge0={"llama": 0}, edge1={}))
+    there = {task for task in core.state.tasks if place_of(core, task)[0] == "edge1"}
+    assert reasons(answer(core, core.handle(gone), 0.2)) == dict.fromkeys(there, "moved_node_lost")
+    plans = answer(core, core.handle(Placed(0.3, holds(edge0={"qwen": 0}, edge1={}))), 0.3)
+    assert reasons(plans) == {f"t{i}": "node_lost" for i in range(4)}
+
+
+def test_a_clip_needs_no_layers():
+    core = core_of(WIDE)
+    core.handle(Placed(0.1, holds(edge0={}, edge1={})))
+    clip = TaskOffer(at_ns=0, source="s", seq=0, task="v", ue="ue00",
+                     work=VideoClip(frame_flop=60e9, frame_bits=5e5, fps=2.0, deadline_s=0.5, frames=20))  # fmt: skip
+    assert submit(core, 0.2, clip) == {"v": "admitted"}
+
+
+def test_another_core_goes_on_with_the_same_layers():
+    core = core_of(WIDE)
+    core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={})))
+    core.handle(Barred(0.1, ("edge1",)))
+    snapshot = msgspec.json.decode(msgspec.json.encode(core.snapshot()), type=Snapshot)
+    other = WIDE.core("joint", Settings())
+    assert other.restore(snapshot) == ()
+    both = [answer(c, c.handle(Offered(0.3, (offer("x", 0.3), offer("q", 0.3, "qwen")))), 0.3) for c in (core, other)]
+    assert reasons(both[0]) == reasons(both[1]) == {"x": "admitted", "q": "rejected_not_loaded"}
+    assert both[0][0].share.tobytes() == both[1][0].share.tobytes()
+
+
+first = st.one_of(st.none(), st.dictionaries(st.sampled_from(["llama", "qwen"]), st.integers(0, 9)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(first, first, st.booleans(), st.booleans()), min_size=1, max_size=6))
+def test_no_plan_has_a_task_on_layers_that_its_node_does_not_hold(steps: list[tuple[dict[str, int] | None, ...]]):
+    core = core_of(WIDE)
+    for i, (edge0, edge1, *barred) in enumerate(steps):
+        at, told = 1.0 + i, {"edge0": edge0, "edge1": edge1}
+        gone = {name for name, is_gone in zip(told, barred, strict=True) if is_gone}
+        answer(core, core.handle(Barred(at, tuple(sorted(gone)))), at)
+        nodes = tuple(NodeLayers(node=n, holds=f, keeps=f) for n, f in told.items())
+        answer(core, core.handle(Placed(at, nodes)), at)
+        models = itertools.cycle(LAYERS)
+        submit(core, at, *(offer(f"t{i}-{k}", at, next(models), private=k > 1) for k in range(4)))
+        for task, held in core.state.tasks.items():
+            if held.table.node[held.point] < 0:
+                continue
+            node, split = place_of(core, task)
+            assert node not in gone
+            there = told[node]
+            assert there is None or split >= there.get(held.model, LAYERS[held.model])
+
+
+# --- what is to be held ---------------------------------------------------------------------------------------------
+
+
+def demand(core: Core, counts: dict[str, int], *, private: bool = False) -> None:
+    """Tasks that asked within the last 20 s, all of them gone by now."""
+    for model, count in counts.items():
+        for i in range(count):
+            core._bids.note(arrival(core, f"{model}{i}", 10.0 + 20.0 * i / count, model, private=private))
+    core._bids.arrivals = type(core.bids.arrivals)(sorted(core.bids.arrivals, key=lambda a: a.at_s))
+
+
+def arrival(core: Core, task: str, at_s: float, model: str, *, private: bool) -> Arrival:
+
+    asked = offer(task, at_s, model, private=private)
+    return Arrival(at_s, asked, core._points(asked, 0, ()), 0, 4.0)
+
+
+def held(found: Sequence[Layers]) -> dict[str, dict[str, int]]:
+    table: dict[str, dict[str, int]] = {"edge0": {}, "edge1": {}}
+    for x in found:
+        table[x.node][x.model] = x.first
+    return table
+
+
+def test_the_arithmetic_of_memory_counts_what_is_held():
+    stock = stock_of(TIGHT.profiles)
+    total = {m.id: sum(m.layer_bytes) for m in stock.models}
+    for name, served in TIGHT.profiles.models.items():
+        assert total[name] == pytest.approx(served.model.weight_bytes(4, TIGHT.profiles.node_devices[0].weight_format))
+    assert stock.room_bytes == pytest.approx((6.5 * GB, 6.5 * GB))
+    assert not stock.fits
+    assert stock_of(WIDE.profiles).fits
+    assert sum(stock_of(WIDE.profiles).room_bytes) == pytest.approx(2 * sum(total.values()))
+    assert stock.has_room(stock.first_fit())
+    assert not stock.has_room(stock.everything())
+    assert {x.model for x in stock.first_fit() if x.first == 0} == {"llama", "qwen"}  # not the same on both
+
+
+def test_who_has_no_room_for_all_says_so_unless_layers_are_placed():
+    small = plant(SITE.replace(" MEMORY", ", fraction = 0.1"), "small", {})  # 8 GB
+    with pytest.raises(BadInput, match="the models' weights take"):
+        session_memory_bytes(small.profiles)
+    sessions, weights = session_memory_bytes(small.profiles, placed=True), weight_memory_bytes(small.profiles)
+    assert sessions + weights == pytest.approx([8 * GB, 8 * GB])
+    assert not stock_of(small.profiles).fits
+    assert small.core("joint", Settings()).state.tasks == {}
+
+
+def test_layers_follow_demand_and_stay_where_it_does_not_change():
+    stock = stock_of(TIGHT.profiles)
+    core = core_of(TIGHT)
+    now = stock.first_fit()
+    assert choose(core.state, core.bids, Settings(), stock, now, {}) is None  # nobody asked
+    demand(core, {"llama": 40})
+    first_found = choose(core.state, core.bids, Settings(), stock, now, {})
+    assert first_found is not None
+    assert [held(first_found.layers)[n].get("llama") for n in ("edge0", "edge1")].count(0) >= 1
+    again = choose(core.state, core.bids, Settings(), stock, first_found.layers, {})
+    assert again is not None
+    assert (again.layers, again.moved_bytes) == (first_found.layers, 0.0)
+    later = core_of(TIGHT)
+    demand(later, {"qwen": 400})
+    old = [x for x in stock.everything() if x.model == "llama"]
+    found = choose(later.state, later.bids, Settings(), stock, old, {})
+    assert found is not None
+    assert all(held(found.layers)[n]["qwen"] <= 4 for n in ("edge0", "edge1"))  # a phone has 8 layers
+    assert stock.has_room(found.layers)
+
+
+def test_a_slow_disk_keeps_layers_where_they_are():
+    stock, core = stock_of(TIGHT.profiles), core_of(TIGHT)
+    demand(core, {"qwen": 20})
+    now = [x for x in stock.everything() if x.model == "llama"]
+    slow = choose(core.state, core.bids, Settings(), stock, now, {"edge0": 5e7, "edge1": 1e9})  # 114 s and 6 s
+    assert slow is not None
+    assert held(slow.layers)["edge0"] == {"llama": 0}
+    assert "qwen" in held(slow.layers)["edge1"]
+
+
+def test_those_who_run_keep_their_layers_against_less_demand():
+    stock, core = stock_of(TIGHT.profiles), core_of(TIGHT)
+    core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={})))
+    submit(core, 0.2, *(offer(f"t{i}", 0.2) for i in range(8)))
+    assert {place_of(core, t)[0] for t in core.state.tasks} == {"edge0"}
+    (kept,) = {x for d in running(core.state, Settings(), stock) for w in d.ways for x in w.pieces}
+    assert (kept.node, kept.model) == ("edge0", "llama")
+    demand(core, {"qwen": 4})
+    both = [Layers("edge0", "llama", 0, 32), Layers("edge1", "llama", 0, 32)]
+    found = choose(core.state, core.bids, Settings(), stock, both, {})
+    assert found is not None
+    assert "llama" in held(found.layers)["edge0"]
+    assert held(found.layers)["edge1"].get("qwen") is not None
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_demand_is_what_each_arrival_gains_by_the_layers_held(private: bool):
+    """Against a plain search over all points of all arrivals."""
+    stock, core, ours = stock_of(TIGHT.profiles), core_of(TIGHT), Settings()
+    demand(core, {"llama": 3, "qwen": 2}, private=private)
+    core._bids.price = np.array([0.3, 0.1, 0.2])
+    arrivals = list(core.bids.arrivals)
+    span_s = arrivals[-1].at_s - arrivals[0].at_s
+    seen = 0  # they are less than the nodes can do
+    for found in arriving(core.state, core.bids, ours, stock):
+        for way in found.ways:
+            (piece,) = way.pieces
+            node = ("edge0", "edge1").index(piece.node)
+            value = load = 0.0
+            for one in (a for a in arrivals if a.offer.work.model == piece.model):
+                seconds, alone_s = life_work(core.state.site, one, ours.expected_output)
+                best = (0.0, 0.0)
+                for j in range(one.table.n_points):
+                    late = one.table.fixed_s[j] + alone_s[j] / ours.bid_share > one.table.deadline_s
+                    if late.any() or one.table.node[j] != node or one.table.split[j] < piece.first:
+                        continue
+                    best = max(best, (one.table.quality[j] - 0.3 * seconds[j, 0], -seconds[j, 1 + node]))
+                value, load = value + best[0] / span_s, load - best[1] / span_s
+            assert way.value_per_s == pytest.approx(value)
+            assert way.load == pytest.approx((load,))
+            assert piece.first >= int(private)
+            seen += 1
+    assert seen >= 4
+
+
+def test_of_more_than_all_nodes_can_do_the_placement_sees_what_they_can():
+    """A class is served in parts of a hundredth: of 1000 times what a node can do not even one would fit."""
+    stock, core = stock_of(TIGHT.profiles), core_of(TIGHT)
+    for i in range(400):
+        asked = offer(f"t{i}", 10.0 + 0.05 * i, "qwen")
+        asked = msgspec.structs.replace(asked, work=msgspec.structs.replace(asked.work, max_output_tokens=100_000))
+        core.bids.note(Arrival(asked.at_ns * 1e-9, asked, core._points(asked, 0, ()), 0, 4.0))
+    (found,) = arriving(core.state, core.bids, Settings(), stock)
+    assert min(load for way in found.ways for load in way.load) == pytest.approx(2.0)
+    chosen = choose(core.state, core.bids, Settings(), stock, stock.first_fit(), {})
+    assert chosen is not None
+    assert all("qwen" in of_node for of_node in held(chosen.layers).values())
+
+
+def test_ticks_without_anybody_cost_nothing_after_layers_have_changed():
+    core = core_of(WIDE)
+    assert core.handle(Placed(0.1, holds(edge0={}))) == []
+    assert core.handle(Tick(0.2)) == []
+    progress = Progress(task="nobody", phase=1, done=1, late=0, first_s=0.1, last_s=0.1, ul_bits_left=0.0,
+                        node_s_left=0.0, fixed_s_left=0.0)  # fmt: skip
+    assert core.handle(Progressed(0.3, (progress,))) == []
