@@ -26,7 +26,7 @@ help: ## list the targets
 
 setup: $(VENV)/.ready ## create .venv with the pinned packages and compile the kernels
 
-demo: setup ## play the sample trace into a live daemon, replay it with every policy, write the report
+demo: setup ## a live daemon on the sample trace, an LLM split over a local Ray, the replay with every policy, a report
 	@$(BIN)/cosched demo $(ARGS)
 
 test: setup ## run all tests

@@ -192,13 +192,14 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
 
 def check(settings: Settings, where: str) -> None:
     """Refuse what the types allow but no daemon can do. Raises BadInput."""
-    from cosched.core.policy import policy
+    from cosched.core.policy import checked_objective, policy
     from cosched.log import LEVELS
 
     if settings.v != 1:
         raise BadInput(f"{where}: v = {settings.v}: this version reads v = 1")
     policy(settings.policy)
     policy(settings.shadow.baseline)
+    checked_objective(settings.core.objective, f"{where}: core.objective")
     if settings.log.level not in LEVELS:
         raise BadInput(f"{where}: log.level '{settings.log.level}': one of {', '.join(LEVELS)}")
     if not 0.01 <= settings.core.period_s <= 1.0:

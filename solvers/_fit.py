@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers._jit import lean, nopython
+from solvers._jit import inlined, lean, nopython
 from solvers._kernel import ACTIVITY, DOUBLE, EDGE, HIGH, LOW, RIGID, Prices, Table, prices_of, rounded, with_couplings
 from solvers._point import ACT, CAP, FLOOR, Point, bill, cheapest, latency, legs, load, mixed, stretch
 from solvers.problem import Floats, Ints
@@ -25,6 +25,7 @@ STEPS: Final = 20  # of one search; 1 to 6 are used
 JUMP: Final = 3.0  # no log price moves by more in one step
 GOAL: Final = 1.0 - 1e-6  # part of the room that is aimed at, so that it is reached from within
 CLOSE: Final = 1e-7  # part of the room by which the goal may be missed when shares are settled
+ASTRAY: Final = 0.1  # part of the worth of all room that the bill of wide shares may be off
 CALM: Final = 1e-5  # part of the dual's value: when a step of a set that fits gains less, it is settled
 FADING: Final = 1e-3  # of the worth of all room: a price below it that still falls is on its way to 0
 LEAST: Final = 1e-7  # ... and below it no price falls: two phases at prices too far apart are beyond rounding
@@ -71,8 +72,8 @@ def new_set(t: Table) -> Set:
     return Set(chosen, slot, row, bills, share, wide, np.zeros((2, n)), np.zeros(n), np.zeros((n - 1, n - 1)))
 
 
-@lean
-def put(t: Table, k: Set, i: int, j: int) -> None:
+@inlined
+def put_here(t: Table, k: Set, i: int, j: int) -> None:
     """Let task i have point j, or none (-1)."""
     k.chosen[i] = j
     k.bill[i] = 0.0
@@ -81,6 +82,12 @@ def put(t: Table, k: Set, i: int, j: int) -> None:
             k.slot[i, s] = t.slot[j, s]
             k.row[i, ROOT, s], k.row[i, ACTS, s] = t.root[j, s], t.cell[j, ACTIVITY, s]
             k.row[i, LOW, s], k.row[i, HIGH, s] = t.cell[j, LOW, s], t.cell[j, HIGH, s]
+
+
+@lean
+def put(t: Table, k: Set, i: int, j: int) -> None:
+    """As put_here, by a call."""
+    put_here(t, k, i, j)
 
 
 @lean
@@ -158,7 +165,7 @@ def _widen(o: Point, theta: float, y: float, p: Prices) -> bool:
 
 
 @lean
-def _exact(t: Table, i: int, j: int, p: Prices, o: Point) -> tuple[float, bool]:
+def exact_shares(t: Table, i: int, j: int, p: Prices, o: Point) -> tuple[float, bool]:
     """Tight shares of point j into o.x, wide ones into o.y. Returns (theta, whether the deadline does not bind)."""
     load(t, j, o)
     theta, y = cheapest(o, t.mode[j] == DOUBLE, 1.0, p)  # no hint: the same at every call
@@ -171,7 +178,7 @@ def _exact(t: Table, i: int, j: int, p: Prices, o: Point) -> tuple[float, bool]:
 @lean
 def _add_exact(t: Table, k: Set, i: int, p: Prices, o: Point) -> float:
     """As _add_quick, for any point; k.bill[i] becomes the bill of the tight shares."""
-    theta, eased = _exact(t, i, k.chosen[i], p, o)
+    theta, eased = exact_shares(t, i, k.chosen[i], p, o)
     k.bill[i] = bill(o, p, o.x)
     height = bill(o, p, o.y) + theta * latency(o, 0, o.y) + (1.0 - theta) * latency(o, 1, o.y)
     for s in range(o.x.shape[0]):
@@ -215,7 +222,7 @@ def _one_by_one(t: Table, k: Set, p: Prices, c: Climb, o: Point) -> Climb:
 
 
 @nopython
-def _serve(t: Table, k: Set, p: Prices, o: Point) -> Climb:
+def serve(t: Table, k: Set, p: Prices, o: Point) -> Climb:
     """What everyone's tight and wide shares at these prices use and cost, into k."""
     n = t.room.shape[0] - 1
     linked = t.link.shape[0] > 0
@@ -237,47 +244,6 @@ def _serve(t: Table, k: Set, p: Prices, o: Point) -> Climb:
 
 
 @nopython
-def _write(t: Table, k: Set, price: Floats, wide: bool, out: Floats, o: Point) -> None:
-    """Everyone's tight or wide shares at prices (R,) into out (N, S)."""
-    p = prices_of(t, price)
-    if _write_quick(t, k, p, wide, out) > 0:
-        _write_others(t, k, p, wide, out, o)
-
-
-@lean
-def _write_others(t: Table, k: Set, p: Prices, wide: bool, out: Floats, o: Point) -> None:
-    for i in t.order:
-        if out[i, 0] < 0.0:
-            _exact(t, i, k.chosen[i], p, o)
-            for s in range(out.shape[1]):
-                out[i, s] = o.y[s] if wide else o.x[s]
-
-
-@nopython
-def _write_quick(t: Table, k: Set, p: Prices, wide: bool, out: Floats) -> int:
-    """Shares that meet no limit into out (N, S); returns for how many tasks -1 is there instead."""
-    chosen, slot, row, mode, root, back = k.chosen, k.slot, k.row, t.mode, p.root, p.back
-    left = 0
-    for i in range(out.shape[0]):
-        j, total = chosen[i], 0.0
-        for s in range(out.shape[1]):
-            out[i, s] = 0.0
-        if j < 0:
-            continue
-        for s in range(out.shape[1]):
-            total += row[i, ROOT, s] * root[slot[i, s]]
-        most, inside = max(total, 1.0), mode[j] != DOUBLE
-        for s in range(out.shape[1]):
-            unit = row[i, ROOT, s] * back[slot[i, s]]
-            inside = inside and row[i, LOW, s] <= unit * total and unit * most <= row[i, HIGH, s]
-        for s in range(out.shape[1]):
-            unit = row[i, ROOT, s] * back[slot[i, s]] / row[i, ACTS, s]
-            out[i, s] = -1.0 if not inside else unit * (most if wide else total)
-        left += 0 if inside or out.shape[1] == 0 else 1
-    return left
-
-
-@nopython
 def solve_linear(matrix: Floats, right: Floats) -> None:
     """Solve a symmetric positive definite system in place; `right` becomes the solution (Gauss, no pivoting)."""
     n = right.shape[0]
@@ -296,8 +262,11 @@ def solve_linear(matrix: Floats, right: Floats) -> None:
 
 
 @nopython
-def _newton(k: Set, price: Floats, step: Floats) -> None:
-    """Newton step in log prices: pull step = 2 price (wide use - room), no component beyond JUMP."""
+def newton(k: Set, price: Floats, step: Floats) -> float:
+    """Newton step in log prices: pull step = 2 price (wide use - room), no component beyond JUMP.
+
+    Returns what the dual gains by it if it is as curved as it looks.
+    """
     n = price.shape[0]
     matrix = np.empty((n, n))
     for r in range(n):
@@ -308,15 +277,17 @@ def _newton(k: Set, price: Floats, step: Floats) -> None:
         if matrix[r, r] <= 0.0:
             matrix[r, r] = 1.0
     solve_linear(matrix, step)
-    whole = _worth(k, price)
+    whole, gain = worth_of(k, price), 0.0
     for r in range(n):
         step[r] = min(JUMP, max(-JUMP, step[r]))
         if price[r] * k.room[r] < FADING * whole and k.use[1, r] < GOAL * k.room[r]:
             step[r] = -JUMP
+        gain += 0.5 * step[r] * price[r] * (k.use[1, r] - GOAL * k.room[r])
+    return gain
 
 
 @lean
-def _worst(k: Set) -> float:
+def fullest(k: Set) -> float:
     """Greatest tight use over room; inf where there is use but no room."""
     worst = 0.0
     for r in range(k.room.shape[0] - 1):
@@ -326,9 +297,9 @@ def _worst(k: Set) -> float:
 
 
 @lean
-def _settled(k: Set, price: Floats) -> bool:
+def settled(k: Set, price: Floats) -> bool:
     """Wide shares fill every resource that has a price that matters."""
-    whole = _worth(k, price)
+    whole = worth_of(k, price)
     for r in range(price.shape[0]):
         over = k.use[1, r] - GOAL * k.room[r]
         if over > CLOSE * k.room[r] or (over < -CLOSE * k.room[r] and price[r] * k.room[r] > 1e-9 * whole):
@@ -346,7 +317,7 @@ def _no_room(k: Set) -> int:
 
 
 @lean
-def _worth(k: Set, price: Floats) -> float:
+def worth_of(k: Set, price: Floats) -> float:
     total = 0.0
     for r in range(price.shape[0]):
         total += price[r] * k.room[r]
@@ -356,21 +327,20 @@ def _worth(k: Set, price: Floats) -> float:
 @lean
 def _ratio(k: Set, price: Floats, spent: float) -> float:
     """Bill of the tight shares over the worth of the room; above 1 it proves that the set does not fit."""
-    whole = _worth(k, price)
+    whole = worth_of(k, price)
     return spent / whole if whole > 0.0 else 0.0
 
 
 @nopython
-def _next(old: Floats, step: Floats, risen: bool, k: Set, price: Floats) -> None:
-    """Move `price`: a Newton step from where it is if the dual has risen there, else a shorter one from `old`."""
+def advance(old: Floats, step: Floats, risen: bool, k: Set, price: Floats) -> None:
+    """Move `price`: a step from where it is if the dual has risen there, else a shorter one from `old`."""
     if risen:
         for r in range(price.shape[0]):
             old[r] = price[r]
-        _newton(k, price, step)
     else:
         for r in range(price.shape[0]):
             step[r] *= 0.3
-    least = LEAST * _worth(k, old)
+    least = LEAST * worth_of(k, old)
     for r in range(price.shape[0]):
         lowest = least / k.room[r] if k.room[r] > EDGE else 1e-200
         price[r] = rounded(max(lowest, 1e-200, old[r] * math.exp(step[r]))) if old[r] > 0.0 else 0.0
@@ -401,26 +371,36 @@ def _scale(t: Table, k: Set, whole: float, c: Climb) -> float:
 
 
 @nopython
-def _look(t: Table, k: Set, price: Floats, o: Point) -> int:
-    """First look: serve at these price ratios, then scale the prices to where the wide shares about fill the room."""
-    full = elastic_room(t, k)
+def _look(t: Table, k: Set, price: Floats, o: Point) -> tuple[int, Climb]:
+    """First look: serve at these price ratios, scaled to where the wide shares about fill the room."""
+    full, c = elastic_room(t, k), Climb(0.0, 0.0, 0.0)
     if full < 0:
-        c = _serve(t, k, prices_of(t, price), o)
+        c = serve(t, k, prices_of(t, price), o)
         full = _no_room(k)
     if full >= 0:
         for r in range(price.shape[0]):
             price[r] = 1.0 if r == full else 0.0
-        return NO_FIT
-    whole, ratio, verdict = _worth(k, price), _ratio(k, price, c.spent), UNKNOWN
-    if _worst(k) <= 1.0 + EDGE:
+        return NO_FIT, c
+    ratio, verdict = _ratio(k, price, c.spent), UNKNOWN
+    if fullest(k) <= 1.0 + EDGE:
         verdict = FIT
     elif ratio > 1.0 + EDGE:
         verdict = NO_FIT
-    if verdict != FIT and c.roots > 0.0 and whole > 0.0:
-        factor = _scale(t, k, whole, c)
-        for r in range(price.shape[0]):
-            price[r] *= factor
-    return verdict
+    return verdict, c if verdict == FIT else scaled(t, k, price, c, o)
+
+
+@nopython
+def scaled(t: Table, k: Set, price: Floats, c: Climb, o: Point) -> Climb:
+    """Scale prices at which wide shares cost much more or less than the room is worth; returns the look there."""
+    whole, wide = worth_of(k, price), 0.0
+    for r in range(price.shape[0]):
+        wide += price[r] * k.use[1, r]
+    if c.roots <= 0.0 or whole <= 0.0 or abs(wide - GOAL * whole) <= ASTRAY * whole:
+        return c
+    factor = _scale(t, k, whole, c)
+    for r in range(price.shape[0]):
+        price[r] *= factor
+    return serve(t, k, prices_of(t, price), o)
 
 
 @nopython
@@ -430,69 +410,27 @@ def fit(t: Table, k: Set, price: Floats, sharp: bool, o: Point) -> int:
     FIT: the tight shares at `price` do, k.use[0] is their use. NO_FIT: at `price` they cost more than there is room
     for; `sharp`: by as much as a few more steps find.
     """
-    verdict = _look(t, k, price, o)
-    if verdict == FIT or (verdict == NO_FIT and (not sharp or _worth(k, price) <= 0.0)):
+    verdict, c = _look(t, k, price, o)
+    if verdict == FIT or (verdict == NO_FIT and (not sharp or worth_of(k, price) <= 0.0)):
         return verdict
     old, step = price.copy(), np.zeros(price.shape[0])
     top, before = -math.inf, 0.0
-    for _ in range(STEPS):
-        c = _serve(t, k, prices_of(t, price), o)
-        if _worst(k) <= 1.0 + EDGE:
+    for tried in range(STEPS):
+        if tried > 0:
+            c = serve(t, k, prices_of(t, price), o)
+        if fullest(k) <= 1.0 + EDGE:
             return FIT
         ratio = _ratio(k, price, c.spent)
         if ratio > 1.0 + EDGE and not sharp:
             return NO_FIT
-        height = c.height - GOAL * _worth(k, price)
+        height = c.height - GOAL * worth_of(k, price)
         risen = height >= top - SLIP * abs(top)
         if risen:
             sharper, before = ratio - before, ratio
             if ratio > 1.0 + EDGE and sharper < LEVEL * (ratio - 1.0):
                 return NO_FIT
         top = max(top, height)
-        _next(old, step, risen, k, price)
+        if risen:
+            newton(k, price, step)
+        advance(old, step, risen, k, price)
     return UNKNOWN
-
-
-@nopython
-def balance(t: Table, k: Set, price: Floats, o: Point) -> None:
-    """Move `price` (R,), at which the tight shares fit, to where they leave room everywhere; k.use[0]: their use."""
-    good = _climb(t, k, price, o)
-    for r in range(price.shape[0]):
-        price[r] = good[r]
-    _serve(t, k, prices_of(t, price), o)
-
-
-@nopython
-def settle(t: Table, k: Set, price: Floats, o: Point) -> None:
-    """The second stage of a set whose tight shares at `price` (moved) fit: k.share fit, k.wide use up the room."""
-    good = _climb(t, k, price, o)
-    _write(t, k, good, False, k.share, o)
-    _write(t, k, price, True, k.wide, o)
-
-
-@nopython
-def _climb(t: Table, k: Set, price: Floats, o: Point) -> Floats:
-    """Move `price` to the second stage's; returns the nearest prices seen at which the tight shares fit."""
-    elastic_room(t, k)
-    c, good, n = _serve(t, k, prices_of(t, price), o), price.copy(), price.shape[0]
-    whole = _worth(k, price)
-    if c.roots > 0.0 and whole > 0.0:
-        factor = _scale(t, k, whole, c)
-        for r in range(n):
-            price[r] *= factor
-    old, step, top = price.copy(), np.zeros(n), -math.inf
-    for _ in range(STEPS):
-        c = _serve(t, k, prices_of(t, price), o)
-        if _worst(k) <= 1.0 + EDGE:
-            for r in range(n):
-                good[r] = price[r]  # the latest: nearest to the wide shares
-        height = c.height - GOAL * _worth(k, price)
-        gain, risen = height - top, height >= top - SLIP * abs(top)
-        if risen and (gain < CALM * _worth(k, price) or _settled(k, price)):
-            break
-        top = max(top, height)
-        _next(old, step, risen, k, price)
-    else:
-        for r in range(n):
-            price[r] = old[r]
-    return good

@@ -1,13 +1,13 @@
 """Pareto columns of a grid problem, compiled: what each task can be given in whole steps (docs/exact.md).
 
-The same columns as solvers/_columns.py lists for the referees, found another way: for two slots that share the deadlines
+The same columns as solvers/_columns.py lists for the referees, found another way: where two slots share the deadlines,
 the least steps of one for given steps of the other form a staircase, and one jumps from stair to stair.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
 
 Shorts = npt.NDArray[np.int32]
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 EPS: Final = 1e-9  # of a step: what is whole but for rounding
 NEVER: Final = 1 << 30  # steps
@@ -154,7 +155,7 @@ class _Work(NamedTuple):
 @lean
 def _limit(raw: Raw, j: int, least: Ints, most: Ints, works: Ints) -> bool:
     """Write the steps (S,) that floors and caps allow of point j; returns whether it can be served at all."""
-    usable = raw.value[j] > 0.0
+    usable: bool = raw.value[j] > 0.0
     for q in range(raw.slack.shape[1]):
         usable = usable and raw.slack[j, q] >= 0.0
     for s in range(raw.slot.shape[1]):
@@ -262,7 +263,7 @@ def _take(raw: Raw, c: Columns, m: int, end: int, r: int, base: float, per_x: fl
     """Add a part of resource r to the entries of run m, which end at `end`; returns their new end."""
     if base == 0.0 and per_x == 0.0 and per_y == 0.0:
         return end
-    e = c.entry[m]
+    e: int = c.entry[m]
     while e < end and c.resource[e] != r:
         e += 1
     if e == end:
@@ -275,7 +276,7 @@ def _take(raw: Raw, c: Columns, m: int, end: int, r: int, base: float, per_x: fl
 
 @lean
 def _point_stairs(raw: Raw, c: Columns, j: int, p: int, limits: _Limits, at: int, w: _Work) -> int:
-    """Add the stairs of point j, whose place in its task is p, beside the outer steps of `w`; -1: no room."""
+    """Add the stairs of point j, whose place in its task is p, beside the outer steps of `w`; or NO_ROOM."""
     x, y = w.axes[0], w.axes[1]
     for q in range(raw.slack.shape[1]):
         w.a[q], w.b[q], w.left[q] = 0.0, 0.0, 1.0
@@ -294,7 +295,7 @@ def _point_stairs(raw: Raw, c: Columns, j: int, p: int, limits: _Limits, at: int
     if y >= 0:
         y_low, y_most = limits.least[p, y], limits.most[p, y]
     if at + min(x_most - x_low, y_most - y_low) + 1 > c.x.shape[0]:
-        return -1
+        return NO_ROOM
     end = _stairs(w.a, w.b, w.left, (x_low, x_most), (y_low, y_most), w.low, c.x, c.y, at)
     _lower(w.low, c.x, c.y, at, end)
     for k in range(at, end):
@@ -324,46 +325,45 @@ def _allowed(limits: _Limits, p: int, w: _Work) -> bool:
 
 
 @lean
+def _fill_run(raw: Raw, c: Columns, i: int, like: int, limits: _Limits, w: _Work, at: int) -> int:
+    """Add the columns of task i's points like `like` from place `at` on; returns the end, or NO_ROOM."""
+    for x in range(w.low.shape[0]):
+        w.low[x] = NEVER
+    for place in range(raw.first[i + 1] - raw.first[i]):
+        p = limits.turn[place]
+        if at >= 0 and limits.like[p] == like and _allowed(limits, p, w):
+            at = _point_stairs(raw, c, raw.first[i] + p, p, limits, at, w)
+    return at
+
+
+@lean
 def _runs_of(raw: Raw, c: Columns, i: int, like: int, limits: _Limits, w: _Work, m: int) -> int:
-    """Add the runs of task i's points like `like` after m runs; returns how many there are then, or NO_ROOM, TOO_MANY."""
-    first, many = raw.first[i], raw.first[i + 1] - raw.first[i]
-    w.axes[0], w.axes[1] = _axes(raw, first + like, limits.works[like])
-    if _greatest(limits, many, like, w.greatest) > MESH:
+    """Add the runs of task i's points like `like` after m runs; returns their number then, or NO_ROOM, TOO_MANY."""
+    j = raw.first[i] + like
+    w.axes[0], w.axes[1] = _axes(raw, j, limits.works[like])
+    if _greatest(limits, raw.first[i + 1] - raw.first[i], like, w.greatest) > MESH:
         return TOO_MANY
     for s in range(w.steps.shape[0]):
         w.steps[s] = 1 if limits.works[like, s] > 0 else limits.least[like, s]
-    while True:
-        at = c.start[m]
-        if not _begin_run(raw, c, m, first + like, w):
+    more = True
+    while more:
+        at = _fill_run(raw, c, i, like, limits, w, c.start[m]) if _begin_run(raw, c, m, j, w) else NO_ROOM
+        if at < 0:
             return NO_ROOM
-        for x in range(w.low.shape[0]):
-            w.low[x] = NEVER
-        for place in range(many):
-            p = limits.turn[place]
-            if limits.like[p] == like and _allowed(limits, p, w):
-                at = _point_stairs(raw, c, first + p, p, limits, at, w)
-                if at < 0:
-                    return NO_ROOM
         if at > c.start[m]:
             m += 1
             c.start[m] = at
-        if not _next_outer(limits.works[like], w):
-            return m
+        more = _next_outer(limits.works[like], w)
+    return m
 
 
 @cached
-def _enumerate(raw: Raw, c: Columns) -> tuple[int, int, int]:
+def _enumerate(raw: Raw, c: Columns, limits: _Limits, w: _Work) -> tuple[int, int, int]:
     """Write all columns; returns how many runs, entries and columns there are, or (NO_ROOM or TOO_MANY, point, 0)."""
-    phases, n_slots, longest, m = raw.slack.shape[1], raw.slot.shape[1], 1, 0
-    for i in raw.order:
-        longest = max(longest, raw.first[i + 1] - raw.first[i])
-    table, row = np.zeros((3, longest, n_slots), dtype=np.int64), np.zeros((2, longest), dtype=np.int64)
-    limits = _Limits(table[0], table[1], table[2], row[0], row[1])
-    steps, parts = np.zeros((2, n_slots), dtype=np.int64), np.zeros((3, phases))
-    low = np.zeros(raw.grid.max() + 2, dtype=np.int64)
-    w = _Work(np.full(2, -1), steps[0], steps[1], parts[0], parts[1], parts[2], low)
+    m = 0
     c.first[0], c.start[0], c.entry[0] = 0, 0, 0
-    for place, i in enumerate(raw.order):
+    for place in range(raw.order.shape[0]):
+        i = raw.order[place]
         _sort_out(raw, i, limits)
         for p in range(raw.first[i + 1] - raw.first[i]):
             if limits.like[p] == p:
@@ -385,12 +385,28 @@ def raw_arrays(problem: Problem, grid: Ints) -> Raw:
     fractional[problem.coupling_to] = True
     unit = np.where(fractional, float(FINE), np.append(grid, 1))
     order = np.array(sorted(range(problem.n_tasks), key=problem.task_ids.__getitem__), dtype=np.int64)
-    columns = (problem.value, problem.slack, problem.slot, problem.work, problem.floor, problem.cap)
-    room = np.append(np.maximum(0.0, 1.0 - problem.background), np.inf)
-    link = np.stack([problem.coupling_from, problem.coupling_to], axis=1)
-    arrays = (order, problem.first, *columns, problem.activity, problem.rigid, room, np.append(grid, 1), unit)
-    # One layout for all, so that the loops are compiled once.
-    return Raw(*(np.require(a, requirements=["C", "W"]) for a in (*arrays, link, problem.coupling_per_share)))
+    return Raw(
+        order=order,
+        first=_plain(problem.first),
+        value=_plain(problem.value),
+        slack=_plain(problem.slack),
+        slot=_plain(problem.slot),
+        work=_plain(problem.work),
+        floor=_plain(problem.floor),
+        cap=_plain(problem.cap),
+        activity=_plain(problem.activity),
+        rigid=_plain(problem.rigid),
+        room=np.append(np.maximum(0.0, 1.0 - problem.background), np.inf),
+        grid=np.append(grid, 1),
+        unit=unit,
+        link=np.stack([problem.coupling_from, problem.coupling_to], axis=1),
+        kappa=_plain(problem.coupling_per_share),
+    )
+
+
+def _plain(a: Array) -> Array:
+    """As the compiled functions take it: one specialisation needs one layout."""
+    return a if a.flags.c_contiguous and a.flags.writeable else cast("Array", np.array(a, order="C"))
 
 
 def list_columns(problem: Problem, raw: Raw) -> Columns:
@@ -402,13 +418,24 @@ def list_columns(problem: Problem, raw: Raw) -> Columns:
     while True:
         space = _space(problem, many)
         with np.errstate(all="ignore"):  # as in compiled code
-            runs, entries, columns = _enumerate(raw, space)
+            runs, entries, columns = _enumerate(raw, space, *_scratch(raw))
         if runs >= 0:
             return _cut(space, runs, entries, columns)
         if runs == TOO_MANY:
             names = ", ".join(problem.resource_ids[r] for r in problem.slot[entries] if r < problem.n_resources)
-            raise BadProblem("points", f"elastic on {names}: more than {MESH} combinations of steps; take a coarser grid")
+            many_ways = f"elastic on {names}: more than {MESH} combinations of steps; take a coarser grid"
+            raise BadProblem("points", many_ways)
         many *= 4
+
+
+def _scratch(raw: Raw) -> tuple[_Limits, _Work]:
+    """Where one task, and one run, is worked on."""
+    longest, (n_phases, n_slots) = int(np.diff(raw.first).max(initial=0)), raw.work.shape[1:]
+    table, row = np.zeros((3, longest, n_slots), dtype=np.int64), np.zeros((2, longest), dtype=np.int64)
+    steps, parts = np.zeros((2, n_slots), dtype=np.int64), np.zeros((3, n_phases))
+    low, axes = np.zeros(raw.grid.max() + 2, dtype=np.int64), np.zeros(2, dtype=np.int64)
+    work = _Work(axes, steps[0], steps[1], parts[0], parts[1], parts[2], low)
+    return _Limits(table[0], table[1], table[2], row[0], row[1]), work
 
 
 def _space(problem: Problem, many: int) -> Columns:

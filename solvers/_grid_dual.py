@@ -44,12 +44,12 @@ class Dual(NamedTuple):
 
 @nopython
 def _new_look(n_tasks: int, n: int) -> Look:
-    return Look(np.full(n_tasks, -1), np.zeros(n_tasks), np.zeros(n))
+    return Look(np.zeros(n_tasks, dtype=np.int64), np.zeros(n_tasks), np.zeros(n))
 
 
 @lean
 def _evaluate(c: Columns, room: Floats, price: Floats, look: Look) -> float:
-    """Return the dual function at prices (R,) of a unit: what room (R,) is worth, and every task's greatest net value."""
+    """Return the dual function at prices (R,) of a unit: what the room (R,) is worth, and all greatest net values."""
     first, start, entry, resource, base, per_x, per_y = c.first, c.start, c.entry, c.resource, c.base, c.per_x, c.per_y
     value, x, y = c.value, c.x, c.y
     pick, net, use = look.pick, look.net, look.use
@@ -96,7 +96,7 @@ def _keep(bundle: Bundle, room: Floats, price: Floats, value: float, use: Floats
 @nopython
 def _start(room: Floats, warm: Floats, ceiling: float) -> Floats:
     """Warm prices, or flat ones, none so small that logarithms lose it; what there is none of nobody can pay."""
-    price, whole = np.full(room.shape[0], ceiling), 0.0
+    price, whole = np.zeros(room.shape[0]) + ceiling, 0.0
     for r in range(room.shape[0]):
         whole += warm[r] * room[r]
     for r in range(room.shape[0]):
@@ -124,9 +124,9 @@ def _moved(room: Floats, price: Floats, step: Floats, bound: float, new: Floats)
 @nopython
 def _minimised(c: Columns, room: Floats, warm: Floats, limits: tuple[int, float]) -> Dual:
     n, n_tasks = room.shape[0], c.first.shape[0] - 1
-    none, look, other = np.empty((n + KEPT, 0), dtype=np.int64), _new_look(n_tasks, n), _new_look(n_tasks, n)
-    bundle = Bundle(np.zeros((n + KEPT, n)), np.zeros(n + KEPT), np.full(n + KEPT, -1.0), none)
-    new, step, inverse = np.zeros(n), np.empty(n), np.zeros((n, n))
+    none, look, other = np.zeros((n + KEPT, 0), dtype=np.int64), _new_look(n_tasks, n), _new_look(n_tasks, n)
+    bundle = Bundle(np.zeros((n + KEPT, n)), np.zeros(n + KEPT), np.zeros(n + KEPT) - 1.0, none)
+    new, step, inverse = np.zeros(n), np.zeros(n), np.zeros((n, n))
     ceiling = _evaluate(c, room, new, look)
     if ceiling <= 0.0:
         return Dual(0.0, new, look, 1)

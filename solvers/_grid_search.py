@@ -19,6 +19,7 @@ from solvers.problem import Floats, Ints
 CREDITS: Final = (0.8, 0.4, 0.0)  # parts of the prices, in turn
 KEPT: Final = 1_000  # columns that take part, and ...
 KEPT_EACH: Final = 2  # ... so many more for each task
+BUCKETS: Final = 4_096  # of regrets up to the greatest value, to find which are the least
 LOOKS: Final = 100_000  # at tasks and columns, and ...
 LOOKS_EACH: Final = 300  # ... so many more for each task
 SAME: Final = 1e-9  # of the greatest value: what two plans may differ by and be the same
@@ -78,22 +79,36 @@ def _write(o: Choices, at: int, c: Columns, m: int, k: int, bill: float) -> None
         o.units[at, w] = math.ceil(c.base[e] + c.per_x[e] * c.x[k] + c.per_y[e] * c.y[k] - SLIP)
 
 
+@lean
+def _limit(regret: Floats, many: int, most: float, count: Ints) -> float:
+    """Greatest regret, up to `most`, that about `many` columns do not exceed; count (B,): how many are how far."""
+    for k in range(regret.shape[0]):
+        b = int(regret[k] / most * count.shape[0])
+        if b < count.shape[0]:
+            count[max(0, b)] += 1
+    left, b = many, 0
+    while b < count.shape[0] and count[b] <= left:
+        left -= count[b]
+        b += 1
+    return most * b / count.shape[0]
+
+
 @nopython
-def _choices(c: Columns, price: Floats, net: Floats, many: int) -> Choices:
+def _choices(c: Columns, price: Floats, net: Floats, many: int, most: float) -> Choices:
     """Choices of all tasks: about `many` columns, those with the least regret."""
     n_tasks, n = net.shape[0], c.x.shape[0]
-    regret, bill = np.empty(n), np.empty(n)
+    regret, bill = np.zeros(n), np.zeros(n)
     _regrets(c, price, net, regret, bill)
-    limit = np.partition(regret, many)[many] if many < n else math.inf
+    limit = _limit(regret, many, most, np.zeros(BUCKETS, dtype=np.int64)) if most > 0.0 else 0.0
     width, size, at = 1, n_tasks, 0
     for m in range(c.entry.shape[0] - 1):
         width = max(width, c.entry[m + 1] - c.entry[m])
     for k in range(n):
         if regret[k] <= limit:
             size += 1
-    none, units = np.full(size, -1), np.zeros((size, width), dtype=np.int64)
-    first = np.zeros(n_tasks + 1, dtype=np.int64)
-    o = Choices(first, none, np.zeros(size), np.zeros(size), np.full((size, width), -1), units)
+    first, column = np.zeros(n_tasks + 1, dtype=np.int64), np.zeros(size, dtype=np.int64) - 1
+    resource, units = np.zeros((size, width), dtype=np.int64) - 1, np.zeros((size, width), dtype=np.int64)
+    o = Choices(first, column, np.zeros(size), np.zeros(size), resource, units)
     for i in range(n_tasks):
         at += 1
         for m in range(c.first[i], c.first[i + 1]):
@@ -115,19 +130,20 @@ def _shift(resource: Ints, units: Ints, free: Ints, k: int, sign: int) -> None:
 
 @lean
 def _fits(resource: Ints, units: Ints, free: Ints, k: int) -> bool:
+    fits = True
     for w in range(resource.shape[1]):
-        if resource[k, w] >= 0 and units[k, w] > free[resource[k, w]]:
-            return False
-    return True
+        fits = fits and (resource[k, w] < 0 or units[k, w] <= free[resource[k, w]])
+    return fits
 
 
 @lean
 def _taken(resource: Ints, units: Ints, k: int, r: int) -> int:
     """Units of resource r that choice k takes."""
+    taken = 0
     for w in range(resource.shape[1]):
         if resource[k, w] == r:
-            return units[k, w]
-    return 0
+            taken += units[k, w]
+    return taken
 
 
 @lean
@@ -218,11 +234,13 @@ def _credit(o: Choices, p: Plan, part: float) -> None:
 
 
 @lean
-def _upside(o: Choices, p: Plan, i: int) -> float:
-    """What a served task could gain at most by a choice of its own."""
-    if o.column[p.now[i]] < 0:
-        return -math.inf
-    return p.worth[p.order[o.first[i]]] - p.worth[p.now[i]]
+def _upside(o: Choices, p: Plan) -> float:
+    """What a task that is served could gain at most by another choice of its own."""
+    most = 0.0
+    for i in range(p.now.shape[0]):
+        if o.column[p.now[i]] >= 0:
+            most = max(most, p.worth[p.order[o.first[i]]] - p.worth[p.now[i]])
+    return most
 
 
 @lean
@@ -289,45 +307,49 @@ def _better(o: Choices, p: Plan, i: int, upside: float, same: float) -> bool:
 @lean
 def _improve(o: Choices, p: Plan, same: float) -> None:
     """Moves of one task or two until none is better, or the looks are used up."""
-    moved = True
+    moved, upside = True, _upside(o, p)
     while moved and p.looks[0] > 0:
         moved = False
         for i in range(p.now.shape[0]):
-            upside = 0.0
-            for k in range(p.now.shape[0]):
-                upside = max(upside, _upside(o, p, k))
             while _better(o, p, i, upside, same):
-                moved = True
+                moved, upside = True, _upside(o, p)
 
 
 @nopython
-def _new_plan(o: Choices, n: int, free: Ints, looks: int) -> Plan:
-    """Nobody served."""
-    n_tasks, size = o.first.shape[0] - 1, o.column.shape[0]
-    user, place = np.zeros((n, n_tasks), dtype=np.int64), np.zeros((n_tasks, o.resource.shape[1]), dtype=np.int64)
-    order, users, over = np.zeros(size, dtype=np.int64), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-    return Plan(o.first[:-1].copy(), free, np.zeros(size), order, user, users, place, over, np.array([looks]))
+def _new_plan(o: Choices, free: Ints, looks: int) -> Plan:
+    """Nobody served; free (R,) is taken over."""
+    n, n_tasks, size, width = free.shape[0], o.first.shape[0] - 1, o.column.shape[0], o.resource.shape[1]
+    now, order = np.zeros(n_tasks, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    user, place = np.zeros((n, n_tasks), dtype=np.int64), np.zeros((n_tasks, width), dtype=np.int64)
+    users, over, left = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    left[0] = looks
+    for i in range(n_tasks):
+        now[i] = o.first[i]
+    return Plan(now, free, np.zeros(size), order, user, users, place, over, left)
 
 
 @cached
-def _search(c: Columns, room: Floats, price: Floats, net: Floats, pick: Ints) -> Ints:
+def _search(c: Columns, free: Ints, price: Floats, net: Floats, pick: Ints) -> Ints:
+    """Write each task's column in place of its pick (N,)."""
     n_tasks, most = net.shape[0], 0.0
     for k in range(c.value.shape[0]):
         most = max(most, c.value[k])
-    o = _choices(c, price, net, KEPT + KEPT_EACH * n_tasks)
-    p = _new_plan(o, room.shape[0], np.floor(room + SLIP).astype(np.int64), LOOKS + LOOKS_EACH * n_tasks)
+    o = _choices(c, price, net, KEPT + KEPT_EACH * n_tasks, most)
+    p = _new_plan(o, free, LOOKS + LOOKS_EACH * n_tasks)
     for i in range(n_tasks):
         for k in range(o.first[i], o.first[i + 1]):
-            if o.column[k] == pick[i] >= 0:
+            if o.column[k] == pick[i] and pick[i] >= 0:
                 _put(o, p, i, k)
     for part in CREDITS:
         _credit(o, p, part)
         _repair(o, p, price)
         _improve(o, p, SAME * most)
-    return o.column[p.now]
+    for i in range(n_tasks):
+        pick[i] = o.column[p.now[i]]
+    return pick
 
 
 def search(c: Columns, room: Floats, price: Floats, look: Look) -> Ints:
-    """Return the column of each task (N,), -1: none, that fits room (R,) units, from a look at prices (R,) of a unit."""
+    """Return the column of each task (N,), -1: none, within room (R,) units, from a look at prices (R,) of a unit."""
     with np.errstate(all="ignore"):  # as in compiled code
-        return _search(c, room, price, look.net, look.pick)
+        return _search(c, np.floor(room + SLIP).astype(np.int64), price, look.net, look.pick.copy())

@@ -13,6 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
+
+Kind = TypeVar("Kind", bound=np.generic)
 Function = TypeVar("Function", bound=Callable[..., object])
 
 # The one place where the environment is read. A machine that forbids writable and executable memory
@@ -26,6 +30,7 @@ _SOURCES: Final = (
     "_dual",
     "_recovery",
     "_fit",
+    "_settle",
     "_spread",
     "_search",
     "_tree",
@@ -92,10 +97,15 @@ def cached(function: Function) -> Function:
         return cast("Function", numba.njit(error_model="numpy")(function))
 
 
-def source_digest() -> int:
-    """Fingerprint of all kernel sources."""
+def plain(array: npt.NDArray[Kind]) -> npt.NDArray[Kind]:
+    """Array as compiled entries take it, contiguous and writeable: each needs one specialisation."""
+    return array if array.flags.c_contiguous and array.flags.writeable else np.array(array, order="C")
+
+
+def source_digest(*names: str) -> int:
+    """Fingerprint of kernel sources: those named, else the price solver's."""
     here = Path(__file__).resolve().parent
     whole = hashlib.sha256()
-    for name in _SOURCES:
+    for name in names or _SOURCES:
         whole.update((here / f"{name}.py").read_bytes())
     return int.from_bytes(whole.digest()[:7], "big")

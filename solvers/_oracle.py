@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers import _reference
-from solvers._jit import COMPILED, lean, nopython
+from solvers._jit import COMPILED, inlined, lean, nopython
 from solvers._kernel import (
     DEAD,
     DOUBLE,
@@ -26,11 +26,11 @@ from solvers._kernel import (
 from solvers._point import Point, legs, price_point
 from solvers.problem import Floats, Ints
 
-RENEW: Final = 0.7  # part of the screen's costs below which every point is looked at anew
+REACH: Final = 0.1  # part by which prices may move until every point is looked at anew
 NOBODY: Final = -2  # rival of a task that does not waver
-AS_BEFORE: Final = -3  # rival of a task whose point was not compared with the others
 SAMPLED: Final = 600  # tasks from which the second derivative is estimated, at least, evenly spaced by id
 WIDTH: Final = 0.08  # of a task's greatest value: what two choices differ by when the task is said to waver
+AWAY: Final = 1.000001 * WIDTH  # what points that the screen leaves out are worse by
 
 
 class Look(NamedTuple):
@@ -46,11 +46,12 @@ class Look(NamedTuple):
 
 
 class Screen(NamedTuple):
-    """What a look at all points knows about other prices: costs are monotone and homogeneous in prices."""
+    """What a look at all points says about prices near by: costs are monotone and homogeneous in prices."""
 
     price: Floats  # (R,) of the look; zeros: none yet
-    pick: Ints  # (N,)
-    gain: Floats  # (N,) greatest net value of another point
+    start: Ints  # (N + 1,)
+    point: Ints  # (J,) of each task those that may be its best, or near it, while prices move by REACH at most
+    worth: Floats  # (most points of a task,) scratch
 
 
 @nopython
@@ -65,59 +66,52 @@ def new_look(t: Table) -> Look:
 @nopython
 def new_screen(t: Table) -> Screen:
     """Nothing known."""
-    n_tasks = t.most.shape[0]
-    return Screen(np.zeros(t.room.shape[0] - 1), np.full(n_tasks, -1, dtype=np.int64), np.zeros(n_tasks))
+    start, point = np.zeros(t.most.shape[0] + 1, dtype=np.int64), np.empty(t.value.shape[0], dtype=np.int64)
+    longest = 0
+    for i in range(t.most.shape[0]):
+        longest = max(longest, t.first[i + 1] - t.first[i])
+    return Screen(np.zeros(t.room.shape[0] - 1), start, point, np.zeros(longest))
 
 
 @nopython
-def _still_sure(screen: Screen, price: Floats) -> float:
-    """Part of the screen's costs that is certain at `price`, at most 1; 0 where it is time to look anew."""
-    part, known = 1.0, False
+def _is_near(screen: Screen, price: Floats) -> bool:
+    """Whether the screen holds at `price`; else that is noted as the price of the next one."""
+    near, known = True, False
     for r in range(price.shape[0]):
-        if screen.price[r] > 0.0:
-            known = True
-            part = min(part, price[r] / screen.price[r])
-    if known and part > RENEW:
-        return part
+        known = known or screen.price[r] > 0.0
+        near = near and abs(price[r] - screen.price[r]) <= REACH * screen.price[r]
+    if known and near:
+        return True
     for r in range(price.shape[0]):
         screen.price[r] = price[r]
-    return 0.0
+    return False
 
 
 @nopython
-def _rank(t: Table, p: Prices, look: Look, screen: Screen, sure: float) -> None:  # noqa: C901, PLR0912 - see below
+def _rank(t: Table, p: Prices, look: Look, screen: Screen, near: bool) -> None:  # noqa: C901 - see below
     """Every task's best point by lower bounds of the costs into look.pick, with its net value, and the next best one.
 
-    Where what is certain of the others' costs makes them too dear for the point of last time, that point stays, and
-    look.rival is AS_BEFORE. One loop without a call: for a point a call would cost more than its work.
+    Points that the screen leaves out are worse than the best by AWAY x most at least. One loop without a call: for
+    a point a call would cost more than its work.
     """
     first, value, mode, slot, root, cell = t.first, t.value, t.mode, t.slot, t.root, t.cell
-    width, pick, net, rival, gain = WIDTH * t.most, look.pick, look.net, look.rival, look.gain
-    proot, prigid, n_slots = p.root, p.rigid, t.root.shape[1]
+    pick, net, rival, gain, most = look.pick, look.net, look.rival, look.gain, t.most
+    proot, prigid, n_slots, begin, listed, worths, many = (
+        p.root,
+        p.rigid,
+        t.root.shape[1],
+        screen.start,
+        screen.point,
+        screen.worth,
+        0,
+    )
     for i in range(pick.shape[0]):
-        start, stop = first[i], first[i + 1]
-        if sure > 0.0:
-            others = sure * screen.gain[i] + (1.0 - sure) * t.most[i]
-            j = screen.pick[i]
-            if j < 0:
-                if others <= -width[i]:
-                    stop = start
-            else:
-                zero = one = rest = 0.0
-                for s in range(n_slots):
-                    price = proot[slot[j, s]]
-                    zero += root[j, s] * price
-                    one += cell[j, OTHER, s] * price
-                    rest += prigid[slot[j, s]] * cell[j, RIGID, s]
-                zero = max(zero, one)
-                if value[j] - (rest + zero * zero) - max(0.0, others) >= width[i]:
-                    stop = start
-            if stop == start:
-                pick[i], rival[i], gain[i] = j, AS_BEFORE, others
-                continue
         best = second = -math.inf
         one_best = two_best = -1
-        for j in range(start, stop):
+        start, stop = (begin[i], begin[i + 1]) if near else (first[i], first[i + 1])
+        for m in range(start, stop):
+            j = listed[m] if near else m
+            worths[0 if near else m - start] = -math.inf
             if mode[j] == DEAD:
                 continue
             zero = 0.0
@@ -131,12 +125,21 @@ def _rank(t: Table, p: Prices, look: Look, screen: Screen, sure: float) -> None:
                     rest += prigid[slot[j, s]] * cell[j, RIGID, s]
                 zero = max(zero, one)
                 worth = value[j] - (rest + zero * zero)
+            worths[0 if near else m - start] = worth
             if worth > best:
                 two_best, second = one_best, best
                 one_best, best = j, worth
             elif worth > second:
                 two_best, second = j, worth
-        pick[i], net[i], rival[i], gain[i] = one_best, best, two_best, second
+        pick[i], net[i], rival[i], gain[i], away = one_best, best, two_best, second, AWAY * most[i]
+        if near:
+            gain[i] = max(second, max(0.0, best) - away)
+            continue
+        least = max(0.0, best - REACH * (value[one_best] - best) if best > 0.0 else 0.0) - away
+        for m in range(stop - start):
+            listed[many] = start + m
+            many += 1 if REACH * value[start + m] + (1.0 - REACH) * worths[m] >= least else 0
+        begin[i + 1] = many
 
 
 # Without the compiler the loop over all points would be slow: NumPy takes its place (solvers/_reference.py).
@@ -159,11 +162,10 @@ def _exact_best(t: Table, i: int, p: Prices, o: Point) -> tuple[int, float]:
 def _choose(t: Table, i: int, p: Prices, look: Look, o: Point) -> None:
     """Make sure of what _rank found for task i; its counted shares stay in the scratch."""
     j, width = look.pick[i], WIDTH * t.most[i]
-    known = look.rival[i] == AS_BEFORE
-    if j < 0 or (not known and look.net[i] <= 0.0):
-        look.margin[i] = width if known else max(0.0, min(width, -look.net[i]))
+    if j < 0 or look.net[i] <= 0.0:
+        look.margin[i] = max(0.0, min(width, -look.net[i]))
         look.rival[i] = NOBODY if look.margin[i] >= width else j
-        look.pick[i], look.net[i], look.gain[i] = -1, 0.0, look.gain[i] if known else look.net[i]
+        look.pick[i], look.net[i], look.gain[i] = -1, 0.0, look.net[i]
         return
     net = t.value[j] - price_point(t, i, j, p, o)
     if net < max(0.0, look.gain[i]):
@@ -241,34 +243,93 @@ def sampling(t: Table) -> int:
     return every
 
 
+@inlined
+def _tilt(t: Table, p: Prices, j: int, other: int, weight: float, bend: Floats) -> bool:
+    """As _waver, for points within their limits, the other one plain or none (-1). False: that is not so; no change."""
+    slot, root, cell, n = t.slot, t.root, t.cell, bend.shape[0]
+    one = two = 0.0
+    for s in range(root.shape[1]):
+        one += root[j, s] * p.root[slot[j, s]]
+        two += root[other, s] * p.root[slot[other, s]] if other >= 0 else 0.0
+    for s in range(root.shape[1] if other >= 0 else 0):
+        counted = root[other, s] * two * p.back[slot[other, s]]
+        if not cell[other, LOW, s] <= counted <= cell[other, HIGH, s]:
+            return False
+    for a in range(2 * root.shape[1]):
+        for b in range(2 * root.shape[1]):
+            s, z = a // 2, b // 2
+            r, q = slot[j if a % 2 == 0 else other, s], slot[j if b % 2 == 0 else other, z]
+            if r < n and q < n and (other >= 0 or (a % 2 == 0 and b % 2 == 0)):
+                here = root[j, s] * one * p.root[r] + p.rigid[r] * cell[j, RIGID, s] if a % 2 == 0 else 0.0
+                there = root[j, z] * one * p.root[q] + p.rigid[q] * cell[j, RIGID, z] if b % 2 == 0 else 0.0
+                here -= root[other, s] * two * p.root[r] if a % 2 == 1 else 0.0
+                there -= root[other, z] * two * p.root[q] if b % 2 == 1 else 0.0
+                bend[r, q] += weight * here * there
+    return True
+
+
+@inlined
+def _count(t: Table, p: Prices, j: int, total: float, many: float, look: Look, rigid: Floats) -> None:
+    """Add the use of point j, within its limits, and `many` times how it moves with prices; total: root of its bill."""
+    slot, root, use, bend = t.slot, t.root, look.use, look.bend
+    for s in range(root.shape[1]):
+        r = slot[j, s]
+        use[r] += root[j, s] * total * p.back[r]
+        rigid[r] += t.cell[j, RIGID, s]
+        if many > 0.0 and r < bend.shape[0]:
+            half = 0.5 * many * root[j, s] * p.root[r]
+            bend[r, r] += half * total
+            for z in range(root.shape[1]):
+                if slot[j, z] < bend.shape[0]:
+                    bend[r, slot[j, z]] -= half * root[j, z] * p.root[slot[j, z]]
+
+
 @nopython
-def _at_a_glance(t: Table, p: Prices, look: Look, rigid: Floats) -> float:  # noqa: C901 - one loop, as above
+def _at_a_glance(t: Table, p: Prices, look: Look, rigid: Floats) -> float:  # noqa: C901, PLR0912 - one loop, as above
     """What tasks add whose best point is plain and meets no limit; margins of the others become -1.
 
-    Of the sample those that waver are left to the others, too. The same as _choose and _respond, without a call: this
-    and _rank are where the time goes. Returns the net values' sum.
+    The same as _choose, _respond and _waver, without a call: this and _rank are where the time goes. Of the sample
+    those that waver to a point that is not so simple are left to the others, too. Returns the net values' sum.
     """
-    pick, net, rival, gain, use, bend = look.pick, look.net, look.rival, look.gain, look.use, look.bend
-    value, mode, slot, root, cell, most, margin = t.value, t.mode, t.slot, t.root, t.cell, t.most, look.margin
-    proot, prigid, back, n, n_slots, order = p.root, p.rigid, p.back, t.room.shape[0] - 1, t.root.shape[1], t.order
+    pick, net, rival, gain, margin = look.pick, look.net, look.rival, look.gain, look.margin
+    most, value = t.most, t.value
+    mode, slot, root, cell, n_slots, order = t.mode, t.slot, t.root, t.cell, t.root.shape[1], t.order
+    proot, prigid, back = p.root, p.rigid, p.back
     net_sum, every = 0.0, sampling(t)
     weight = float(every)
     for place in range(order.shape[0]):
         i, sampled = order[place], place % every == 0
         j, total, rest = pick[i], 0.0, 0.0
         margin[i] = -1.0
-        if j < 0 or mode[j] == DOUBLE:
+        if j < 0 or net[i] <= -WIDTH * most[i]:
+            margin[i], pick[i], gain[i], net[i], rival[i] = WIDTH * most[i], -1, net[i], 0.0, NOBODY
+            continue
+        if mode[j] == DOUBLE:
             continue
         for s in range(n_slots):
             total += root[j, s] * proot[slot[j, s]]
             rest += prigid[slot[j, s]] * cell[j, RIGID, s]
         gained = value[j] - (rest + total * total)
         wide, rest = WIDTH * most[i], gained - max(0.0, gain[i])
-        inside = rest >= wide or (rest > 0.0 and not sampled)
+        if gained <= 0.0:
+            rest = -gained
+        other = rival[i] if gained > 0.0 and gain[i] > 0.0 else -1
+        wavers = sampled and rest < wide
+        inside = rest > 0.0 or gained <= 0.0
+        if wavers and other >= 0 and mode[other] != PLAIN:
+            continue
         for s in range(n_slots):
             counted = root[j, s] * total * back[slot[j, s]]
             inside = inside and cell[j, LOW, s] <= counted <= cell[j, HIGH, s]
         if not inside:
+            continue
+        if wavers:
+            tilt = weight * (1.0 - rest / wide) / wide
+            if not _tilt(t, p, j, other, tilt, look.bend):
+                continue
+        if gained <= 0.0:
+            margin[i], rival[i] = min(wide, rest), j if rest < wide else NOBODY
+            pick[i], gain[i], net[i] = -1, net[i], 0.0
             continue
         net[i], margin[i] = gained, min(wide, rest)
         if rest >= wide:
@@ -276,16 +337,7 @@ def _at_a_glance(t: Table, p: Prices, look: Look, rigid: Floats) -> float:  # no
         elif gain[i] <= 0.0:
             rival[i] = -1
         net_sum += gained
-        for s in range(n_slots):
-            r = slot[j, s]
-            use[r] += root[j, s] * total * back[r]
-            rigid[r] += cell[j, RIGID, s]
-            if sampled and r < n:
-                half = 0.5 * weight * root[j, s] * proot[r]
-                bend[r, r] += half * total
-                for z in range(n_slots):
-                    if slot[j, z] < n:
-                        bend[r, slot[j, z]] -= half * root[j, z] * proot[slot[j, z]]
+        _count(t, p, j, total, weight if sampled else 0.0, look, rigid)
     return net_sum
 
 
@@ -319,22 +371,19 @@ def evaluate(t: Table, price: Floats, screen: Screen, look: Look, o: Point) -> f
     """Dual function at prices (R,): a bound on the value of any plan. `screen` saves work from one call to the next."""
     n = price.shape[0]
     p, rigid, bound = prices_of(t, price), np.zeros(n + 1), 0.0
-    sure = _still_sure(screen, price)
+    near = _is_near(screen, price)
     for r in range(n):
         bound += price[r] * t.room[r]
         look.use[r] = look.use[n] = 0.0
         for q in range(n):
             look.bend[r, q] = 0.0
-    rank(t, p, look, screen, sure)
+    rank(t, p, look, screen, near)
     if t.link.shape[0] == 0:
         bound += _at_a_glance(t, p, look, rigid)
     else:
         for i in range(look.margin.shape[0]):
             look.margin[i] = -1.0
     bound += _one_by_one(t, p, look, rigid, np.zeros(n), o)
-    if sure == 0.0:
-        for i in range(look.pick.shape[0]):
-            screen.pick[i], screen.gain[i] = look.pick[i], look.gain[i]
     with_couplings(t, look.use)
     for r in range(n + 1):
         look.use[r] += rigid[r]

@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 
 from solvers._dual import Bundle, Dual
-from solvers._fit import Set, put
-from solvers._jit import lean, nopython
+from solvers._fit import Set, put, put_here
+from solvers._jit import inlined, lean, nopython
 from solvers._kernel import Prices, Table, prices_of
 from solvers._point import Point, price_point
 from solvers._search import shift
@@ -22,20 +22,26 @@ from solvers.problem import Floats, Ints
 COUNTS: Final = 1e-6  # weight from which an evaluation has a say
 
 
+@inlined
+def _agreed(bundle: Bundle, say: Ints, i: int, first: int) -> bool:
+    """All evaluations with a weight have task i choose as the first of them."""
+    agreed = True
+    for m in say:
+        agreed = agreed and bundle.pick[m, i] == first
+    return agreed
+
+
 @nopython
 def recover(t: Table, bundle: Bundle, d: Dual, k: Set, o: Point) -> None:
     """Choose points into k: what the weighted evaluations agree on, and else what keeps use nearest to the mean."""
     n, say = t.room.shape[0], _having_a_say(bundle)
     p, drift, mean = prices_of(t, d.price), np.zeros(n), np.zeros(n)
     use = np.zeros((say.shape[0], n))
-    for i in t.order:
-        first, agreed = d.look.pick[i], True
-        if say.shape[0] > 0:
-            first = bundle.pick[say[0], i]
-        for m in say:
-            agreed = agreed and bundle.pick[m, i] == first
-        if agreed:
-            put(t, k, i, first)
+    for i in range(t.most.shape[0]):
+        first = bundle.pick[say[0], i] if say.shape[0] > 0 else d.look.pick[i]
+        put_here(t, k, i, first)
+    for i in t.order if say.shape[0] > 1 else t.order[:0]:
+        if _agreed(bundle, say, i, bundle.pick[say[0], i]):
             continue
         _uses(t, i, bundle, say, p, use, mean, o)
         best = _nearest(use, mean, drift, p.rigid)

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from solvers._dual import Dual, worth
-from solvers._fit import FIT, Set, balance, fit, put
+from solvers._fit import FIT, Set, fit, put
 from solvers._jit import lean, merged, nopython
 from solvers._kernel import DEAD, EDGE, RIGID, Prices, Table, at_least, prices_of
 from solvers._oracle import WIDTH, Look
 from solvers._point import Point, price_point
+from solvers._settle import balance
 from solvers.problem import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
@@ -297,8 +298,11 @@ def shift(t: Table, j: int, o: Point, sign: float, use: Floats) -> None:
 
 
 @lean
-def _fits_beside(t: Table, k: Set, i: int, j: int, p: Prices, use: Floats, after: Floats, o: Point) -> bool:
-    """Whether task i may change to point j at these prices while all others keep their shares; moves use (R + 1,)."""
+def _fits_beside(t: Table, k: Set, i: int, j: int, p: Prices, use: Floats, after: Floats, o: Point) -> float:
+    """Whether task i may change to point j at these prices while all others keep their shares: the room then left.
+
+    Its worth, that is, and use (R + 1,) moves; -1: it may not.
+    """
     for r in range(use.shape[0]):
         after[r] = use[r]
     if k.chosen[i] >= 0:
@@ -308,34 +312,42 @@ def _fits_beside(t: Table, k: Set, i: int, j: int, p: Prices, use: Floats, after
     shift(t, j, o, 1.0, after)
     for r in range(use.shape[0] - 1):
         if after[r] > t.room[r] * (1.0 + EDGE) and after[r] > use[r]:
-            return False
+            return -1.0
+    left = 0.0
     for r in range(use.shape[0]):
         use[r] = after[r]
-    return True
+        left += p.rigid[r] * max(0.0, t.room[r] - use[r])
+    return left
 
 
 @nopython
-def _pack(t: Table, k: Set, opt: Options, price: Floats, use: Floats, o: Point) -> int:
-    """Make every change that adds value and fits beside the others, most value per cost first; returns how many."""
+def _pack(t: Table, k: Set, opt: Options, price: Floats, use: Floats, spare: float, o: Point) -> int:
+    """Make every change that adds value and fits beside the others, most value per cost first; returns how many.
+
+    What costs more than the spare room is worth cannot fit.
+    """
     p, after, score = prices_of(t, price), use.copy(), np.zeros(opt.point.shape[0])
-    owner, packed = np.empty(opt.point.shape[0], dtype=np.int64), 0
+    owner, option, many, packed = np.empty_like(opt.point), np.empty_like(opt.point), 0, 0
     least = 1e-6 * worth(t, price)
     for place in range(opt.task.shape[0]):
         now = _chosen_option(k, opt, place)
         value, paid = (t.value[opt.point[now]], opt.cost[now]) if now >= 0 else (0.0, 0.0)
         for m in range(opt.start[place], opt.start[place + 1]):
-            owner[m] = opt.task[place]
-            gain = t.value[opt.point[m]] - value
-            if gain > SAME:
-                score[m] = gain / max(opt.cost[m] - paid, least, 1e-300)
-    for m in np.argsort(-score, kind="mergesort"):
-        if score[m] <= 0.0:
-            break
-        i, j = owner[m], opt.point[m]
+            gain, more = t.value[opt.point[m]] - value, opt.cost[m] - paid
+            if gain > SAME and more <= spare * (1.0 + EDGE) + EDGE:
+                owner[many], option[many], score[many] = opt.task[place], m, gain / max(more, least, 1e-300)
+                many += 1
+    for m in np.argsort(-score[:many], kind="mergesort"):
+        i, j = owner[m], opt.point[option[m]]
         now = k.chosen[i]
-        if t.value[j] - (t.value[now] if now >= 0 else 0.0) > SAME and _fits_beside(t, k, i, j, p, use, after, o):
+        if t.value[j] - (t.value[now] if now >= 0 else 0.0) <= SAME:
+            continue
+        if now < 0 and opt.cost[option[m]] > spare * (1.0 + EDGE) + EDGE:
+            continue
+        left = _fits_beside(t, k, i, j, p, use, after, o)
+        if left >= 0.0:
             put(t, k, i, j)
-            packed += 1
+            spare, packed = left, packed + 1
     return packed
 
 
@@ -359,7 +371,7 @@ def fill(t: Table, k: Set, opt: Options, price: Floats, o: Point) -> None:
         balance(t, k, price, o)
         reprice(t, opt, prices_of(t, price), o)
         spare = _spare(t, k, price, use)
-        if _pack(t, k, opt, price, use, o) > 0:
+        if _pack(t, k, opt, price, use, spare, o) > 0:
             continue
         place, m = _candidate(t, k, opt, spare)
         while place >= 0 and failures > 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from solvers._fit import ACTS, ROOT, Set
@@ -9,19 +11,7 @@ from solvers._jit import lean, merged, nopython
 from solvers._kernel import HIGH, OTHER, Table, with_couplings
 from solvers.problem import Floats
 
-
-@nopython
-def _use_of(t: Table, k: Set, share: Floats, use: Floats) -> None:
-    """Everything that shares (N, S) and rigid demand take, couplings too, into use (R + 1,)."""
-    for r in range(use.shape[0]):
-        use[r] = 0.0
-    for i in t.order:
-        if k.chosen[i] >= 0:
-            for s in range(share.shape[1]):
-                use[k.slot[i, s]] += k.row[i, ACTS, s] * share[i, s]
-    with_couplings(t, use)
-    for r in range(use.shape[0]):
-        use[r] += t.room[r] - k.room[r]
+SCRAP: Final = 1e-5  # part of a resource: less that is left is not worth handing out
 
 
 @merged
@@ -34,26 +24,41 @@ def _above(k: Set, i: int) -> bool:
 
 
 @nopython
-def _squeeze(t: Table, k: Set, use: Floats) -> None:
-    """Move wide shares of overfilled resources towards k.share by one factor each, so that they fit.
+def _uses(t: Table, k: Set, use: Floats, goal: Floats, spare: Floats) -> None:
+    """All that k.share, k.wide take (R + 1,), rigid demand and couplings too; spare: what tasks may give back of it."""
+    slot, row, share, wide, chosen = k.slot, k.row, k.share, k.wide, k.chosen
+    for i in t.order:
+        if chosen[i] < 0:
+            continue
+        above = _above(k, i)
+        for s in range(slot.shape[1]):
+            r, act = slot[i, s], row[i, ACTS, s]
+            use[r] += act * share[i, s]
+            goal[r] += act * wide[i, s]
+            spare[r] += act * (wide[i, s] - share[i, s]) if above else 0.0
+    with_couplings(t, use)
+    with_couplings(t, goal)
+    for r in range(use.shape[0]):
+        use[r] += t.room[r] - k.room[r]
+        goal[r] += t.room[r] - k.room[r]
+
+
+@nopython
+def _squeeze(t: Table, k: Set, goal: Floats, spare: Floats) -> bool:
+    """Move wide shares of overfilled resources towards k.share by one factor each, so that they fit. False: all fits.
 
     Tasks of which some share would have to grow are left alone: deadlines hold between wide and k.share only.
     """
-    n = use.shape[0] - 1
-    spare, part, over = np.zeros(n + 1), np.zeros(n + 1), False
-    for i in t.order:
-        if k.chosen[i] >= 0 and _above(k, i):
-            for s in range(k.slot.shape[1]):
-                spare[k.slot[i, s]] += k.row[i, ACTS, s] * (k.wide[i, s] - k.share[i, s])
-    for r in range(n):
-        if use[r] > t.room[r] and spare[r] > 0.0:
-            part[r], over = min(1.0, (use[r] - t.room[r]) / spare[r]), True
+    part, over = np.zeros(goal.shape[0]), False
+    for r in range(goal.shape[0] - 1):
+        if goal[r] > t.room[r] and spare[r] > 0.0:
+            part[r], over = min(1.0, (goal[r] - t.room[r]) / spare[r]), True
     if over:
         for i in t.order:
             if k.chosen[i] >= 0 and _above(k, i):
                 for s in range(k.slot.shape[1]):
                     k.wide[i, s] -= part[k.slot[i, s]] * (k.wide[i, s] - k.share[i, s])
-        _use_of(t, k, k.wide, use)
+    return over
 
 
 @nopython
@@ -62,19 +67,21 @@ def _blend(t: Table, k: Set, use: Floats) -> None:
 
     Use is linear and latency convex in the shares: what both ends keep, everything between them keeps.
     """
-    goal = np.empty(t.room.shape[0])
-    _use_of(t, k, k.wide, goal)
-    _squeeze(t, k, goal)
-    _use_of(t, k, k.share, use)
-    part = 1.0
-    for r in range(use.shape[0] - 1):
+    n, part, share, wide = use.shape[0], 1.0, k.share, k.wide
+    goal, spare = np.zeros(n), np.zeros(n)
+    use[:] = 0.0
+    _uses(t, k, use, goal, spare)
+    if _squeeze(t, k, goal, spare):
+        use[:] = goal[:] = 0.0
+        _uses(t, k, use, goal, spare)
+    for r in range(n - 1):
         if goal[r] > t.room[r] and goal[r] > use[r]:
             part = min(part, max(0.0, (t.room[r] - use[r]) / (goal[r] - use[r])))
-    for i in t.order:
-        if k.chosen[i] >= 0:
-            for s in range(k.share.shape[1]):
-                k.share[i, s] += part * (k.wide[i, s] - k.share[i, s])
-    _use_of(t, k, k.share, use)
+    for i in range(share.shape[0]):
+        for s in range(share.shape[1]):
+            share[i, s] += part * (wide[i, s] - share[i, s])
+    for r in range(n):
+        use[r] += part * (goal[r] - use[r])
 
 
 @merged
@@ -86,8 +93,11 @@ def _may_grow(t: Table, k: Set, i: int, s: int) -> bool:
 
 
 @lean
-def _room_for(t: Table, use: Floats, targets: bool, left: Floats) -> None:
-    """Room (R + 1,) for more shares, of targets of couplings or of the others; what couplings add is counted."""
+def _room_for(t: Table, use: Floats, targets: bool, left: Floats) -> bool:
+    """Room (R + 1,) for more shares, of targets of couplings or of the others; False: none worth handing out.
+
+    What couplings add is counted.
+    """
     left[use.shape[0] - 1] = 0.0
     for r in range(use.shape[0] - 1):
         aimed = 0
@@ -100,27 +110,41 @@ def _room_for(t: Table, use: Floats, targets: bool, left: Floats) -> None:
             for d in range(t.link.shape[0]):
                 aimed += 1 if t.link[d, 1] == t.link[c, 1] and t.kappa[d] > 0.0 else 0
             left[t.link[c, 0]] = min(left[t.link[c, 0]], own / (aimed * t.kappa[c]))
+    much = False
+    for r in range(use.shape[0]):
+        much = much or left[r] > SCRAP * t.room[r]
+    return much
 
 
-@nopython
-def _top_up(t: Table, k: Set, use: Floats, targets: bool) -> None:
-    """Stretch the shares of each resource that are below their caps by one factor into what room there still is."""
-    left, held = np.zeros(use.shape[0]), np.zeros(use.shape[0])
-    _room_for(t, use, targets, left)
+@lean
+def _held(t: Table, k: Set, held: Floats) -> None:
+    """Add up the counted shares that may grow, into (R + 1,)."""
     for i in t.order:
         if k.chosen[i] >= 0:
             for s in range(k.slot.shape[1]):
                 if _may_grow(t, k, i, s):
                     held[k.slot[i, s]] += k.row[i, ACTS, s] * k.share[i, s]
+
+
+@nopython
+def _top_up(t: Table, k: Set, use: Floats, targets: bool) -> None:
+    """Stretch the shares of each resource that are below their caps by one factor into what room there still is."""
+    left, held, more = np.zeros(use.shape[0]), np.zeros(use.shape[0]), np.zeros(use.shape[0])
+    if not _room_for(t, use, targets, left):
+        return
+    _held(t, k, held)
     for r in range(use.shape[0]):
         left[r] = left[r] / held[r] if held[r] > 0.0 else 0.0
     for i in t.order:
         if k.chosen[i] >= 0:
             for s in range(k.slot.shape[1]):
                 if left[k.slot[i, s]] > 0.0 and _may_grow(t, k, i, s):
-                    act = k.row[i, ACTS, s]
-                    k.share[i, s] = min(k.row[i, HIGH, s] / act, k.share[i, s] * (1.0 + left[k.slot[i, s]]))
-    _use_of(t, k, k.share, use)
+                    act, before = k.row[i, ACTS, s], k.share[i, s]
+                    k.share[i, s] = min(k.row[i, HIGH, s] / act, before * (1.0 + left[k.slot[i, s]]))
+                    more[k.slot[i, s]] += act * (k.share[i, s] - before)
+    with_couplings(t, more)
+    for r in range(use.shape[0]):
+        use[r] += more[r]
 
 
 @nopython

@@ -6,6 +6,7 @@ solution's prices with bisection instead of the solvers' closed forms.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -19,11 +20,14 @@ Mask = npt.NDArray[np.bool_]
 
 BOUND_TOLERANCE: Final = 1e-6  # of the dual at the prices over the bound reported, per unit of value
 HALVINGS: Final = 52  # of an interval of multipliers: a double's mantissa
+SMALL: Final = 1e-5  # v below which the slope of v / log(1 + v) is its series
 SHOWN: Final = 3  # findings of one kind that are spelled out
 
 
-def verify(problem: Problem, solution: Solution, *, dual: bool = True, tolerance: float = 1e-9) -> list[str]:
-    """Return findings, one line each; none if the plan holds.
+def verify(
+    problem: Problem, solution: Solution, *, dual: bool = True, tolerance: float = 1e-9, snr: Floats | None = None
+) -> list[str]:
+    """Return findings, one line each; none if the plan holds. snr (J, S): of power-limited slots, else inf.
 
     Shares within caps (floors too, where deadlines are promised), use of each resource with background and couplings
     at most 1, promised deadlines held, points belonging to their tasks, the value as reported and not above the
@@ -41,20 +45,21 @@ def verify(problem: Problem, solution: Solution, *, dual: bool = True, tolerance
     promised = solution.promised[tasks]
     findings += _limits(problem, tasks, points, share, promised, tolerance)
     findings += _use(problem, points, share, tolerance)
-    findings += _deadlines(problem, tasks, points, share, promised, tolerance)
+    limit = np.full(problem.slot.shape, np.inf) if snr is None else snr
+    findings += _deadlines(problem, tasks, points, share, promised, tolerance, limit[points])
     findings += _value(problem, solution, points[promised], tolerance)
     certificate = solution.certificate
     if dual and not findings and np.isfinite(certificate.bound) and (solution.prices > 0).any():
-        most = dual_value(problem, solution.prices)
+        most = dual_value(problem, solution.prices, limit)
         if not most <= certificate.bound + BOUND_TOLERANCE * max(1.0, abs(certificate.bound)):
             findings.append(f"bound {certificate.bound:.9g} is not proven: the dual at the prices is {most:.9g}")
     return findings
 
 
-def dual_value(problem: Problem, prices: Floats) -> float:
+def dual_value(problem: Problem, prices: Floats, snr: Floats | None = None) -> float:
     """Dual function at prices (R,): sum price x room + sum over tasks of max(0, value - least cost)."""
     room = np.maximum(0.0, 1.0 - problem.background)  # (R,)
-    net = problem.value - _least_costs(problem, prices, room)  # (J,)
+    net = problem.value - _least_costs(problem, prices, room, snr)  # (J,)
     total = float((prices * room).sum())
     for i in range(problem.n_tasks):
         total += max(0.0, float(net[problem.first[i] : problem.first[i + 1]].max(initial=0.0)))
@@ -114,11 +119,10 @@ def _use(p: Problem, points: Ints, share: Floats, tolerance: float) -> list[str]
     ]
 
 
-def _deadlines(p: Problem, tasks: Ints, points: Ints, share: Floats, promised: Mask, tolerance: float) -> list[str]:
-    work = p.work[points]  # (K, Q, S)
-    x = np.broadcast_to(share[:, None, :], work.shape)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        latency = np.where(work > 0, work / x, 0.0).sum(axis=2)  # (K, Q)
+def _deadlines(
+    p: Problem, tasks: Ints, points: Ints, share: Floats, promised: Mask, tolerance: float, snr: Floats
+) -> list[str]:
+    latency = _latency(p.work[points], share, snr)  # (K, Q)
     late = (latency > p.slack[points] + tolerance * np.maximum(1e-3, np.abs(p.slack[points]))).any(axis=1) & promised
     return _named(p, tasks, late, lambda k: f"takes {latency[k]} s of a slack of {p.slack[points[k]]} s")
 
@@ -138,8 +142,17 @@ def _named(p: Problem, tasks: Ints, wrong: Mask, what: Callable[[int], str]) -> 
     return [f"task {p.task_ids[tasks[k]]}: {what(int(k))}" for k in np.flatnonzero(wrong)[:SHOWN]]
 
 
-def _least_costs(p: Problem, prices: Floats, room: Floats) -> Floats:
-    """(J,) cheapest way to hold each point at prices; inf where no shares hold it."""
+def _latency(a: Floats, x: Floats, snr: Floats) -> Floats:
+    """(K, Q) sum of work a (K, Q, S) over what shares x (K, S) carry, as part of what a whole resource does."""
+    s = np.where(np.isinf(snr), 1.0, snr)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        carried = np.where(np.isinf(snr), x, x * np.log2(1 + s / x) / np.log2(1 + s))
+        return np.asarray(np.where(a > 0, a / carried[:, None, :], 0.0).sum(axis=2), dtype=np.float64)
+
+
+def _least_costs(p: Problem, prices: Floats, room: Floats, snr: Floats | None = None) -> Floats:
+    """(J,) cheapest way to hold each point at prices; inf where no shares hold it. snr (J, S), none: all inf."""
+    snr = np.full(p.slot.shape, np.inf) if snr is None else snr
     charge = np.append(prices, 0.0)
     for a, b, per_share in zip(p.coupling_from, p.coupling_to, p.coupling_per_share, strict=True):
         charge[a] += per_share * prices[b]
@@ -147,13 +160,13 @@ def _least_costs(p: Problem, prices: Floats, room: Floats) -> Floats:
     cap = _greatest_shares(p, room)
     with np.errstate(divide="ignore", invalid="ignore"):
         a = np.where(p.work > 0, p.work / np.maximum(p.slack, 0.0)[:, :, None], 0.0)  # (J, Q, S)
-        least = np.where(a > 0, a / cap[:, None, :], 0.0).sum(axis=2)  # (J, Q)
+        least = _latency(a, cap, snr)  # (J, Q)
     hopeless = (p.slack < 0).any(axis=1) | (p.floor > cap * (1 + 1e-12)).any(axis=1)
     hopeless |= ~(least <= 1 + 1e-12).all(axis=1) | (p.rigid > np.append(room, np.inf)[p.slot] + 1e-12).any(axis=1)
     cost = (np.append(prices, 0.0)[p.slot] * p.rigid).sum(axis=1)
     ok = np.flatnonzero(~hopeless)
     cost[hopeless] = np.inf
-    cost[ok] += _two_phase_cost(a[ok], pay[ok], p.floor[ok], np.maximum(cap[ok], p.floor[ok]))
+    cost[ok] += _two_phase_cost(a[ok], pay[ok], p.floor[ok], np.maximum(cap[ok], p.floor[ok]), snr[ok])
     return np.asarray(cost, dtype=np.float64)
 
 
@@ -168,26 +181,25 @@ def _greatest_shares(p: Problem, room: Floats) -> Floats:
     return np.asarray(cap, dtype=np.float64)
 
 
-def _two_phase_cost(a: Floats, pay: Floats, floor: Floats, cap: Floats) -> Floats:
+def _two_phase_cost(a: Floats, pay: Floats, floor: Floats, cap: Floats, snr: Floats) -> Floats:
     """(K,) cost of both deadlines together: the greatest one-phase cost over mixtures of the phases.
 
     It is concave in the mixture; its slope has the sign of the difference of the latencies, so bisect.
     """
     both = np.flatnonzero(np.all(np.any(a > 0, axis=2), axis=1))
-    cost = (pay * _one_phase_shares(a.sum(axis=1), pay, floor, cap)).sum(axis=1)  # right where one phase is empty
+    cost = (pay * _one_phase_shares(a.sum(axis=1), pay, floor, cap, snr)).sum(axis=1)  # right where one phase is empty
     if not both.size:
         return np.asarray(cost, dtype=np.float64)
-    a, pay, floor, cap = a[both], pay[both], floor[both], cap[both]
+    a, pay, floor, cap, snr = a[both], pay[both], floor[both], cap[both], snr[both]
     low, high, best = np.zeros(len(a)), np.ones(len(a)), np.zeros(len(a))
     for theta in (low, high):
-        x = _one_phase_shares(_mixture(a, theta), pay, floor, cap)
+        x = _one_phase_shares(_mixture(a, theta), pay, floor, cap, snr)
         best = np.maximum(best, (pay * x).sum(axis=1))
     for _ in range(HALVINGS):
         theta = (low + high) / 2  # (K,)
-        x = _one_phase_shares(_mixture(a, theta), pay, floor, cap)
+        x = _one_phase_shares(_mixture(a, theta), pay, floor, cap, snr)
         best = np.maximum(best, (pay * x).sum(axis=1))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            latency = np.where(a > 0, a / x[:, None, :], 0.0).sum(axis=2)
+        latency = _latency(a, x, snr)
         up = latency[:, 0] > latency[:, 1]
         low, high = np.where(up, theta, low), np.where(up, high, theta)
     cost[both] = best
@@ -198,17 +210,45 @@ def _mixture(a: Floats, theta: Floats) -> Floats:
     return np.asarray(theta[:, None] * a[:, 0] + (1 - theta)[:, None] * a[:, 1], dtype=np.float64)
 
 
-def _one_phase_shares(a: Floats, pay: Floats, floor: Floats, cap: Floats) -> Floats:
-    """Shares clip(sqrt(multiplier a / pay), floor, cap) at the least multiplier that meets sum a / x <= 1 (K, S)."""
+def _one_phase_shares(a: Floats, pay: Floats, floor: Floats, cap: Floats, snr: Floats) -> Floats:
+    """Cheapest shares between floor and cap at the least multiplier of latency that meets the deadline 1 (K, S)."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        reach = np.where(a > 0, np.sqrt(a / pay), 0.0)
-        finite = np.where(np.isfinite(reach), reach, 0.0)
-        top = np.where(finite > 0, cap / finite, 0.0).max(axis=1, initial=0.0) * 2 + 1e-300
-        low, high = np.full(len(a), -700.0), np.log(top)
+        bills = np.where(a > 0, pay / (a * _gain(cap, snr)), 0.0)  # multipliers that reach the caps
+        top = bills.max(axis=1, initial=0.0) * 4 + 1e-300
+        low, high = np.full(len(a), -1400.0), np.log(top)
         for _ in range(HALVINGS + 8):
             middle = (low + high) / 2
-            x = np.clip(np.where(np.isinf(reach), np.inf, np.exp(middle)[:, None] * finite), floor, cap)
-            late = np.where(a > 0, a / x, 0.0).sum(axis=1) > 1
+            x = np.clip(_share_at(np.exp(middle)[:, None] * a, pay, snr), floor, cap)
+            late = _latency(a[:, None, :], x, snr)[:, 0] > 1
             low, high = np.where(late, middle, low), np.where(late, high, middle)
-        x = np.where(np.isinf(reach), np.inf, np.exp(high)[:, None] * finite)
+        x = _share_at(np.exp(high)[:, None] * a, pay, snr)
     return np.asarray(np.clip(x, floor, cap), dtype=np.float64)
+
+
+def _gain(x: Floats, snr: Floats) -> Floats:
+    """(K, S) seconds saved by a little more share, per share and per second of work."""
+    s = np.where(np.isinf(snr), 1.0, snr)
+    return np.asarray(np.where(np.isinf(snr), x**-2.0, np.log1p(s) / x**2 * _bent(s / x)))
+
+
+def _bent(v: Floats) -> Floats:
+    """Slope of v / log(1 + v)."""
+    rise = np.log1p(v)
+    return np.asarray(np.where(v < SMALL, 0.5 - v / 6, (rise - v / (1 + v)) / rise**2))
+
+
+@functools.cache
+def _table() -> tuple[Floats, Floats]:
+    """Logarithms of v^2 _bent(v), which rises, and of v: so dense that what is read off it is right to 1e-6."""
+    z = np.linspace(-40.0, 60.0, 30_000)
+    return 2 * z + np.log(_bent(np.exp(z))), z
+
+
+def _share_at(a: Floats, pay: Floats, snr: Floats) -> Floats:
+    """(K, S) share whose last bit saves as much latency as it costs; a: work times the multiplier of latency."""
+    if np.isinf(snr).all():
+        return np.asarray(np.where(a > 0, np.sqrt(a / pay), 0.0), dtype=np.float64)
+    s = np.where(np.isinf(snr), 1.0, snr)
+    v = np.exp(np.interp(np.log(pay * s**2 / (a * np.log1p(s))), *_table()))
+    x = np.where(np.isinf(snr), np.sqrt(a / pay), np.where(pay > 0, s / v, np.inf))
+    return np.asarray(np.where(a > 0, x, 0.0), dtype=np.float64)

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from solvers.errors import BadProblem
+from solvers.power import seconds
 from solvers.problem import KINDS, PHASES, Floats, Problem
 from solvers.solution import Solution
 
@@ -18,6 +19,7 @@ VERSION: Final = 1
 RESOURCES: Final = 4096  # at most: the solvers keep matrices of resources x resources
 CELLS: Final = 1 << 25  # points x resources of the widest point at most: 2.5 GB of columns
 VALUE: Final = 1e100  # so that sums of values stay finite
+SNR: Final = (1e-9, 1e12)  # a ratio: -90 to 120 dB
 RANK: Final = 1 << 62  # of an arrival
 NEAR: Final = 12  # bytes shown on either side of what is no JSON
 
@@ -43,6 +45,7 @@ class _Point(msgspec.Struct, gc=False):
     cap: dict[str, float] = {}
     rigid: dict[str, float] = {}
     activity: dict[str, float] = {}
+    snr: dict[str, float] = {}
 
 
 class _Task(msgspec.Struct, gc=False):
@@ -67,10 +70,10 @@ class _File(msgspec.Struct):
     points: list[Any] = []  # misplaced: to be refused, not passed over as a key of a later version
 
 
-def problem_from_json(data: bytes | str, where: str = "problem", watch: Watch = iter) -> Problem:
-    """Read a problem file (docs/solve-format.md). Raises BadProblem with the JSON path of what is wrong.
+def read(data: bytes | str, where: str = "problem", watch: Watch = iter) -> tuple[Problem, Floats | None]:
+    """Read a problem file (docs/solve-format.md): the problem, and snr (J, S) for solvers/power.py if any point has it.
 
-    A million points take about 15 s and 1.5 GB.
+    Raises BadProblem with the JSON path of what is wrong. A million points take about 15 s and 1.5 GB.
     """
     if not data:
         raise BadProblem(where, "is empty; a problem is a JSON object (docs/solve-format.md)")
@@ -83,13 +86,25 @@ def problem_from_json(data: bytes | str, where: str = "problem", watch: Watch = 
     return _problem(raw, where, watch)
 
 
+def problem_from_json(data: bytes | str, where: str = "problem", watch: Watch = iter) -> Problem:
+    """Read a problem file without power-limited points. Raises BadProblem as `read`."""
+    return _unlimited(read(data, where, watch), where)
+
+
 def problem_from_data(data: Mapping[str, Any], where: str = "problem") -> Problem:
     """Build a problem from the same structure as Python dicts and lists. Raises BadProblem as problem_from_json."""
     try:
         raw = msgspec.convert(data, type=_File)
     except msgspec.ValidationError as error:
         raise _named(where, error) from None
-    return _problem(raw, where, iter)
+    return _unlimited(_problem(raw, where, iter), where)
+
+
+def _unlimited(found: tuple[Problem, Floats | None], where: str) -> Problem:
+    problem, snr = found
+    if snr is not None:
+        raise BadProblem(where, "points have an snr; this takes rates in proportion to shares only")
+    return problem
 
 
 def problem_to_json(problem: Problem) -> bytes:
@@ -110,7 +125,7 @@ def problem_to_json(problem: Problem) -> bytes:
     return msgspec.json.encode(data)
 
 
-def solution_to_json(problem: Problem, solution: Solution, solve_ms: float) -> bytes:
+def solution_to_json(problem: Problem, solution: Solution, solve_ms: float, snr: Floats | None = None) -> bytes:
     """Write a solution as `cosched solve --json` prints it (docs/solve-format.md)."""
     prices = zip(problem.resource_ids, solution.prices, strict=True)
     data = {
@@ -123,25 +138,24 @@ def solution_to_json(problem: Problem, solution: Solution, solve_ms: float) -> b
         "solve_ms": round(solve_ms, 3),
         "evaluations": solution.evaluations,
         "prices": {r: float(x) for r, x in prices},
-        "tasks": {task: _served(problem, solution, i) for i, task in enumerate(problem.task_ids)},
+        "tasks": {task: _served(problem, solution, i, snr) for i, task in enumerate(problem.task_ids)},
     }
     return msgspec.json.encode(data)
 
 
-def latencies(problem: Problem, chosen: int, share: Floats) -> Floats:
+def latencies(problem: Problem, chosen: int, share: Floats, snr: Floats | None = None) -> Floats:
     """(Q,) seconds that a point's shared resources take in each phase with these shares; inf where work has none."""
     work = problem.work[chosen]  # (Q, S)
-    with np.errstate(divide="ignore"):
-        each = np.divide(work, share[None, :], out=np.zeros_like(work), where=work > 0)
-    return np.asarray(each.sum(axis=1), dtype=np.float64)
+    limit = np.full(work.shape, np.inf) if snr is None else np.broadcast_to(snr[chosen], work.shape)
+    return np.asarray(seconds(work, limit, np.broadcast_to(share, work.shape)).sum(axis=1), dtype=np.float64)
 
 
-def _served(problem: Problem, solution: Solution, i: int) -> dict[str, Any] | None:
+def _served(problem: Problem, solution: Solution, i: int, snr: Floats | None) -> dict[str, Any] | None:
     j = int(solution.chosen[i])
     if j < 0:
         return None
     slots = [(s, int(r)) for s, r in enumerate(problem.slot[j]) if r < problem.n_resources]
-    latency = latencies(problem, j, solution.share[i])
+    latency = latencies(problem, j, solution.share[i], snr)
     exists = np.isfinite(problem.slack[j]) | (problem.work[j] > 0).any(axis=1)
     return {
         "point": problem.point_ids[j],
@@ -174,7 +188,7 @@ def _named(where: str, error: msgspec.DecodeError) -> BadProblem:
     return BadProblem(where + path.rstrip("`"), what)
 
 
-def _problem(raw: _File, where: str, watch: Watch) -> Problem:
+def _problem(raw: _File, where: str, watch: Watch) -> tuple[Problem, Floats | None]:
     if raw.v != VERSION:
         raise BadProblem(f"{where}.v", f"version {raw.v} is unknown; this reads v = {VERSION}")
     if raw.points:
@@ -193,7 +207,7 @@ def _problem(raw: _File, where: str, watch: Watch) -> Problem:
         for k, point in enumerate(task.points):
             columns.fill(j, point, index, f"{where}.tasks[{i}].points[{k}]")
             j += 1
-    return columns.problem(raw, index, where)
+    return columns.problem(raw, index, where), columns.snr if np.isfinite(columns.snr).any() else None
 
 
 def _unique(ids: Iterable[str], where: str) -> dict[str, int]:
@@ -274,6 +288,7 @@ class _Columns:
         self.cap = np.ones((n, width))
         self.activity = np.ones((n, width))
         self.rigid = np.zeros((n, width))
+        self.snr = np.full((n, width), np.inf)
 
     def fill(self, j: int, point: _Point, index: Mapping[str, int], where: str) -> None:
         """Row j from one point. Raises BadProblem."""
@@ -291,11 +306,10 @@ class _Columns:
             self.slack[j, q] = slack
             for name, x in phase.work_s.items():
                 self.work[j, q, slots[index[name]]] = _number(x, f"{where}.phases[{q}].work_s.{name}")
-        for key, column, most in (("floor", self.floor, 1.0), ("cap", self.cap, 1.0), ("activity", self.activity, 1.0)):
+        for key, read in _READ.items():
+            column = getattr(self, key)
             for name, x in getattr(point, key).items():
-                column[j, slots[index[name]]] = _number(x, f"{where}.{key}.{name}", most)
-        for name, x in point.rigid.items():
-            self.rigid[j, slots[index[name]]] = _number(x, f"{where}.rigid.{name}")
+                column[j, slots[index[name]]] = read(x, f"{where}.{key}.{name}")
         if point.floor and (self.floor[j] > self.cap[j]).any():
             r = int(self.slot[j, int(np.argmax(self.floor[j] > self.cap[j]))])
             raise BadProblem(f"{where}.floor.{list(index)[r]}", "is greater than the cap")
@@ -344,7 +358,7 @@ def _touched(point: _Point) -> set[str]:
     names: set[str] = set()
     for phase in point.phases:
         names.update(phase.work_s)
-    return names.union(point.floor, point.cap, point.rigid, point.activity)
+    return names.union(point.floor, point.cap, point.rigid, point.activity, point.snr)
 
 
 def _number(x: float, where: str, most: float = math.inf) -> float:
@@ -352,6 +366,26 @@ def _number(x: float, where: str, most: float = math.inf) -> float:
         allowed = "not a number >= 0" if most == math.inf else f"outside 0..{most:g}"
         raise BadProblem(where, f"{x:.12g} is {allowed}")
     return x
+
+
+def _signal_to_noise(x: float, where: str) -> float:
+    if not SNR[0] <= x <= SNR[1]:
+        raise BadProblem(where, f"{x:.12g} is outside {SNR[0]:g}..{SNR[1]:g}; it is a ratio, not in dB")
+    return x
+
+
+def _fraction(x: float, where: str) -> float:
+    return _number(x, where, 1.0)
+
+
+# How the numbers of a point by resource are checked.
+_READ: Final[dict[str, Callable[[float, str], float]]] = {
+    "floor": _fraction,
+    "cap": _fraction,
+    "activity": _fraction,
+    "rigid": _number,
+    "snr": _signal_to_noise,
+}
 
 
 def _rank(task: _Task, i: int, where: str) -> int:

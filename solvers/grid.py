@@ -68,7 +68,7 @@ def solve_on_grid(problem: Problem, grid: Ints, *, warm: Floats | None = None) -
 
 
 def dual_bound(problem: Problem, grid: Ints, *, warm: Floats | None = None) -> tuple[float, Floats]:
-    """Return (a proven upper bound on the value of any plan on the grid, the prices (R,) of whole resources it holds at).
+    """Return (a proven upper bound on the value of any plan on the grid, the prices (R,) of resources it holds at).
 
     Raises BadProblem as `solve_on_grid`.
     """

@@ -12,13 +12,14 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers._dual import Bundle, Dual, best_scale, minimise, new_bundle, starting_prices, worth
-from solvers._fit import FIT, Set, fit, new_set, put, settle
+from solvers._fit import FIT, Set, fit, new_set, put
 from solvers._jit import cached, lean, merged, nopython, source_digest
 from solvers._kernel import DEAD, DOUBLE, FIELDS, Prices, Raw, Table, at_least, prepare, prices_of, rigid_bill
 from solvers._oracle import Screen, evaluate, new_look, new_screen
 from solvers._point import Point, bill, cheapest, load, new_point, price_point, stretch
 from solvers._recovery import recover
 from solvers._search import SAME, fill, options, repair, value_of
+from solvers._settle import settle
 from solvers._spread import spread
 from solvers._tree import improve
 from solvers.problem import Floats, Ints, Problem
@@ -141,6 +142,8 @@ def _guide(
         for j in range(t.first[i], t.first[i + 1]):
             if t.value[j] < t.most[i] - SAME:
                 t.mode[j] = DEAD
+    for r in range(screen.price.shape[0]):
+        screen.price[r] = 0.0
     guide, room, part = d, t.room.copy(), 0.0
     for _ in range(GUIDES):
         taken = _most_valuable(t, prices_of(t, guide.price), k, o) / worth(t, guide.price)

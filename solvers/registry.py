@@ -24,6 +24,7 @@ class Solver(Protocol):
 SOLVERS: Final[dict[str, str]] = {
     "joint": "solvers.price:solve",
     "exact": "solvers.exact:solve",
+    "grid": "solvers.grid:solve",
     "sharded": "solvers.sharded:solve",
     "greedy": "solvers.baselines:greedy",
     "greedy-residual": "solvers.baselines:greedy_residual",

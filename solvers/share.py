@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from solvers.errors import BadProblem
-from solvers.problem import Floats, Ints, Problem
+from solvers.problem import Ints, Problem
 from solvers.solution import Certificate, Solution
 
 
@@ -52,26 +52,21 @@ def round_grid(problem: Problem, solution: Solution, grid: Ints) -> tuple[Soluti
     what they take lose their promise (and the certificate its value), one by one. What is left goes towards the shares
     given.
     """
-    from solvers._round import Served, Site, round_shares
+    from solvers._jit import plain
+    from solvers._prbs import Site
+    from solvers._round import Given, round_shares
 
-    tasks = np.flatnonzero(solution.chosen >= 0)
-    point = solution.chosen[tasks]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a = np.where(problem.work[point] > 0, problem.work[point] / problem.slack[point][:, :, None], 0.0)
-    floor, cap, activity = problem.floor[point], problem.cap[point], problem.activity[point]
-    served = Served(problem.slot[point], a, solution.share[tasks], floor, cap, activity, problem.value[point])
+    p = problem
+    columns = (p.work, p.slack, p.floor, p.cap, p.activity, p.rigid, p.value)
+    work, slack, floor, cap, activity, rigid, value = (plain(column) for column in columns)
+    chosen, share, promised = plain(solution.chosen), plain(solution.share), plain(solution.promised)
+    given = Given(plain(p.slot), work, slack, floor, cap, activity, rigid, value, chosen, share, promised)
     link = np.stack([problem.coupling_from, problem.coupling_to], axis=1)
-    site = Site(np.append(grid, 0), _elastic_room(problem, point), link, problem.coupling_per_share + 0.0)
-    plan = round_shares(served, site, solution.promised[tasks].astype(np.int64))
-    share, prbs = np.zeros_like(solution.share), np.zeros(solution.share.shape, dtype=np.int64)
-    promised = np.zeros_like(solution.promised)
-    prbs[tasks], share[tasks], promised[tasks] = plan[0], plan[1], plan[2] > 0
-    certificate = Certificate(float(problem.value[solution.chosen[promised]].sum()), solution.certificate.bound)
-    return dataclasses.replace(solution, share=share, promised=promised, certificate=certificate), prbs
-
-
-def _elastic_room(problem: Problem, point: Ints) -> Floats:
-    """(R + 1,) of each resource what background and the points' rigid demand leave; without limit for padding."""
-    n = problem.n_resources
-    rigid = np.bincount(problem.slot[point].ravel(), weights=problem.rigid[point].ravel(), minlength=n + 1)
-    return np.append(1.0 - problem.background - rigid[:n], np.inf)
+    room = np.append(1.0 - problem.background, np.inf)
+    grids = np.append(grid, 0)
+    site = Site(grids, room, link, plain(problem.coupling_per_share), plain(solution.prices))
+    whole = round_shares(given, site)
+    certificate = Certificate(whole.value, solution.certificate.bound)
+    return dataclasses.replace(
+        solution, share=whole.share, promised=whole.promised, certificate=certificate
+    ), whole.prbs

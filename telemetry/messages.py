@@ -75,8 +75,8 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_fraction: float | None = None
     gpu_fraction: float | None = None
     gpu_memory_fraction: float | None = None
-    gpu_memory_bytes: float | None = None  # all of it
     rtt_s: float | None = None  # to the daemon
+    gpu_memory_bytes: float | None = None  # of its GPU, all of it
 
 
 class LinkReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -189,14 +189,17 @@ def held(found: Sequence[Layers]) -> dict[str, dict[str, int]]:
 
 
 def test_the_arithmetic_of_memory_counts_what_is_held():
-    stock = stock_of(TIGHT.profiles)
+    stock = stock_of(TIGHT.profiles, {})
     total = {m.id: sum(m.layer_bytes) for m in stock.models}
     for name, served in TIGHT.profiles.models.items():
         assert total[name] == pytest.approx(served.model.weight_bytes(4, TIGHT.profiles.node_devices[0].weight_format))
     assert stock.room_bytes == pytest.approx((6.5 * GB, 6.5 * GB))
     assert not stock.fits
-    assert stock_of(WIDE.profiles).fits
-    assert sum(stock_of(WIDE.profiles).room_bytes) == pytest.approx(2 * sum(total.values()))
+    assert stock_of(WIDE.profiles, {}).fits
+    assert sum(stock_of(WIDE.profiles, {}).room_bytes) == pytest.approx(2 * sum(total.values()))
+    short = stock_of(WIDE.profiles, {"edge1": 75 * GB})  # its caches had 69 GB, so 6 of what weights take are lacking
+    assert short.room_bytes == pytest.approx((sum(total.values()), 5 * GB))
+    assert not short.fits
     assert stock.has_room(stock.first_fit())
     assert not stock.has_room(stock.everything())
     assert {x.model for x in stock.first_fit() if x.first == 0} == {"llama", "qwen"}  # not the same on both
@@ -206,14 +209,14 @@ def test_who_has_no_room_for_all_says_so_unless_layers_are_placed():
     small = plant(SITE.replace(" MEMORY", ", fraction = 0.1"), "small", {})  # 8 GB
     with pytest.raises(BadInput, match="the models' weights take"):
         session_memory_bytes(small.profiles)
-    sessions, weights = session_memory_bytes(small.profiles, placed=True), weight_memory_bytes(small.profiles)
+    sessions, weights = session_memory_bytes(small.profiles, placed=True), weight_memory_bytes(small.profiles, {})
     assert sessions + weights == pytest.approx([8 * GB, 8 * GB])
-    assert not stock_of(small.profiles).fits
+    assert not stock_of(small.profiles, {}).fits
     assert small.core("joint", Settings()).state.tasks == {}
 
 
 def test_layers_follow_demand_and_stay_where_it_does_not_change():
-    stock = stock_of(TIGHT.profiles)
+    stock = stock_of(TIGHT.profiles, {})
     core = core_of(TIGHT)
     now = stock.first_fit()
     assert choose(core.state, core.bids, Settings(), stock, now, {}) is None  # nobody asked
@@ -234,7 +237,7 @@ def test_layers_follow_demand_and_stay_where_it_does_not_change():
 
 
 def test_a_slow_disk_keeps_layers_where_they_are():
-    stock, core = stock_of(TIGHT.profiles), core_of(TIGHT)
+    stock, core = stock_of(TIGHT.profiles, {}), core_of(TIGHT)
     demand(core, {"qwen": 20})
     now = [x for x in stock.everything() if x.model == "llama"]
     slow = choose(core.state, core.bids, Settings(), stock, now, {"edge0": 5e7, "edge1": 1e9})  # 114 s and 6 s
@@ -244,7 +247,7 @@ def test_a_slow_disk_keeps_layers_where_they_are():
 
 
 def test_those_who_run_keep_their_layers_against_less_demand():
-    stock, core = stock_of(TIGHT.profiles), core_of(TIGHT)
+    stock, core = stock_of(TIGHT.profiles, {}), core_of(TIGHT)
     core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={})))
     submit(core, 0.2, *(offer(f"t{i}", 0.2) for i in range(8)))
     assert {place_of(core, t)[0] for t in core.state.tasks} == {"edge0"}
@@ -261,7 +264,7 @@ def test_those_who_run_keep_their_layers_against_less_demand():
 @pytest.mark.parametrize("private", [False, True])
 def test_demand_is_what_each_arrival_gains_by_the_layers_held(private: bool):
     """Against a plain search over all points of all arrivals."""
-    stock, core, ours = stock_of(TIGHT.profiles), core_of(TIGHT), Settings()
+    stock, core, ours = stock_of(TIGHT.profiles, {}), core_of(TIGHT), Settings()
     demand(core, {"llama": 3, "qwen": 2}, private=private)
     core._bids.price = np.array([0.3, 0.1, 0.2])
     arrivals = list(core.bids.arrivals)
@@ -290,7 +293,7 @@ def test_demand_is_what_each_arrival_gains_by_the_layers_held(private: bool):
 
 def test_of_more_than_all_nodes_can_do_the_placement_sees_what_they_can():
     """A class is served in parts of a hundredth: of 1000 times what a node can do not even one would fit."""
-    stock, core = stock_of(TIGHT.profiles), core_of(TIGHT)
+    stock, core = stock_of(TIGHT.profiles, {}), core_of(TIGHT)
     for i in range(400):
         asked = offer(f"t{i}", 10.0 + 0.05 * i, "qwen")
         asked = msgspec.structs.replace(asked, work=msgspec.structs.replace(asked.work, max_output_tokens=100_000))

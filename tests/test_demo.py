@@ -1,4 +1,4 @@
-"""The demo: the whole chain on a few seconds of the sample, its ends by signals and faults, the player's runtimes."""
+"""The demo without its cluster part: a few seconds of the sample, ends by signals and faults, the player's runtimes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -34,9 +34,9 @@ def exit_code(*args: str) -> int:
 
 
 @contextmanager
-def started(tmp_path: Path, **environ: str) -> Iterator[subprocess.Popen[str]]:
+def started(tmp_path: Path, *options: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
     """The program as a user starts it, with its own folder for temporary files."""
-    command = [sys.executable, "-m", "cosched.cli.main", "demo", "--report", str(tmp_path / "r.html")]
+    command = [sys.executable, "-m", "cosched.cli.main", "demo", "--report", str(tmp_path / "r.html"), *options]
     env = os.environ | {"TMPDIR": str(tmp_path), "COSCHED_SITE": "of another daemon"} | environ
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -67,10 +67,12 @@ def test_the_whole_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     write_trace(trace, sample(SECONDS))
     monkeypatch.setattr("cosched.resources.sample_trace", lambda: trace)
     monkeypatch.setattr("cosched.core.policy.POLICIES", {name: POLICIES[name] for name in ("joint", "pf-admit")})
+    monkeypatch.setattr("cosched.runtime.extra.find_spec", lambda _: None)
     assert exit_code("--report", str(tmp_path / "r.html"), "--speed", "3") == 0
     out = capsys.readouterr().out
-    live, _, rest = out.partition("2. Replay")
-    replayed, _, verified = rest.partition("3. Verify")
+    live, _, rest = out.partition("\n2. Cluster: left out, torch is not installed: pip install 'cosched[llm]'.\n")
+    _, _, rest = rest.partition("3. Replay")
+    replayed, _, verified = rest.partition("4. Verify")
     assert "3 x as fast" in live
     assert "The daemon is ready after" in live
     assert "radio reports, 0 lost" in live
@@ -81,21 +83,34 @@ def test_the_whole_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.html", "short.mcap"], "nothing is left behind"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_with_its_daemon(tmp_path: Path, number: int, code: int):
-    with started(tmp_path) as process:
+def working_in(folder: Path) -> list[int]:
+    """Processes that were told of a folder."""
+    found = []
+    for pid in (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != os.getpid()):
+        with suppress(OSError):
+            if any(str(folder).encode() in Path(f"/proc/{pid}/{told}").read_bytes() for told in ("cmdline", "environ")):
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "option"), [(signal.SIGINT, 130, "--no-cluster"), (signal.SIGTERM, 143, "--cluster")]
+)
+def test_a_signal_ends_it_with_its_daemons(tmp_path: Path, number: int, code: int, option: str):
+    """With the cluster, in the midst of the start of its Ray."""
+    with started(tmp_path, option) as process:
         read_until(process, "the latest decision")
-        daemon = daemon_of(process)
+        assert daemon_of(process) in working_in(tmp_path)
         process.send_signal(number)
         _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code
     assert "Traceback" not in err
-    assert not Path(f"/proc/{daemon}").exists()
+    until(lambda: working_in(tmp_path) == [])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_daemon_that_dies_is_the_error(tmp_path: Path):
-    with started(tmp_path) as process:
+    with started(tmp_path, "--no-cluster") as process:
         read_until(process, "the latest decision")
         os.kill(daemon_of(process), signal.SIGKILL)
         _, err = process.communicate(timeout=PATIENCE_S)

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 UNITS = sorted((ROOT / "systemd").glob("*.service"))
 NOTIFY_RELOAD = 253  # the first systemd with Type=notify-reload
 MOST_EXPOSED = 20  # tenths
+MOST_EXPOSED_JOINED = 25
 
 
 def version() -> int:
@@ -72,6 +73,16 @@ def test_exposure_is_at_most_2(unit: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-400:]
 
 
+@needs_analyze
+def test_joining_a_ray_costs_little_of_the_protection(tmp_path: Path) -> None:
+    unit = unit_for(ROOT / "systemd" / "cosched.service", tmp_path)
+    joined = unit.read_text() + (ROOT / "systemd" / "join.conf").read_text()
+    unit.write_text(joined.replace("User=ray\n", "User=nobody\n"))
+    command = ["systemd-analyze", "security", "--offline=yes", f"--threshold={MOST_EXPOSED_JOINED}", unit]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-400:]
+
+
 def test_the_daemons_unit_says_what_the_issue_asks() -> None:
     text = (ROOT / "systemd" / "cosched.service").read_text()
     for line in ("Type=notify-reload", "DynamicUser=yes", "StateDirectory=cosched", "RuntimeDirectory=cosched"):
@@ -96,6 +107,12 @@ PROGRAM = """#!/bin/sh
 export LD_LIBRARY_PATH=/opt/py/lib PYTHONHOME=/opt/py PYTHONPATH=/opt/src:/opt/site PYTHONDONTWRITEBYTECODE=1
 exec /opt/py/bin/python3 -m cosched.cli.main "$@"
 """
+RAY = """#!/bin/sh
+export LD_LIBRARY_PATH=/opt/py/lib PYTHONHOME=/opt/py PYTHONPATH=/opt/src:/opt/site PYTHONDONTWRITEBYTECODE=1
+export HOME=/tmp RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=/etc/cosched/own.token RAY_USAGE_STATS_ENABLED=0
+exec /opt/py/bin/python3 -m ray.scripts.scripts "$@"
+"""
+HEAD = "start --head --port=6379 --num-cpus=1 --labels=cosched_node=edge0 --include-dashboard=false --block"
 PATIENCE_S = 300  # this machine may be busy
 
 
@@ -230,3 +247,28 @@ def test_a_real_systemd_runs_the_daemon(machine: Machine) -> None:
     machine.run("sh", "-c", "echo 'polcy = \"joint\"' > /etc/cosched/cosched.toml")
     assert machine.run("systemctl", "start", "cosched").returncode != 0
     assert machine.show("NRestarts") == "0", "a wrong configuration is not mended by starting again"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(NO_BOOT), reason=NO_BOOT)
+def test_the_daemon_joins_the_ray_of_another_unit(machine: Machine) -> None:
+    """As README.md and join.conf have it: Ray runs as a user of its own, and the daemon as that one."""
+    own = "install -o ray -m 600 ray.token own.token && chmod 755 /usr/local/bin/ray"
+    shell = [
+        "rm -f /var/lib/cosched /var/cache/cosched",  # links of an earlier start, to what this boot does not have
+        "useradd -r ray && mkdir -p /etc/systemd/system/cosched.service.d",
+        f"cd /etc/cosched && printf {'ab' * 32} > ray.token && printf '%s' '{RAY}' > /usr/local/bin/ray && {own}",
+        "cp /opt/src/systemd/join.conf /etc/systemd/system/cosched.service.d && systemctl daemon-reload",
+        f"systemd-run --uid=ray --unit=ray /usr/local/bin/ray {HEAD}",
+    ]
+    for line in shell:
+        done = machine.run("sh", "-c", line)
+        assert done.returncode == 0, done.stderr
+    machine.until(lambda: machine.run("sh", "-c", "test -S /tmp/ray/session_latest/sockets/raylet").returncode == 0)
+    started = machine.run("systemctl", "start", "cosched")
+    assert started.returncode == 0, machine.log()[-3000:]
+    machine.until(lambda: '"state": "up"' in machine.ctl("status", "--json"))
+    assert "cluster connected, epoch 1: edge0 up" in machine.ctl("status")
+    assert machine.run("systemctl", "stop", "cosched").returncode == 0
+    assert (machine.show("Result"), machine.show("ExecMainStatus")) == ("success", "0")
+    assert "Traceback" not in machine.log()

@@ -31,7 +31,7 @@ CVXPY_AGAIN: Final = "cvxpy, compiled before"  # with DPP parameters: only the n
 def on_grid(sheet: Sheet, seeds: int, tell: Callable[[float], None]) -> None:
     """Value, bound and time from arrays to a plan of whole PRBs and node steps, everything counted."""
     rounds = max(1, seeds // 10)
-    _price(make(SIZES[0], 0, mixed=True).problem)  # compiles or loads the loops
+    on_steps.solve(make(SIZES[0], 0, mixed=True).problem)  # compiles or loads the loops
     for done, n_tasks in enumerate(SIZES, start=1):
         plans: dict[str, list[tuple[Solution, float]]] = {}
         for seed in range(rounds):
@@ -46,13 +46,8 @@ def on_grid(sheet: Sheet, seeds: int, tell: Callable[[float], None]) -> None:
         tell(done / len(SIZES))
 
 
-def _price(problem: Problem) -> Solution:
-    grid = np.array([exact.PRBS if kind == "comm" else exact.STEPS for kind in problem.kinds], dtype=np.int64)
-    return on_steps.solve(problem, grid)
-
-
 _SUBJECTS: Final[dict[str, Callable[[Problem], Solution]]] = {
-    PRICE: _price,
+    PRICE: on_steps.solve,
     CP_SAT: lambda problem: exact.solve(problem, options={"limit_s": LIMIT_S}),
     HIGHS: lambda problem: mip.solve(problem, options={"limit_s": LIMIT_S}),
 }

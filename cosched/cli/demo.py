@@ -97,7 +97,7 @@ async def _play(folder: Path, path: Path, book: Workbook, speed: float, left_out
 
     async with contextlib.AsyncExitStack() as stack:
         if not left_out:
-            cluster = await stack.enter_async_context(play.started(stage.prepare(folder / "cluster", path)))
+            cluster = await stack.enter_async_context(play.started(stage.prepare(folder / "c", path)))
         typer.echo(LIVE.format(speed=speed))
         played = await play_live(prepare(folder, path, book), book, speed)
         typer.echo(summary(played))
@@ -127,7 +127,7 @@ def _folder() -> Iterator[Path]:
     except OSError as error:
         raise BadInput(f"no folder for temporary files can be written ({error}); name one in $TMPDIR") from None
     with made as folder:
-        if len(folder) + len("/cluster/run/telemetry.sock") >= SOCKET_PATH:
+        if len(folder) + len("/c/run/telemetry.sock") >= SOCKET_PATH:
             raise BadInput(f"{folder}: too long a path for a socket; name a shorter folder in $TMPDIR")
         yield Path(folder)
 

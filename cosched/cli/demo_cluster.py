@@ -6,12 +6,15 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from cosched.demo.play import Cluster, DemoFailed, Played, Session, Show, play
 from cosched.demo.stage import TOKENS, TPOT_S, TTFT_S
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 LINES_S: Final = 2.5  # between two states on a pipe
 SHOWN: Final = 8  # tokens on the screen
@@ -23,7 +26,7 @@ INTRODUCTION: Final = f"""
 2. Cluster: a daemon with a local Ray of two nodes, which serve a small model whose weights come from a seed. Four UEs,
    each a process, ask for {TOKENS} tokens: the first within {TTFT_S:g} s, then one every {TPOT_S:g} s or sooner.
    They run their layers at a phone's pace, and what they send takes as long as on their PRBs and the recorded channel.
-   Half-way a node is killed. The model is not trained: its words are syllables that stand for tokens."""
+   Half-way a node is killed. TTFT and TPOT: measured/asked. The model is not trained: a syllable stands for a token."""
 HEAD: Final = (
     f"{'':6}{'b/s/Hz':>6}  {'on UE':<6}{'sent in':<8}{'to':<6}{'PRBs':>4}{'tokens':>7}{'per s':>6}"
     f"{'TTFT, ms':>10}{'TPOT, ms':>10}  latest tokens"
@@ -49,8 +52,8 @@ def what_fails(played: Played) -> Iterator[str]:
         if session.ended is None or session.checked is None:
             why = session.ended.why if session.ended else "its process ended"
             yield f"{session.ue} was not served: {why}"
-        elif session.ended.tokens != got or not (got == TOKENS or session.ended.why):
-            yield f"{session.ue} has {got} tokens of {TOKENS} without a reason"
+        elif session.ended.tokens != got or not (got == played.tokens or session.ended.why):
+            yield f"{session.ue} has {got} tokens of {played.tokens} without a reason"
         elif session.checked.equal != got:
             yield f"{session.ue}: token {session.checked.equal + 1} is not the whole model's"
 
@@ -93,9 +96,11 @@ def news(played: Played) -> str:
         return ""
     after_s = time.monotonic() - played.killed_s
     state = played.state_of(played.victim)
+    if state == "up":
+        state = "up again" if played.noticed else "not missed yet"
     moved = [s.ue for s in played.sessions.values() if any(lease.reason == "moved_node_lost" for lease in s.leases)]
     went = f"; {', '.join(moved)} moved, their KV made anew" if moved else ""
-    return f"SIGKILL to the Ray node of {played.victim} {after_s:.1f} s ago: it is {state}{went}"
+    return f"SIGKILL to the Ray node of {played.victim} {after_s:.1f} s ago: {state}{went}"
 
 
 def summary(played: Played) -> Iterator[str]:
@@ -112,6 +117,8 @@ def summary(played: Played) -> Iterator[str]:
             f"(planned {_ms(tpot_s)}, asked {MS * TPOT_S:.0f});"
         )
         yield f"         {', then '.join(_stays(session))};"
+        if session.ended and session.ended.why:
+            yield f"         ended early: {session.ended.why};"
         yield (
             f"         {checked.equal} equal to the unsplit model's with the same seed and the same rounding"
             + (f"; without rounding {rounded} would be others." if rounded else ", and to those without rounding.")
@@ -130,12 +137,24 @@ def _stays(session: Session) -> Iterator[str]:
         yield f"{move.point} from token {move.tokens + 1} ({move.how})"
 
 
-# --- on a terminal, on a pipe ----------------------------------------------------------------------------------------
+# --- on a terminal, on a pipe ---------------------------------------------------------------------------------------
 
 
 def picture(played: Played) -> str:
     """The state in lines."""
     return "\n".join(["", HEAD, *map(line, played.sessions.values()), "", news(played), ""])
+
+
+def styled(played: Played) -> Text:
+    """The state as a terminal shows it."""
+    from rich.text import Text
+
+    text = Text(picture(played), no_wrap=True, overflow="ellipsis")
+    text.highlight_words([HEAD], "bold")
+    text.highlight_regex(r"SIGKILL.*", "bold red")
+    for session in played.sessions.values():
+        text.highlight_words([syllables(session.tokens[-SHOWN:])] if session.tokens else [], "cyan")
+    return text
 
 
 @contextlib.contextmanager
@@ -146,10 +165,9 @@ def _screen() -> Iterator[Show]:
         return
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
     with Live(console=Console(), auto_refresh=False) as live:
-        yield lambda _, played: live.update(Text(picture(played), no_wrap=True, overflow="ellipsis"), refresh=True)
+        yield lambda _, played: live.update(styled(played), refresh=True)
 
 
 class _Lines:

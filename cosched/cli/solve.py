@@ -15,7 +15,7 @@ from cosched.cli.common import JsonFlag, progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from solvers.problem import Problem
+    from solvers.problem import Floats, Problem
     from solvers.solution import Solution
 
 ROWS: Final = 60  # tasks shown in the table; --json has all
@@ -40,28 +40,30 @@ def solve(
 
     Example: cosched solve problem.json --solver greedy --objective alpha-fair:2 --json
     """
-    from solvers import codec, registry, second_stage
+    from solvers import codec, power, registry, second_stage
 
     goal = second_stage.parse_goal(objective) if objective is not None else None
     function = registry.get(solver)
     where = str(problem) if str(problem) != "-" else "stdin"
-    parsed = codec.problem_from_json(_read(problem), where, lambda tasks: progress(tasks, "reading tasks"))
+    parsed, snr = codec.read(_read(problem), where, lambda tasks: progress(tasks, "reading tasks"))
     started = time.perf_counter()
-    solution = function(parsed)
-    if goal is not None:
+    solution = function(parsed) if snr is None else power.solve(parsed, snr, function)
+    if goal is not None and snr is None:
         solution = second_stage.second_stage(parsed, solution, goal)
+    elif goal is not None and snr is not None:
+        solution = power.second_stage(parsed, snr, solution, goal)
     solve_ms = 1e3 * (time.perf_counter() - started)
     if json:
-        typer.echo(codec.solution_to_json(parsed, solution, solve_ms))
+        typer.echo(codec.solution_to_json(parsed, solution, solve_ms, snr))
     else:
-        _print(parsed, solution, solve_ms)
+        _print(parsed, solution, solve_ms, snr)
 
 
 def _read(path: Path) -> bytes:
     return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
 
 
-def _print(problem: Problem, solution: Solution, solve_ms: float) -> None:
+def _print(problem: Problem, solution: Solution, solve_ms: float, snr: Floats | None) -> None:
     from rich.console import Console
 
     console = Console()
@@ -74,7 +76,7 @@ def _print(problem: Problem, solution: Solution, solve_ms: float) -> None:
         highlight=False,
     )
     _print_resources(console, problem, solution)
-    _print_tasks(console, problem, solution)
+    _print_tasks(console, problem, solution, snr)
 
 
 def _print_resources(console: Console, problem: Problem, solution: Solution) -> None:
@@ -93,18 +95,18 @@ def _print_resources(console: Console, problem: Problem, solution: Solution) -> 
     console.print(table)
 
 
-def _print_tasks(console: Console, problem: Problem, solution: Solution) -> None:
+def _print_tasks(console: Console, problem: Problem, solution: Solution, snr: Floats | None) -> None:
     from rich.table import Table
 
     table = Table("task", "point", "shares", "latency / slack, ms", box=None, header_style="bold")
     for i, name in enumerate(problem.task_ids[:ROWS]):
-        table.add_row(escape(name), *_row(problem, solution, i))
+        table.add_row(escape(name), *_row(problem, solution, i, snr))
     console.print(table)
     if problem.n_tasks > ROWS:
         console.print(f"... and {problem.n_tasks - ROWS} more tasks (--json prints all)", highlight=False)
 
 
-def _row(problem: Problem, solution: Solution, i: int) -> tuple[str, str, str]:
+def _row(problem: Problem, solution: Solution, i: int, snr: Floats | None) -> tuple[str, str, str]:
     from solvers.codec import latencies
 
     j = int(solution.chosen[i])
@@ -112,6 +114,6 @@ def _row(problem: Problem, solution: Solution, i: int) -> tuple[str, str, str]:
         return "-", "", ""
     slots = [(s, int(r)) for s, r in enumerate(problem.slot[j]) if r < problem.n_resources]
     shares = "  ".join(f"{problem.resource_ids[r]} {solution.share[i, s]:.4f}" for s, r in slots)
-    times = zip(latencies(problem, j, solution.share[i]), problem.slack[j], strict=True)
+    times = zip(latencies(problem, j, solution.share[i], snr), problem.slack[j], strict=True)
     late = "  ".join(f"{1e3 * a:.2f} / {1e3 * b:.2f}" for a, b in times if b < float("inf"))
     return escape(problem.point_ids[j]), escape(shares), late

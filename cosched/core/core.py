@@ -217,7 +217,7 @@ class Core:
         self._layout_for(())
 
     def _solved(self, event: Solved) -> list[Command]:
-        asked, _ = self._answered(event)
+        asked, policy = self._answered(event)
         self._generation += 1
         plan = make_plan(
             self.state,
@@ -226,6 +226,7 @@ class Core:
             generation=self._generation,
             at_s=event.at_s,
             settings=self.settings,
+            goal=policy.goal(self.settings.objective),
         )
         self._adopt(asked.planned, plan)
         self.state.prices, self.state.variance, self._use = plan.prices, plan.variance, plan.planned_use

@@ -16,10 +16,12 @@ from cosched.core.state import State
 from cosched.workloads.base import Bools, Floats, Ints
 from solvers.price import point_costs
 from solvers.problem import Problem
+from solvers.second_stage import Goal, second_stage
 from solvers.solution import Solution
 
 PRB_EPS: Final = 1e-9  # a share that is a whole number of PRBs but for rounding is that number
 LEAST_REST: Final = 1e-3  # of a node beside a task that needs all of it
+LEAST_WEIGHT: Final = 1e-6  # in sharing out: a task may weigh nothing
 LEAST_PRICE: Final = 1e-6  # free resources are divided as if they had a price
 
 
@@ -42,13 +44,21 @@ class Draft:
 
 
 def make_plan(
-    state: State, asked: Asked, solution: Solution, *, generation: int, at_s: float, settings: Settings
+    state: State,
+    asked: Asked,
+    solution: Solution,
+    *,
+    generation: int,
+    at_s: float,
+    settings: Settings,
+    goal: Goal | None = None,
 ) -> Plan:
-    """Turn a solution into leases."""
+    """Turn a solution into leases. goal: of sharing out what is left over; it is not counted as used."""
     layout = asked.planned.layout
     draft = _draft(asked, solution)
     has = np.flatnonzero(draft.chosen >= 0)
-    rows, share, promised = draft.chosen[has], draft.share[has], draft.promised[has]
+    rows, promised = draft.chosen[has], draft.promised[has]
+    share = (draft if goal is None else _draft(asked, _shared_out(asked, solution, goal))).share[has]
     used = usage(asked.problem, solution.chosen, solution.share)
     return Plan(
         generation=generation,
@@ -62,7 +72,7 @@ def make_plan(
         promised=promised,
         efficiency=asked.planned.efficiency[has],
         planned_use=used,
-        variance=_variance(asked.planned, rows[promised], share[promised]),
+        variance=_variance(asked.planned, rows[promised], draft.share[has][promised]),
         prices=solution.prices,
         value=solution.certificate.value,
         bound=solution.certificate.bound,
@@ -88,6 +98,11 @@ def _draft(asked: Asked, solution: Solution) -> Draft:
     needed = _needed_shares(asked.problem, solution.prices, held[kept], asked.planned.mean_use)
     share[kept] = np.where(outweighed[:, None], 0.0, needed)
     return Draft(chosen, share, solution.promised)
+
+
+def _shared_out(asked: Asked, solution: Solution, goal: Goal) -> Solution:
+    """Hand out what the admitted leave over, by their weights."""
+    return second_stage(asked.problem, solution, goal, weight=np.maximum(_own_weights(asked), LEAST_WEIGHT))
 
 
 def _own_weights(asked: Asked) -> Floats:

@@ -89,14 +89,17 @@ def _fitting(layer_bytes: Sequence[float], room_bytes: float) -> int:
     return count
 
 
-def stock_of(profiles: SiteProfiles) -> Stock:
-    """Return the stock of a site. Raises BadInput for weights that a format does not have."""
+def stock_of(profiles: SiteProfiles, short_bytes: Mapping[str, float]) -> Stock:
+    """Return the stock of a site. short_bytes: by node, memory that it lacks of what the site says.
+
+    Raises BadInput for weights that a format does not have.
+    """
     site, formats = profiles.site, sorted({d.weight_format for d in profiles.node_devices})
     models = tuple(
         Model(name, tuple(np.max([_layer_bytes(s.model, s.ref.weight_bits, f) for f in formats], axis=0).tolist()))
         for name, s in profiles.models.items()
     )
-    room = weight_memory_bytes(profiles)
+    room = weight_memory_bytes(profiles, short_bytes)
     whole = [
         math.fsum(s.model.weight_bytes(s.ref.weight_bits, d.weight_format) for s in profiles.models.values())
         for d in profiles.node_devices

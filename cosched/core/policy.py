@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cosched.errors import BadInput
+
+if TYPE_CHECKING:
+    from solvers.second_stage import Goal
 
 
 def _frozen(**options: float) -> Mapping[str, float]:
@@ -22,6 +25,7 @@ class Policy:
     weighs_load: newcomers' points are weighed at congestion prices (cosched/core/congestion.py).
     bids: newcomers pay bid prices for their whole life (cosched/core/bids.py).
     drops_lost: a session whose promise can no longer be kept loses its lease (else it is served to its end).
+    objective: what is left over is shared out by (solvers/second_stage.py), "none": nothing is; "": as configured.
     solver options are those the solver documents (docs/policies.md).
     """
 
@@ -31,14 +35,28 @@ class Policy:
     drops_lost: bool = True
     weighs_load: bool = False
     bids: bool = False
+    objective: str = "none"
     options: Mapping[str, float] = field(default_factory=_frozen)
+
+    def goal(self, configured: str) -> Goal | None:
+        """What to share out by, given the configured objective; None: nothing is. Raises BadProblem."""
+        from solvers.second_stage import parse_goal
+
+        text = self.objective or configured
+        return None if text == "none" else parse_goal(text)
 
 
 POLICIES: Final[dict[str, Policy]] = {
     p.name: p
     for p in (
         Policy(
-            "joint", "joint", statistical=True, weighs_load=True, bids=True, options=_frozen(second_stage=0, nodes=0)
+            "joint",
+            "joint",
+            statistical=True,
+            weighs_load=True,
+            bids=True,
+            objective="",
+            options=_frozen(second_stage=0, nodes=0),
         ),
         Policy("greedy", "greedy", statistical=True, options=_frozen(second_stage=0)),
         Policy("greedy-residual", "greedy-residual", statistical=True, options=_frozen(second_stage=0)),
@@ -67,9 +85,9 @@ DECOUPLED: Final = ("pf", "pf-admit", "pf-util", "equal-rate-admit", "compute-on
 
 
 def policy(spec: str) -> Policy:
-    """Policy by name, with solver options changed: `pf-util` or `pf-util:rho=0.9,overbook=2`.
+    """Policy by name, with solver options changed: `pf-util`, `pf-util:rho=0.9,overbook=2`, `joint:objective=energy`.
 
-    Raises BadInput naming the policies there are, or the option that is not a number.
+    Raises BadInput naming the policies there are, the option that is not a number, or the objectives there are.
     """
     name, _, rest = spec.partition(":")
     if name not in POLICIES:
@@ -77,11 +95,27 @@ def policy(spec: str) -> Policy:
     known = POLICIES[name]
     if not rest:
         return known
-    options = dict(known.options)
+    options, objective = dict(known.options), known.objective
     for item in rest.split(","):
-        key, _, number = item.partition("=")
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key == "objective":
+            objective = checked_objective(value, f"--policy {spec}")
+            continue
         try:
-            options[key.strip()] = float(number)
+            options[key] = float(value)
         except ValueError:
             raise BadInput(f"--policy {spec}: '{item}' is not option=number") from None
-    return replace(known, name=spec, options=MappingProxyType(options))
+    return replace(known, name=spec, objective=objective, options=MappingProxyType(options))
+
+
+def checked_objective(text: str, where: str) -> str:
+    """Return an objective's name. Raises BadInput, naming those there are."""
+    from solvers.errors import BadProblem
+    from solvers.second_stage import parse_goal
+
+    try:
+        if text != "none":
+            parse_goal(text)
+    except BadProblem as error:
+        raise BadInput(f"{where}: {error}; 'none' leaves shares as they are") from None
+    return text

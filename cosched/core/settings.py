@@ -42,6 +42,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Value added, in multiples of its weight, for going on serving an admitted session: who wants its place must be
     worth more than both."""
 
+    objective: str = "none"
+    """What the joint policy shares out what is left over by, after admission: latency, max-latency, alpha-fair[:ALPHA]
+    or energy (docs/exact.md). "none": shares stay as small as the deadlines allow (docs/decisions/0004)."""
+
     switch_cost: float = 0.2
     """Value that another operating point of a running session must save before it is taken."""
 

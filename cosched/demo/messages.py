@@ -14,6 +14,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: str
     control: str
     telemetry: str
+    tokens: int
     channels: dict[str, Channel]
 
 

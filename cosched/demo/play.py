@@ -19,7 +19,7 @@ import msgspec
 from cosched.async_client import AsyncClient
 from cosched.control_messages import ClusterNode, Lease, Status
 from cosched.demo.messages import Checked, Ended, Moved, Ready, Said, Setup, Token
-from cosched.demo.stage import TOKENS, UES, Stage
+from cosched.demo.stage import UES, Stage
 from cosched.drivers.child import LAST_LINES, Child, child
 from cosched.drivers.dispatch.processes import Left
 from cosched.drivers.player import Player, first_error
@@ -72,9 +72,11 @@ class Session:
 class Played:
     """All sessions, and what became of the node that was killed."""
 
+    tokens: int  # that each session is to have
     sessions: dict[str, Session] = field(default_factory=lambda: {ue: Session(ue) for ue in UES})
     victim: str = ""
     killed_s: float = 0.0  # on the monotonic clock
+    noticed: bool = False  # by the daemon
     nodes: Sequence[ClusterNode] = ()
 
     def heard(self, said: Said) -> None:
@@ -101,7 +103,7 @@ class Played:
     @property
     def is_halfway(self) -> bool:
         """Whether all sessions that still run have half of their tokens."""
-        return all(len(s.tokens) >= TOKENS // 2 for s in self.sessions.values() if s.ended is None)
+        return all(len(s.tokens) >= self.tokens // 2 for s in self.sessions.values() if s.ended is None)
 
     def busiest(self) -> str:
         """Return the node with the most sessions, the last by name among equals; "" where there is none."""
@@ -127,12 +129,12 @@ async def started(stage: Stage) -> AsyncIterator[Cluster]:
     async with child(stage.folder, stage.config, stage.environment) as daemon:
         setup = Setup(
             folder=str(stage.folder), checkpoint=str(stage.checkpoint), control=daemon.control,
-            telemetry=daemon.telemetry, channels={ue: stage.channel(ue) for ue in UES},
+            telemetry=daemon.telemetry, tokens=stage.tokens, channels={ue: stage.channel(ue) for ue in UES},
         )  # fmt: skip
         with (stage.folder / "ues.log").open("ab") as log:
             ues = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "cosched.demo.ue", msgspec.json.encode(setup).decode()),
-                env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=asyncio.subprocess.PIPE,
+                env=os.environ | stage.environment, stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
@@ -145,7 +147,7 @@ async def started(stage: Stage) -> AsyncIterator[Cluster]:
 
 async def play(cluster: Cluster, show: Show) -> Played:
     """Play the radio, have the UEs ask, kill a node. Raises DemoFailed, DaemonEnded, NoAnswer."""
-    played, publisher = Played(), Publisher(cluster.daemon.telemetry)
+    played, publisher = Played(cluster.stage.tokens), Publisher(cluster.daemon.telemetry)
     try:
         await cluster.daemon.unless_it_ends(_play(cluster, publisher, played, show))
     finally:
@@ -236,6 +238,7 @@ async def _look(client: AsyncClient, cluster: Cluster, played: Played, show: Sho
         before = played.state_of(played.victim)
         played.nodes = (await client.status()).cluster.nodes
         event = played.state_of(played.victim) != before
+        played.noticed |= bool(played.victim) and played.state_of(played.victim) != "up"
         if not played.victim and played.is_halfway and (node := played.busiest()):
             actor = next(n.pid for n in played.nodes if n.node == node)
             played.victim, played.killed_s, event = node, time.monotonic(), True

@@ -49,6 +49,7 @@ class Stage:
 
     folder: Path
     messages: Sequence[UeReportBatch]
+    tokens: int  # that each UE asks for
 
     @property
     def config(self) -> Path:
@@ -62,8 +63,13 @@ class Stage:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the nodes' actors serve with. One thread each: other numbers of threads may differ in the last bit."""
-        return {"COSCHED_HOST_MODELS": str(self.folder / "models"), "OMP_NUM_THREADS": "1"}
+        """What nodes' actors and UEs compute with: a thread of the CPU, for others may differ in the last bit."""
+        return {
+            "CUDA_VISIBLE_DEVICES": "",
+            "COSCHED_HOST_MODELS": str(self.folder / "models"),
+            "OMP_NUM_THREADS": "1",
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "torch"),  # made on import, used for nothing
+        }
 
     def channel(self, ue: str) -> Channel:
         """Return what one of UES has."""
@@ -73,7 +79,7 @@ class Stage:
         return Channel(*(tuple(column) for column in zip(*known, strict=True)))
 
 
-def prepare(folder: Path, trace: Path) -> Stage:
+def prepare(folder: Path, trace: Path, tokens: int = TOKENS) -> Stage:
     """Write the part's files into a new folder. Raises BadInput: the trace has not all of UES."""
     folder.mkdir()
     for name in FILES:
@@ -83,15 +89,15 @@ def prepare(folder: Path, trace: Path) -> Stage:
     messages = tuple(_of_four(read_trace(trace).messages))
     if not messages:
         raise BadInput(f"{trace}: no radio reports of {', '.join(UES)}")
-    stage = Stage(folder, messages)
+    stage = Stage(folder, messages, tokens)
     stage.checkpoint.mkdir(parents=True)
     return stage
 
 
-def work() -> LlmSession:
+def work(tokens: int) -> LlmSession:
     """Return what each UE asks for."""
     return LlmSession(
-        model=MODEL, context_tokens=0, new_tokens=len(PROMPT), max_output_tokens=TOKENS, ttft_s=TTFT_S, tpot_s=TPOT_S,
+        model=MODEL, context_tokens=0, new_tokens=len(PROMPT), max_output_tokens=tokens, ttft_s=TTFT_S, tpot_s=TPOT_S,
         private=True,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from cosched.control_messages import SubmitArgs
 from cosched.demo import reference
 from cosched.demo.messages import Checked, Ended, Moved, Ready, Said, Setup, Token
 from cosched.demo.reference import UNROUNDED, Step
-from cosched.demo.stage import MODEL, PROMPT, SEED, TOKENS, Channel, work
+from cosched.demo.stage import MODEL, PROMPT, SEED, Channel, work
 from cosched.profiles.device import load_device
 from cosched.runtime.asking import Asking
 from cosched.runtime.chain import Links, Route
@@ -71,7 +71,7 @@ class Ue:
 
     def run(self) -> None:
         """Ask, generate, and check what came."""
-        asked = SubmitArgs(task=self.ue, ue=self.ue, work=work(), fallback="keep")
+        asked = SubmitArgs(task=self.ue, ue=self.ue, work=work(self._setup.tokens), fallback="keep")
         with Asking(asked, control=self._setup.control, telemetry=self._setup.telemetry, keys=None) as asking:
             connect = functools.partial(SlowLink, lambda: self._rate_bps(asking), self._frame_bytes)
             links = Links(connect=connect)
@@ -97,7 +97,7 @@ class Ue:
     def _generate(self, session: UeSession) -> None:
         run, why = session.generation, ""
         try:
-            for token in session.tokens(TOKENS):
+            for token in session.tokens(self._setup.tokens):
                 new = list(self._told(session))
                 self._steps.append(Step(run.route.split, run.route.precision_bits, RECOMPUTED in new))
                 say(Token(ue=self.ue, token=token, ttft_s=run.watch.ttft_s or 0.0, tpot_s=run.watch.tpot_s))
@@ -141,7 +141,7 @@ def prepare_model(setup: Setup) -> Whole:
     write_checkpoint(Path(setup.checkpoint), whole.tensors())
     (Path(setup.checkpoint) / config.name).write_bytes(config.read_bytes())
     say(Ready(whole.weight_bytes))
-    steps = [Step(whole.source.n_layers, UNROUNDED, anew=False)] * TOKENS
+    steps = [Step(whole.source.n_layers, UNROUNDED, anew=False)] * setup.tokens
     return Whole(whole, reference.tokens(whole, PROMPT, steps))
 
 

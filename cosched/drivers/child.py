@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 from cosched.errors import CoschedError
 
-ENDING_S: Final = 5.0  # a daemon that was told to end takes less; then it is killed
+ENDING_S: Final = 10.0  # a daemon that was told to end takes less, also while its Ray starts; then it is killed
 STEP_S: Final = 0.02  # between two looks for its socket
 LAST_LINES: Final = 5  # of its log, in an error
 INHERITED: Final = "COSCHED_KERNEL"  # of COSCHED_*, which configure another daemon

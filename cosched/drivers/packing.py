@@ -36,6 +36,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 def _to_wire(value: Any) -> Any:  # noqa: ANN401  # msgspec hands over whatever it does not know
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, np.generic):  # a number of the loops as they stand, not compiled
+        return value.item()
     raise TypeError(f"{type(value).__name__} does not travel")
 
 

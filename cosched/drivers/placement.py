@@ -17,7 +17,7 @@ import msgspec
 
 from cosched import build
 from cosched.build import Plant
-from cosched.core.placement import Stock, choose, stock_of
+from cosched.core.placement import choose, stock_of
 from cosched.core.settings import Settings
 from cosched.core.snapshot import Snapshot
 from cosched.errors import CoschedError
@@ -76,7 +76,8 @@ def _read(stream: BinaryIO) -> Question | None:
 def answer(question: Question) -> Answer:
     """Choose what nodes are to hold. Equal questions have equal answers, on any machine."""
     try:
-        plant, stock = _site(question.site_toml, tuple(sorted(question.ue_devices.items())))
+        plant = _plant(question.site_toml, tuple(sorted(question.ue_devices.items())))
+        stock = stock_of(plant.profiles, question.snapshot.short_bytes)
         core = plant.core(question.policy, question.core)
         core.restore(question.snapshot)
         current = [Layers(*one) for one in question.current]
@@ -93,9 +94,8 @@ NO_DEMAND: Final = "nobody has asked for anything of late"
 
 
 @lru_cache(maxsize=1)
-def _site(text: str, ue_devices: tuple[tuple[str, str], ...]) -> tuple[Plant, Stock]:
-    plant = build.plant(text, "placement", dict(ue_devices))
-    return plant, stock_of(plant.profiles)
+def _plant(text: str, ue_devices: tuple[tuple[str, str], ...]) -> Plant:
+    return build.plant(text, "placement", dict(ue_devices))
 
 
 if __name__ == "__main__":

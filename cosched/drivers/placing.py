@@ -16,7 +16,6 @@ from typing import Final
 import msgspec
 import structlog
 
-from cosched.build import Plant
 from cosched.control_messages import PlacementView
 from cosched.core.layers import NodeLayers
 from cosched.core.placement import Stock, stock_of
@@ -46,17 +45,23 @@ class Placer:
         self._chosen: tuple[Layers, ...] = ()
         self._answer = Answer()
         if settings.is_placed:
-            self._begin_with(engine.plant)
+            self._chosen = _remembered(store)
+            self._begin()
 
-    def _begin_with(self, plant: Plant) -> None:
-        """Take a site: begin with what an earlier life chose, if that is still possible."""
-        self._plant, self._stock = plant, stock_of(plant.profiles)
-        stock, remembered = self._stock, _remembered(self._store)
-        if stock.fits:
-            self._chosen = stock.everything()
-        else:
-            self._chosen = remembered if remembered and stock.has_room(remembered) else stock.first_fit()
+    def _begin(self) -> None:
+        """Take the site as it is: with what was chosen, by an earlier life too, where that is still possible."""
+        self._plant, self._short_bytes = self._engine.plant, self._engine.core.state.short_bytes
+        self._stock = stock_of(self._plant.profiles, self._short_bytes)
+        if self._stock.fits:
+            self._chosen = self._stock.everything()
+        elif not self._chosen or not self._stock.has_room(self._chosen):
+            self._chosen = self._stock.first_fit()
         self._tell()
+
+    def _is_other(self) -> bool:
+        """Whether the site, or what its nodes really have, is another by now."""
+        engine = self._engine
+        return engine.plant is not self._plant or engine.core.state.short_bytes != self._short_bytes
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -65,8 +70,8 @@ class Placer:
         try:
             while self._settings.is_placed:
                 await asyncio.sleep(self._settings.placement_s)
-                if self._engine.plant is not self._plant:
-                    self._begin_with(self._engine.plant)
+                if self._is_other():
+                    self._begin()
                 if self._link.nodes and not self._link.fenced_by and not self._stock.fits:
                     await self._decide()
                 self._tell()
@@ -76,10 +81,9 @@ class Placer:
 
     async def _decide(self) -> None:
         """Ask what to hold; no answer leaves all as it is."""
-        plant = self._plant
         answer = await self._ask(self._question())
         chosen = tuple(Layers(*one) for one in answer.layers)
-        if answer.why or plant is not self._engine.plant or not self._stock.has_room(chosen):
+        if answer.why or self._is_other() or not self._stock.has_room(chosen):
             if answer.why not in {"", NO_DEMAND}:
                 log.warning("nothing placed", why=answer.why)
             return
@@ -146,7 +150,7 @@ class Placer:
             for model, split in in_use.get(node, {}).items():
                 least[model] = min(split, least.get(model, split))
             found[node] = tuple(self._range(node, model, first) for model, first in least.items())
-        self._link.hold(found)
+        self._link.hold(found, dict(zip(self._stock.nodes, self._stock.room_bytes, strict=True)))
 
     def _range(self, node: str, model: str, first: int) -> messages.Layers:
         layers = Layers(node, model, first, self._stock.n_layers[model])

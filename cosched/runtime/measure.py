@@ -7,6 +7,7 @@ the next, as in a model whose other layers run in between. A time is the median 
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,15 @@ def best_device() -> torch.device:
 def card_name(device: torch.device) -> str:
     """Name of the card, as its driver gives it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def memory_bytes(device: torch.device) -> tuple[int, int]:
+    """(all, free) bytes of the card's memory, or of the machine's (sysconf(3): what caches hold is not free)."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, free
+    page = os.sysconf("SC_PAGE_SIZE")
+    return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def timed(device: torch.device, run: Run) -> float:

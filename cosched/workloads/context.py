@@ -85,11 +85,17 @@ def session_memory_bytes(profiles: SiteProfiles, *, placed: bool = False) -> Flo
     return np.array([_node_memory(profiles, i, placed=placed) for i in range(len(profiles.site.nodes))])
 
 
-def weight_memory_bytes(profiles: SiteProfiles) -> Floats:
-    """(nodes,) memory for weights where nodes hold what there is room for: what is not for KV caches."""
-    nodes = zip(profiles.site.nodes, profiles.node_devices, strict=True)
-    slices = np.array([node.fraction * device.memory_bytes for node, device in nodes])
-    return np.asarray(np.maximum(slices - session_memory_bytes(profiles, placed=True), 0.0))
+def weight_memory_bytes(profiles: SiteProfiles, short_bytes: Mapping[str, float]) -> Floats:
+    """(nodes,) memory for weights where nodes hold what there is room for: what is not for KV caches.
+
+    short_bytes: by node, what it lacks of what the site says; the caches go without that first.
+    """
+    nodes = profiles.site.nodes
+    pairs = zip(nodes, profiles.node_devices, strict=True)
+    slices = np.array([node.fraction * device.memory_bytes for node, device in pairs])
+    short = np.array([short_bytes.get(node.id, 0.0) for node in nodes])
+    taken = np.maximum(session_memory_bytes(profiles, placed=True), short)
+    return np.asarray(np.maximum(slices - taken, 0.0))
 
 
 def _node_memory(profiles: SiteProfiles, index: int, *, placed: bool) -> float:

@@ -65,6 +65,7 @@ class Local:
     def __init__(self, nodes: Sequence[str], note: Path) -> None:
         self._note = note
         self.folder = os.environ["RAY_TMPDIR"]
+        self.note()  # a head takes seconds to start, and whoever is killed meanwhile leaves the folder
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},

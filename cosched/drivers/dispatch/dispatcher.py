@@ -143,8 +143,8 @@ class Dispatcher:
                 tables[one.node][task] = Session(task, one.point, one.split, one.precision_bits, w, x)
         self._has_plan = True
         for i, (node, table) in enumerate(zip(self._nodes, tables, strict=True)):
-            if update.layers is not None:
-                node.follower.layers = update.layers[i]
+            if update.nodes is not None:
+                node.follower.layers, node.follower.room_bytes = update.nodes[i].layers, update.nodes[i].room_bytes
             node.follower.plan(update.generation, table)
             node.wake.set()
         self._tell(Taken(generation=update.generation))
@@ -171,7 +171,9 @@ class Dispatcher:
         """Look which site nodes have a Ray node."""
         alive = await asyncio.to_thread(cluster.ray_nodes)
         for node in self._nodes:
-            node.ray_node = alive.get(node.spec.id)
+            before, node.ray_node = node.ray_node, alive.get(node.spec.id)
+            if node.ray_node is not None and (before is None or before.id != node.ray_node.id):
+                node.deaths = 0  # another machine, or the same one again
             node.news = msgspec.structs.replace(node.news, ray=node.ray_node)
 
     async def _tend(self, node: Node) -> None:

@@ -40,7 +40,6 @@ from cosched.drivers.dispatch.process import LENGTH_BYTES
 from cosched.drivers.store import Store, StoreFailed
 from cosched.settings import Cluster
 from cosched.workloads.base import PointTable
-from cosched.workloads.context import weight_memory_bytes
 from telemetry.messages import NodeReport
 
 OFF: Final = "off"
@@ -105,6 +104,7 @@ class Link:
         self._newest: Update | None = None
         self._fresh: dict[str, Assigned] = {}  # not handed over yet
         self._to_hold: Mapping[str, tuple[Layers, ...]] = {}  # by node; all layers where nothing is said
+        self._room_bytes: Mapping[str, float] = {}  # for them
         self._holds_anew = False  # that is not handed over yet
 
     # --- beginning and end --------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class Link:
         """Go on with a site that was loaded anew; with other nodes or models the dispatcher begins anew."""
         same, self._plant = node_specs(plant) == node_specs(self._plant), plant
         if not same:
-            self._to_hold = {}
+            self._to_hold, self._room_bytes = {}, {}
         if not same and self._task is not None and not self.fenced_by:
             await self.close()
             self.nodes = {}
@@ -203,18 +203,16 @@ class Link:
     def _specs(self) -> tuple[NodeSpec, ...]:
         """Nodes with what they are to hold at present."""
         specs, self._holds_anew = node_specs(self._plant), False
-        if not self._settings.is_placed:
-            return specs
-        room = weight_memory_bytes(self._plant.profiles).tolist()
+        room, held = self._room_bytes, self._to_hold
         return tuple(
-            msgspec.structs.replace(spec, layers=self._to_hold.get(spec.id, spec.layers), room_bytes=room[i])
-            for i, spec in enumerate(specs)
+            msgspec.structs.replace(spec, layers=held.get(spec.id, spec.layers), room_bytes=room.get(spec.id, 0.0))
+            for spec in specs
         )
 
-    def hold(self, layers: Mapping[str, tuple[Layers, ...]]) -> None:
-        """Have nodes hold these layers from here on, and no others."""
-        if layers != self._to_hold:
-            self._to_hold, self._holds_anew = dict(layers), True
+    def hold(self, layers: Mapping[str, tuple[Layers, ...]], room_bytes: Mapping[str, float]) -> None:
+        """Have nodes hold these layers from here on, and no others; room_bytes: for weights, by node."""
+        if (layers, room_bytes) != (self._to_hold, self._room_bytes):
+            self._to_hold, self._room_bytes, self._holds_anew = dict(layers), dict(room_bytes), True
             self._waiting = self._newest is not None
             self._hand_over()
 
@@ -373,8 +371,8 @@ class Link:
     def _hand_over(self) -> None:
         if self._ready and self._waiting and self._newest is not None:
             self._ready = self._waiting = False
-            layers = tuple(spec.layers for spec in self._specs()) if self._holds_anew else None
-            self._send(msgspec.structs.replace(self._newest, assigned=tuple(self._fresh.values()), layers=layers))
+            nodes = self._specs() if self._holds_anew else None
+            self._send(msgspec.structs.replace(self._newest, assigned=tuple(self._fresh.values()), nodes=nodes))
             self._fresh = {}
 
     def view(self) -> api.ClusterView:

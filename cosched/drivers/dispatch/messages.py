@@ -171,7 +171,7 @@ class Assigned(msgspec.Struct, frozen=True, array_like=True):
 class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     """One plan. weight, share: float64 of each task. `assigned`: those that are new or moved since the last one.
 
-    `layers`: what each of Begin.nodes is to hold from here on, None = as before.
+    `nodes`: Begin.nodes with what they are to hold from here on, None = as before.
     """
 
     generation: int
@@ -179,7 +179,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     weight: bytes
     share: bytes
     assigned: tuple[Assigned, ...]
-    layers: tuple[tuple[Layers, ...], ...] | None = None
+    nodes: tuple[NodeSpec, ...] | None = None
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True, tag="taken"):

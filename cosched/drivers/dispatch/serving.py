@@ -13,15 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import psutil
-import torch
-
 from cosched.drivers.dispatch.executor import InForce, InUse, Memory
 from cosched.drivers.dispatch.messages import Layer, Layers, Session, runs, single
 from cosched.drivers.zap import Authenticator, guarded
 from cosched.errors import BadInput
 from cosched.runtime.errors import Refused
 from cosched.runtime.host import Host
+from cosched.runtime.measure import best_device, card_name, memory_bytes
 from cosched.runtime.model import ModelSource, open_model
 from telemetry.bus import Curve
 from telemetry.errors import BadEndpoint
@@ -40,8 +38,8 @@ class Serving:
     def __init__(self, node: str) -> None:
         sources, bind = _sources(), _bind()
         keys, self._guard = _keys()
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._host = Host(node, sources, bind=[bind], device=self._device, keys=keys, guard=self._guard)
+        self._device = best_device()
+        self._host = Host(node, sources, bind=[bind], device=self._device.type, keys=keys, guard=self._guard)
         try:
             self._host.start()
         except BadEndpoint as error:
@@ -81,11 +79,8 @@ class Serving:
 
     def memory(self) -> Memory:
         """Return the GPU's memory where there is one, else the machine's."""
-        if self._device == "cuda":
-            free, total = torch.cuda.mem_get_info()
-            return Memory(torch.cuda.get_device_name(), float(total), float(free))
-        machine = psutil.virtual_memory()
-        return Memory("cpu", float(machine.total), float(machine.available))
+        total, free = memory_bytes(self._device)
+        return Memory(card_name(self._device), float(total), float(free))
 
     def stop(self) -> None:
         """Serve nobody any more."""
