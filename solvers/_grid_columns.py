@@ -379,9 +379,11 @@ def raw_arrays(problem: Problem, grid: Ints) -> Raw:
 
     A unit is a step where only whole shares count on a resource, else 1 / FINE of it.
     """
-    shares = (problem.work > 0).any(axis=1) | (problem.floor > 0)
     fractional = np.zeros(problem.n_resources + 1, dtype=np.bool_)
-    fractional[problem.slot[(problem.rigid > 0) | (shares & (problem.activity != 1.0))]] = True
+    fractional[problem.slot[problem.rigid > 0]] = True
+    soft = problem.activity != 1.0
+    if soft.any():
+        fractional[problem.slot[soft & ((problem.work > 0).any(axis=1) | (problem.floor > 0))]] = True
     fractional[problem.coupling_to] = True
     unit = np.where(fractional, float(FINE), np.append(grid, 1))
     order = np.array(sorted(range(problem.n_tasks), key=problem.task_ids.__getitem__), dtype=np.int64)

@@ -21,7 +21,7 @@ KEPT: Final = 1_000  # columns that take part, and ...
 KEPT_EACH: Final = 2  # ... so many more for each task
 BUCKETS: Final = 4_096  # of regrets up to the greatest value, to find which are the least
 LOOKS: Final = 100_000  # at tasks and columns, and ...
-LOOKS_EACH: Final = 300  # ... so many more for each task
+LOOKS_EACH: Final = 100  # ... so many more for each task
 SAME: Final = 1e-9  # of the greatest value: what two plans may differ by and be the same
 SLIP: Final = 1e-6  # of a unit: what is whole but for rounding
 
@@ -86,11 +86,12 @@ def _limit(regret: Floats, many: int, most: float, count: Ints) -> float:
         b = int(regret[k] / most * count.shape[0])
         if b < count.shape[0]:
             count[max(0, b)] += 1
+    part: float = most / count.shape[0]
     left, b = many, 0
     while b < count.shape[0] and count[b] <= left:
         left -= count[b]
         b += 1
-    return most * b / count.shape[0]
+    return part * b
 
 
 @nopython

@@ -10,10 +10,11 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from solvers import grid as on_steps
 from solvers._columns import Columns, Loads, loads, pareto_columns
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
@@ -22,89 +23,112 @@ from solvers.solution import Certificate, Solution, Status
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-PRBS: Final = 273  # of a cell: 100 MHz at 30 kHz, TS 38.101-1 Table 5.3.2-1
-STEPS: Final = 100  # of a node
 LIMIT: Final = 60.0  # deterministic seconds: about as many of one core
 GAP: Final = 0.0  # relative: prove it
-WORKERS: Final = (
-    1  # more searches would take turns: deterministic too, and slower on all that was tried (docs/exact.md)
-)
+WORKERS: Final = 1  # more searches would take turns: deterministic too, and slower on small cases (docs/exact.md)
 SEED: Final = 1
+SLIP: Final = 1e-9  # of the bound: what sums in another order may differ by
 DIGITS: Final = 7  # of the greatest value that the objective keeps; values are rounded up, so the bound holds
 
 
 def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
-    """Solve the grid problem. `warm`: (R,) prices for the price solver, whose plan is the hint.
+    """Solve the grid problem. `warm`: (R,) prices for the grid solver (solvers/grid.py), whose plan is the hint.
 
     Options: `prbs` per resource of kind comm (273), `steps` per other resource (100), `limit_s` of deterministic time
     (60), `gap` relative to the bound at which the search may stop (0), `workers` searches that take turns (1), `seed`
     (1). Status.OK: optimal within `gap`; Status.LIMIT: stopped before, value and bound hold all the same. The
-    certificate's bound is CP-SAT's proven one, of the grid problem, or the price solver's where that is less.
+    certificate's bound is of the grid problem: CP-SAT's, or the dual function's where that is less.
     Raises BadProblem for an option out of range and for points with too many elastic resources to list.
     """
     options = options or {}
-    prbs, steps = int(options.get("prbs", PRBS)), int(options.get("steps", STEPS))
-    grid = np.array([prbs if kind == "comm" else steps for kind in problem.kinds], dtype=np.int64)
-    return solve_on_grid(problem, grid, warm=warm, options=options)
+    return solve_on_grid(problem, on_steps.grid_of(problem, options), warm=warm, options=options)
 
 
 def solve_on_grid(
     problem: Problem, grid: Ints, *, warm: Floats | None = None, options: Mapping[str, float] | None = None
 ) -> Solution:
     """Solve with 1 / grid[r] as the step of resource r, grid (R,) >= 1; otherwise as `solve`."""
-    from solvers import price
-
-    if grid.shape != (problem.n_resources,) or (grid < 1).any():
-        raise BadProblem("grid", f"must be {problem.n_resources} numbers of steps >= 1")
-    joint = price.solve(problem, warm=warm)
-    columns = pareto_columns(problem, grid)
-    load = loads(problem, grid, columns)
-    hint = greedy_columns(problem, columns, load, joint)
+    core = core_of(problem, grid, warm)
     scale = 10.0 ** (DIGITS - math.ceil(math.log10(max(float(problem.value.max(initial=0.0)), 1e-300))))
-    model, picks = _model(problem, columns, load, scale, joint.certificate.bound)
-    for k, pick in enumerate(picks):
-        model.add_hint(pick, bool(hint[k]))
+    model, picks = _model(problem, core, scale)
     solver, status = _search(model, options or {})
-    bound = joint.certificate.bound
-    if status is None:
-        on = np.flatnonzero(hint)
-    else:
-        on = np.flatnonzero([solver.boolean_value(pick) for pick in picks])
+    on, bound = core.known, core.bound
+    if status is not None:
+        found = np.flatnonzero([solver.boolean_value(pick) for pick in picks])
         bound = min(bound, solver.best_objective_bound / scale)
-    plan = _plan(problem, grid, columns, on, bound)
+        if worth(problem, core.columns, found) > worth(problem, core.columns, on):
+            on = found
+    plan = plan_of(problem, grid, core.columns, on, bound)
     return dataclasses.replace(plan, status=status or Status.LIMIT, evaluations=solver.num_branches)
 
 
-def greedy_columns(problem: Problem, columns: Columns, load: Loads, plan: Solution) -> Ints:
-    """(C,) 1 where a column is taken: tasks of the plan first, the cheapest at its prices first, while they fit."""
-    use = np.zeros((len(columns.task), problem.n_resources), dtype=np.int64)  # (C, R) units
-    use[load.column, load.resource] = load.units
-    cost = use @ (np.maximum(plan.prices, 1e-12) / np.maximum(load.capacity, 1))  # (C,)
-    first = np.searchsorted(columns.task, np.arange(problem.n_tasks + 1))
-    net = np.full(problem.n_tasks, np.inf)
-    np.minimum.at(net, columns.task, cost)
-    left, taken = load.capacity.copy(), np.zeros(len(columns.task), dtype=np.int64)
-    for i in np.lexsort((net, plan.chosen < 0)):
-        mine = np.arange(first[i], first[i + 1])
-        mine = mine[(use[mine] <= left).all(axis=1)]
-        if mine.size:
-            best = mine[np.lexsort((mine, cost[mine] - problem.value[columns.point[mine]]))[0]]
-            taken[best] = 1
-            left -= use[best]
-    return taken
+class Core(NamedTuple):
+    """The columns that a plan better than the known one can hold, and what is known beforehand."""
+
+    columns: Columns
+    load: Loads
+    known: Ints  # (K,) columns of a plan
+    bound: float  # on the value of any plan
+    served: Ints  # tasks that every better plan serves
 
 
-def _model(
-    problem: Problem, columns: Columns, load: Loads, scale: float, ceiling: float
-) -> tuple[cp_model.CpModel, list[Any]]:
-    """Choose at most one column per task, within the capacities, of the greatest value; `ceiling` bounds that."""
+def core_of(problem: Problem, grid: Ints, warm: Floats | None) -> Core:
+    """Leave out columns that cost too much at the grid solver's prices to be in a plan better than the grid solver's.
+
+    Taken on trust is neither: the plan is checked against the loads here, and with any prices the dual function of
+    these columns and loads is a bound; a plan is worth that, less what is paid for idle room and what its tasks lose by
+    columns that are not their best. Raises BadProblem for another grid and for points with too many elastic resources.
+    """
+    plan, (_, prices) = on_steps.solve_on_grid(problem, grid, warm=warm), on_steps.dual_bound(problem, grid, warm=warm)
+    columns = pareto_columns(problem, grid)
+    load = loads(problem, grid, columns)
+    size, n = len(columns.task), problem.n_resources
+    per_unit = np.where(load.capacity > 0, prices * (1.0 - problem.background) / np.maximum(load.capacity, 1), 0.0)
+    cost = np.bincount(load.column, weights=per_unit[load.resource] * load.units, minlength=size)
+    net = problem.value[columns.point] - cost
+    best = np.zeros(problem.n_tasks)
+    np.maximum.at(best, columns.task, net)
+    bound = float(per_unit @ load.capacity + best.sum())
+    known = _known(problem, grid, columns, plan)
+    used = np.isin(load.column, known)
+    taken = np.bincount(load.resource[used], weights=load.units[used], minlength=n)
+    if (taken > load.capacity).any():
+        known = known[:0]
+    spare = bound - worth(problem, columns, known) + SLIP * max(1.0, bound)
+    kept = np.flatnonzero(best[columns.task] - net <= spare)
+    place = np.full(size, -1)
+    place[kept] = np.arange(len(kept))
+    held = place[load.column] >= 0
+    less = Loads(load.resource[held], place[load.column[held]], load.units[held], load.capacity)
+    some = Columns(columns.task[kept], columns.point[kept], columns.steps[kept])
+    return Core(some, less, place[known], bound, np.flatnonzero(best > spare))
+
+
+def _known(problem: Problem, grid: Ints, columns: Columns, plan: Solution) -> Ints:
+    """(K,) columns that a plan holds, those of its tasks that are among the columns."""
+    steps = np.rint(plan.share * np.append(grid, 1)[problem.slot[plan.chosen]]).astype(np.int64)  # (N, S)
+    same = (columns.point == plan.chosen[columns.task]) & (columns.steps == steps[columns.task]).all(axis=1)
+    return np.flatnonzero(same)
+
+
+def worth(problem: Problem, columns: Columns, on: Ints) -> float:
+    """Value of the columns `on`."""
+    return float(problem.value[columns.point[on]].sum())
+
+
+def _model(problem: Problem, core: Core, scale: float) -> tuple[cp_model.CpModel, list[Any]]:
+    """Choose at most one column per task, within the capacities, of the greatest value; the bound is a cut-off."""
     from ortools.sat.python import cp_model
 
+    columns, load = core.columns, core.load
     model = cp_model.CpModel()
     picks = [model.new_bool_var("") for _ in range(len(columns.task))]
     first = np.searchsorted(columns.task, np.arange(problem.n_tasks + 1)).tolist()
-    for start, end in itertools.pairwise(first):
-        if end > start:
+    served = set(core.served.tolist())
+    for i, (start, end) in enumerate(itertools.pairwise(first)):
+        if i in served:
+            model.add_exactly_one(picks[start:end])
+        elif end > start:
             model.add_at_most_one(picks[start:end])
     order = np.argsort(load.resource, kind="stable")
     border = np.searchsorted(load.resource[order], np.arange(problem.n_resources + 1))
@@ -113,10 +137,14 @@ def _model(
         used = cp_model.LinearExpr.weighted_sum([picks[k] for k in load.column[on]], load.units[on].tolist())
         if on.size:
             model.add(used <= int(load.capacity[r]))
-    worth = np.ceil(problem.value[columns.point] * scale - 1e-6).astype(np.int64)
-    objective = cp_model.LinearExpr.weighted_sum(picks, worth.tolist())
-    model.add(objective <= math.ceil(ceiling * scale) + problem.n_tasks)  # each value may be rounded up by one
+    value = np.ceil(problem.value[columns.point] * scale - 1e-6).astype(np.int64)
+    objective = cp_model.LinearExpr.weighted_sum(picks, value.tolist())
+    model.add(objective <= math.ceil(core.bound * scale) + problem.n_tasks)  # each value may be rounded up by one
     model.maximize(objective)
+    hint = np.zeros(len(picks), dtype=np.int64)
+    hint[core.known] = 1
+    for pick, hinted in zip(picks, hint.tolist(), strict=True):
+        model.add_hint(pick, hinted)
     return model, picks
 
 
@@ -130,6 +158,7 @@ def _search(model: cp_model.CpModel, options: Mapping[str, float]) -> tuple[cp_m
     solver.parameters.num_workers = int(_number(options, "workers", WORKERS, 1))
     solver.parameters.interleave_search = True
     solver.parameters.cp_model_probing_level = 0  # finds nothing here and takes most of the time from 50 000 columns up
+    solver.parameters.find_big_linear_overlap = False  # nor does this, for two of the first three seconds
     solver.parameters.symmetry_level = 0
     solver.parameters.random_seed = int(_number(options, "seed", SEED, 0))
     verdicts = {cp_model.OPTIMAL: Status.OK, cp_model.FEASIBLE: Status.LIMIT}
@@ -143,7 +172,7 @@ def _number(options: Mapping[str, float], name: str, default: float, least: floa
     return value
 
 
-def _plan(problem: Problem, grid: Ints, columns: Columns, on: Ints, bound: float) -> Solution:
+def plan_of(problem: Problem, grid: Ints, columns: Columns, on: Ints, bound: float) -> Solution:
     """Shares of the columns `on`."""
     chosen = np.full(problem.n_tasks, -1, dtype=np.int64)
     chosen[columns.task[on]] = columns.point[on]

@@ -1,7 +1,7 @@
 """HiGHS as a mixed-integer program through MathOpt, on the grid of the exact solver: the benchmark's second referee.
 
-The same columns and capacities as solvers/exact.py, another kind of search (branch and cut on the linear relaxation).
-Its limit is one of wall time, so it takes part in comparisons and never decides.
+The same columns, capacities and known plan as solvers/exact.py, another kind of search: branch and cut on the linear
+relaxation. Its limit is one of wall time, so it takes part in comparisons and never decides.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from solvers._columns import Columns, Loads, loads, pareto_columns
-from solvers.exact import PRBS, STEPS, _plan
+from solvers.exact import Core, core_of, plan_of, worth
+from solvers.grid import grid_of
 from solvers.problem import Floats, Problem
 from solvers.solution import Solution, Status
 
@@ -26,38 +26,39 @@ GAP: Final = 1e-4  # relative: HiGHS' own default
 
 
 def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
-    """Solve the grid problem; `warm` is taken for the solvers' common form and not used.
+    """Solve the grid problem; `warm` as for the exact solver.
 
     Options: `prbs` per resource of kind comm (273), `steps` per other resource (100), `limit_s` of wall time (60),
-    `gap` relative (1e-4). Status.LIMIT: stopped at the limit with the best plan found so far, perhaps nobody admitted.
-    The bound is HiGHS' own: of the grid problem. Raises BadProblem as the exact solver does.
+    `gap` relative (1e-4). Status.LIMIT: stopped at the limit with the best plan so far, that of the grid solver if
+    there is no better one. The bound is of the grid problem: HiGHS', or the dual function's where that is less.
+    Raises BadProblem as the exact solver does.
     """
     from ortools.math_opt.python import mathopt
 
-    del warm
     options = options or {}
-    sizes = {True: int(options.get("prbs", PRBS)), False: int(options.get("steps", STEPS))}
-    grid = np.array([sizes[kind == "comm"] for kind in problem.kinds], dtype=np.int64)
-    columns = pareto_columns(problem, grid)
+    grid = grid_of(problem, options)
+    core = core_of(problem, grid, warm)
     parameters = mathopt.SolveParameters(
         time_limit=np.timedelta64(round(1e3 * options.get("limit_s", LIMIT_S)), "ms").item(),
         relative_gap_tolerance=options.get("gap", GAP),
     )
-    model = mathopt.Model.from_model_proto(_model(problem, columns, loads(problem, grid, columns)))
+    model = mathopt.Model.from_model_proto(_model(problem, core))
     result = mathopt.solve(model, mathopt.SolverType.HIGHS, params=parameters)
-    on = np.zeros(0, dtype=np.int64)
+    on = core.known
     if result.has_primal_feasible_solution():
         values = result.to_proto().solutions[0].primal_solution.variable_values
-        on = np.array(values.ids, dtype=np.int64)[np.array(values.values) > 0.5]
-    plan = _plan(problem, grid, columns, np.sort(on), result.best_objective_bound())
+        found = np.sort(np.array(values.ids, dtype=np.int64)[np.array(values.values) > 0.5])
+        on = found if worth(problem, core.columns, found) > worth(problem, core.columns, on) else on
+    plan = plan_of(problem, grid, core.columns, on, min(core.bound, result.best_objective_bound()))
     done = result.termination.reason == mathopt.TerminationReason.OPTIMAL
     return dataclasses.replace(plan, status=Status.OK if done else Status.LIMIT, solver="mip")
 
 
-def _model(problem: Problem, columns: Columns, load: Loads) -> model_pb2.ModelProto:
+def _model(problem: Problem, core: Core) -> model_pb2.ModelProto:
     """Choose at most one column per task, within the capacities, of the greatest value: rows 0 to N - 1, then R."""
     from ortools.math_opt import model_pb2
 
+    columns, load = core.columns, core.load
     many, n_tasks = len(columns.task), problem.n_tasks
     limits = np.concatenate([np.ones(n_tasks), load.capacity.astype(np.float64)])
     row = np.concatenate([columns.task, n_tasks + load.resource])

@@ -89,9 +89,8 @@ def cheapest(problem: Problem, snr: Floats, prices: Floats) -> tuple[Floats, Flo
 
 def dual_value(problem: Problem, prices: Floats, cost: Floats) -> float:
     """Return the bound that prices (R,) prove, from the least costs (J,) at them."""
-    net = np.append(np.maximum(0.0, problem.value - cost), 0.0)
-    best = np.maximum.reduceat(net, problem.first[:-1]) if problem.n_points else np.zeros(0)
-    best = np.where(np.diff(problem.first) > 0, best[: problem.n_tasks], 0.0)
+    net = np.append(np.maximum(0.0, problem.value - cost), 0.0)  # a 0 behind, for tasks without points
+    best = np.where(np.diff(problem.first) > 0, np.maximum.reduceat(net, problem.first[:-1]), 0.0)
     return float((prices * np.maximum(0.0, 1.0 - problem.background)).sum() + best.sum())
 
 

@@ -47,10 +47,10 @@ def round_grid(problem: Problem, solution: Solution, grid: Ints) -> tuple[Soluti
     """Make the shares of each resource r with grid[r] > 0 multiples of 1 / grid[r]; grid (R,), 0: any share will do.
 
     Returns the solution and the multiples (N, S), in the slots of the chosen points. Promised deadlines hold
-    afterwards too: PRBs go one at a time to the tasks whose other shares they relieve most, and what a task is short
-    of PRBs it makes up for with its other shares, all stretched by one factor. Where that fails, those worth least for
-    what they take lose their promise (and the certificate its value), one by one. What is left goes towards the shares
-    given.
+    afterwards too: PRBs go to the tasks whose other shares they relieve most, at the plan's prices to begin with, and
+    what a task is short of PRBs it makes up for with its other shares, all stretched by one factor. Where that fails,
+    those worth least for what they take lose their promise (and the certificate its value). What is left goes towards
+    the shares given.
     """
     from solvers._jit import plain
     from solvers._prbs import Site

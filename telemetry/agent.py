@@ -97,7 +97,7 @@ class Reporter:
             memory_fraction=_fraction(now.memory),
             gpu_fraction=None if now.gpu is None else _fraction(now.gpu.busy),
             gpu_memory_fraction=None if now.gpu is None else _fraction(now.gpu.memory),
-            gpu_memory_bytes=None if now.gpu is None else now.gpu.memory_bytes,
+            gpu_memory_bytes=None if now.gpu is None or now.gpu.memory_bytes < 1 else now.gpu.memory_bytes,
             rtt_s=now.rtt_s,
         )
 

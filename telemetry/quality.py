@@ -76,7 +76,7 @@ REQUIRED_LIMITS: Final[dict[type, dict[str, Range]]] = {
     NodeReport: _STAMP
     | {"background_fraction": _FRACTION, "cpu_fraction": _FRACTION, "memory_fraction": _FRACTION}
     | {"gpu_fraction": _FRACTION, "gpu_memory_fraction": _FRACTION, "rtt_s": _SECONDS}
-    | {"gpu_memory_bytes": Range(1e8, 1e13)},
+    | {"gpu_memory_bytes": _POSITIVE},
     LinkReport: _STAMP | {"one_way_s": _SECONDS, "background_fraction": _FRACTION},
     TaskOffer: _STAMP | {"weight": _POSITIVE},
     TaskProgress: _STAMP

@@ -52,7 +52,7 @@ def test_a_ladder_of_one_rung(monkeypatch: pytest.MonkeyPatch):
     solver_ticks.ladder(sheet, 2, nothing)
     assert {r.figure: r.n for r in sheet.rows} == {
         "warm_solve_ms": 4, "warm_evaluations": 4, "warm_gap_percent": 4, "warm_round_ms": 4,
-        "warm_gap_of_whole_prbs_percent": 4, "warm_ms": 4,
+        "warm_gap_of_whole_prbs_percent": 4, "warm_ms": 4, "warm_tables_ms": 4, "warm_solve_with_new_tables_ms": 4,
         "cold_solve_ms": 2, "cold_evaluations": 2, "cold_gap_percent": 2, "cold_round_ms": 2,
         "cold_gap_of_whole_prbs_percent": 2, "cold_ms": 2, "value": 1, "dual_over_bound": 1,
     }  # fmt: skip

@@ -108,7 +108,7 @@ def test_same_answer_every_time():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_search_cut_short_still_has_a_plan_and_a_bound(seed: int):
-    problem = random_problem(seed, 20, 4, 2, load=2.0, coupled=seed % 2 == 0)
+    problem = random_problem(seed, 60, 4, 3, load=2.0, coupled=seed % 2 == 0)
     short = exact.solve(problem, options={"limit_s": 0.001, "steps": 30})
     longer = exact.solve(problem, options={"limit_s": 0.5, "gap": 0.02, "steps": 30})
     assert short.status is Status.LIMIT
@@ -136,6 +136,20 @@ def test_points_on_too_many_resources_are_refused_by_name():
     with pytest.raises(BadProblem, match="a/ul, b/ul, c/ul"):
         exact.solve(problem)
     assert exact.solve(problem, options={"prbs": 20}).certificate.value == 1.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_columns_left_out_are_in_no_better_plan(seed: int):
+    """The optimum over all columns, and over those that bound and known plan leave, is the same."""
+    problem = random_problem(seed, 5, 3, 2, load=1.0, coupled=seed % 2 == 0)
+    grid = np.array([8, 7])
+    core = exact.core_of(problem, grid, None)
+    best = enumerated(problem, grid)
+    known = exact.worth(problem, core.columns, core.known)
+    assert known <= best + 1e-9 <= core.bound + 1e-6
+    assert exact.solve_on_grid(problem, grid).certificate.value == pytest.approx(best, abs=1e-9)
+    if best > known + 1e-9:
+        assert set(core.served) <= set(np.flatnonzero(exact.solve_on_grid(problem, grid).chosen >= 0))
 
 
 def test_nobody_can_be_served():

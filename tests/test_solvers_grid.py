@@ -121,7 +121,7 @@ def test_mixed_tasks_come_near_the_bound(n_tasks: int, percent: float):
     well(problem, plan, grid.grid_of(problem, {}))
     assert plan.certificate.value >= percent / 100 * plan.certificate.bound
     rounded, _ = round_grid(problem, price.solve(problem), grid.grid_of(problem, {}))
-    assert plan.certificate.value > 1.05 * rounded.certificate.value
+    assert plan.certificate.value > 1.02 * rounded.certificate.value
 
 
 @few

@@ -234,6 +234,13 @@ def test_solve_prints_true_latencies(tmp_path: Path):
             assert task["latency_s"][0] <= 0.5 * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("tasks", [[], [{"id": "t"}, {"id": "u"}]])
+def test_nobody_and_tasks_without_points(tasks: list[dict[str, object]]):
+    problem, _ = codec.read(json.dumps({"resources": [{"id": "c/ul"}], "tasks": tasks}))
+    solution = power.solve(problem, np.full(problem.slot.shape, np.inf), price.solve)
+    assert (solution.certificate.value, solution.certificate.bound) == (0.0, 0.0)
+
+
 def test_goal_default_is_left_to_the_solver():
     problem, snr = case(9)
     plan = power.solve(problem, snr, price.solve)

@@ -10,6 +10,7 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 from solver_cases import random_problem
 
+from cosched.bench import instances
 from solvers import check, price
 from solvers.codec import problem_from_data
 from solvers.errors import BadProblem
@@ -224,3 +225,39 @@ def test_no_prbs_is_refused():
     problem, solution = two_on_a_cell(0.2, 0.05)
     with pytest.raises(BadProblem, match="n_prb"):
         round_prbs(problem, solution, 0, 0)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_of_a_thousand_tasks_hardly_any_loses_its_deadline(mixed: bool):
+    """Each has ten PRBs on average, and every resource is full."""
+    problem = instances.make(1000, 3, mixed=mixed).problem
+    solution = price.solve(problem)
+    rounded, prbs = round_grid(problem, solution, np.repeat([2500, 0], [4, 4]))
+    assert check.verify(problem, rounded, dual=False) == []
+    served = rounded.chosen >= 0
+    assert np.bincount(problem.slot[rounded.chosen[served], 0], prbs[served, 0]).max() <= 2500
+    assert rounded.certificate.value >= 0.997 * solution.certificate.value
+
+
+@pytest.mark.parametrize("n_prb", [900, 1250])
+def test_tasks_all_alike_share_prbs_that_do_not_divide(n_prb: int):
+    """500 tasks, more than single moves are tried for: with 900 PRBs 100 of them get one and pay with the node."""
+    phases = [{"slack_s": 1.0, "work_s": {"cell/ul": 0.0008, "node": 0.0008}}]
+    tasks = [{"id": f"t{i:03d}", "points": [{"id": "p", "value": 1.0, "phases": phases}]} for i in range(500)]
+    problem = problem_from_data({"resources": [{"id": "cell/ul"}, {"id": "node"}], "tasks": tasks})
+    rounded, prbs = round_prbs(problem, price.solve(problem), 0, n_prb)
+    assert check.verify(problem, rounded, dual=False) == []
+    assert rounded.promised.all()
+    assert prbs.sum() == n_prb
+
+
+def test_many_tasks_on_few_prbs_keep_what_the_prbs_allow():
+    """500 tasks that need a whole PRB each, and 100 PRBs: 100 promises, whoever they are."""
+    phases = [{"slack_s": 1.0, "work_s": {"cell/ul": 0.0019}}]
+    tasks = [{"id": f"t{i:03d}", "points": [{"id": "p", "value": 1.0, "phases": phases}]} for i in range(500)]
+    problem = problem_from_data({"resources": [{"id": "cell/ul"}, {"id": "node"}], "tasks": tasks})
+    solution = price.solve(problem)
+    assert solution.promised.all()
+    rounded, _ = round_prbs(problem, solution, 0, 100)
+    assert check.verify(problem, rounded, dual=False) == []
+    assert rounded.promised.sum() == 100

@@ -61,7 +61,7 @@ def test_on_a_gpu_node_the_gpu_is_the_background() -> None:
     assert (report.cpu_fraction, report.gpu_fraction, report.gpu_memory_fraction) == (0.75, 0.9, 0.4)
 
 
-@given(st.floats(-10, 10), st.floats(-1, 10), st.floats(0, 10), st.none() | st.builds(Gpu, *[st.floats(-1, 3)] * 3))
+@given(st.floats(-10, 10), st.floats(-1, 10), st.floats(0, 10), st.none() | st.builds(Gpu, *[st.floats(-1, 3)] * 4))
 def test_odd_counters_make_no_implausible_report(busy: float, total: float, own: float, gpu: Gpu | None) -> None:
     report = Reporter("edge0", "gpu", START).report(later(busy, total, own, gpu), at_ns=1)
     assert quality.inspect(report).reasons == ()
@@ -134,8 +134,12 @@ def test_nvml_readings(tmp_path: Path) -> None:
     env = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", READ], env=env, capture_output=True, text=True, timeout=60, check=True)
     first, second, third, no_gpu = done.stdout.splitlines()
-    assert first == "Gpu(busy=0.8, memory=0.4, own=0.3, memory_bytes=1000.0)", "the mean of a process's samples, of our processes alone"
-    assert second == third == "Gpu(busy=0.8, memory=0.4, own=0.0, memory_bytes=1000.0)", "nothing new since the last reading"
+    assert first == "Gpu(busy=0.8, memory=0.4, own=0.3, memory_bytes=1000.0)", (
+        "the mean of a process's samples, of our processes alone"
+    )
+    assert second == third == "Gpu(busy=0.8, memory=0.4, own=0.0, memory_bytes=1000.0)", (
+        "nothing new since the last reading"
+    )
     assert no_gpu == "None"
 
 
