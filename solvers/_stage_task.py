@@ -20,6 +20,7 @@ MAX_LATENCY: Final = 2
 INNER: Final = 60  # steps of a search in one number; 2 to 8 are used
 FINE: Final = 1e-13  # where it ends
 BINDS: Final = 1e-9  # a latency nearer to its deadline than this answers prices as if it were there
+TINY: Final = 1e-200  # a multiplier to begin with where nothing has a weight
 FLAT: Final = 1e-12  # a determinant below this part of its terms is 0
 
 # What Stage.cell holds of slot k; one array, because every array costs in every call of compiled code.
@@ -183,7 +184,7 @@ def one(cell: Floats, x: Floats, low: int, high: int, aim: Aim, w: float, target
     late, _ = _shares(cell, x, low, high, m)
     if late <= target:
         return m
-    return _meet(cell, x, low, high, target, max(m, 1e-6 * w))
+    return _meet(cell, x, low, high, target, max(m, 1e-6 * w, TINY))
 
 
 @nopython

@@ -169,7 +169,8 @@ def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats
     couplings = (p.coupling_from, p.coupling_to, p.coupling_per_share)
     asked = Asked(*(_plain(a) for a in (*columns, *couplings, solution.chosen, weights, np.array(on_air))))
     aim = Aim(KINDS[goal.objective], float(goal.alpha), HEADROOM, TIE if energy else 0.0)
-    share, bound, _ = share_out(asked, aim, _plain(solution.share))
+    with np.errstate(all="ignore"):  # 1 / 0 is inf, as in compiled code
+        share, bound, _ = share_out(asked, aim, _plain(solution.share))
     return share, bound
 
 

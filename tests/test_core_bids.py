@@ -120,7 +120,7 @@ def newcomer(weight: float) -> tuple[Task, State]:
 
 
 @pytest.mark.parametrize(
-    ("weight", "use", "refused"), [(1.0, FULL, True), (5.0, FULL, False), (1.0, FREE, False), (1.0, 0.6 * FULL, False)]
+    ("weight", "use", "refused"), [(1.0, FULL, True), (5.0, FULL, False), (1.0, FREE, False), (1.0, 0.3 * FULL, False)]
 )
 def test_the_less_valuable_are_refused_only_where_a_resource_is_full(weight: float, use: np.ndarray, refused: bool):
     # two to three seconds of the node each: heavy ones alone would take more than a minute of it
