@@ -27,21 +27,25 @@ from telemetry.messages import (
 
 VIEWER: Final = "viewer"
 PUBLISHER: Final = "publisher"
+CLIENT: Final = "client"
 OPERATOR: Final = "operator"
-Role = Literal["viewer", "publisher", "operator"]
+Role = Literal["viewer", "publisher", "client", "operator"]
+SCOPED: Final = frozenset({PUBLISHER, CLIENT})  # speak and act only for what their patterns allow
 
-# What each role includes. A publisher cannot look; whoever operates does not publish under the same key.
+# What each role includes. A publisher cannot look; a client submits and releases tasks of its own and reports on them;
+# whoever operates does not publish under the same key.
 INCLUDES: Final[dict[str, frozenset[str]]] = {
     VIEWER: frozenset({VIEWER}),
     PUBLISHER: frozenset({PUBLISHER}),
-    OPERATOR: frozenset({OPERATOR, VIEWER}),
+    CLIENT: frozenset({CLIENT, VIEWER}),
+    OPERATOR: frozenset({OPERATOR, CLIENT, VIEWER}),
 }
 # Who may connect to which socket; the name is its ZAP domain (RFC 27).
 DOMAINS: Final[dict[str, frozenset[str]]] = {
-    "telemetry": frozenset({PUBLISHER}),
-    "control": frozenset({VIEWER, OPERATOR}),
-    "decisions": frozenset({VIEWER, OPERATOR}),
-    "runtime": frozenset({PUBLISHER, OPERATOR}),  # a host of cosched.runtime: UEs and other hosts
+    "telemetry": SCOPED,
+    "control": frozenset({VIEWER, CLIENT, OPERATOR}),
+    "decisions": frozenset({VIEWER, CLIENT, OPERATOR}),
+    "runtime": frozenset({PUBLISHER, CLIENT, OPERATOR}),  # a host of cosched.runtime: UEs and other hosts
 }
 
 _SPEAKS_FOR: Final = {
@@ -64,7 +68,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One public key that is let in. The five lists are of shell patterns (`ue-*`) and count for publishers alone."""
+    """One public key that is let in. The five lists are of shell patterns (`ue-*`), for publishers and clients."""
 
     name: str
     public: str  # Z85, 40 characters
@@ -151,6 +155,13 @@ class Access:
         held = state.identity.role
         return "" if role in INCLUDES[held] else f"needs the role {role}, this key has {held}"
 
+    def act(self, user: str, about: Iterable[tuple[str, str]]) -> str:
+        """Whether `user`, whose role is enough, may do it to these: ("task", id), ("UE", id)."""
+        state = self._states.get(user)
+        if state is None or state.identity.role not in SCOPED:
+            return ""
+        return _speak_for(state, about, "act")
+
     def publish(self, user: str, message: Message) -> str:
         """Whether `user` may speak for everything that a telemetry message is about."""
         if not user:
@@ -158,12 +169,9 @@ class Access:
         state = self._states.get(user)
         if state is None:
             return "not allowed any more"
-        if state.identity.role != PUBLISHER:
+        if state.identity.role not in SCOPED:
             return "this key may not publish"
-        for subject in _subjects(message):
-            if subject not in state.known and not _allow(state, subject):
-                return f"may not speak for this {subject[0]}"
-        return ""
+        return _speak_for(state, _subjects(message), "speak")
 
 
 def _state(identity: Identity, now_s: float) -> _State:
@@ -184,6 +192,14 @@ def _subjects(message: Message) -> list[tuple[str, str]]:
         if isinstance(message, kind):
             return [(what, getattr(message, what))]
     return [("kind of message", type(message).__name__)]
+
+
+def _speak_for(state: _State, subjects: Iterable[tuple[str, str]], verb: str) -> str:
+    """Why not, "" when every subject is allowed."""
+    for subject in subjects:
+        if subject not in state.known and not _allow(state, subject):
+            return f"may not {verb} for this {subject[0]}"
+    return ""
 
 
 def _allow(state: _State, subject: tuple[str, str]) -> bool:

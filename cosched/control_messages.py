@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from cosched.access import OPERATOR, VIEWER
+from cosched.access import CLIENT, OPERATOR, VIEWER
 from telemetry.messages import DecisionMessage, LlmSession, NodeReport, VideoClip
 
 VERSION: Final = 1
@@ -398,8 +398,8 @@ VERBS: Final[dict[str, Verb]] = {
     "explain": Verb(TaskArgs, Explanation, VIEWER),
     "whatif": Verb(WhatifArgs, WhatifResult, VIEWER),
     "watch": Verb(NoArgs, Watching, VIEWER),
-    "submit": Verb(SubmitArgs, Lease, OPERATOR),
-    "release": Verb(TaskArgs, Released, OPERATOR),
+    "submit": Verb(SubmitArgs, Lease, CLIENT),
+    "release": Verb(TaskArgs, Released, CLIENT),
     "policy": Verb(PolicyArgs, PolicyView, OPERATOR),
     "drain": Verb(NoArgs, ModeView, OPERATOR),
     "resume": Verb(NoArgs, ModeView, OPERATOR),

@@ -35,12 +35,14 @@ def ue(name: str, cell: str = "cell0") -> UeReport:
 GNB = Identity(name="gnb", public=A, role="publisher", ues=("ue-*",), cells=("cell0",), tasks=("t1",))
 SEES = Identity(name="eyes", public=B, role="viewer")
 RUNS = Identity(name="hands", public=C, role="operator")
+ASKS = Identity(name="phone", public="e" * 40, role="client", ues=("ue-7",), tasks=("ue-7/*",))
 
 
 def test_a_key_is_let_in_by_role_and_socket() -> None:
-    access = Access([GNB, SEES, RUNS])
+    everybody = (GNB, SEES, RUNS, ASKS)
+    access = Access(everybody)
     for domain, roles in DOMAINS.items():
-        for identity in (GNB, SEES, RUNS):
+        for identity in everybody:
             expected = (identity.name, "") if identity.role in roles else ("", "role may not use this socket")
             assert access.connect(identity.public, domain, 0.0) == expected
     assert access.connect("d" * 40, "control", 0.0) == ("", "unknown key")
@@ -48,14 +50,31 @@ def test_a_key_is_let_in_by_role_and_socket() -> None:
 
 
 def test_every_verb_has_a_role_that_somebody_can_hold() -> None:
-    access = Access([GNB, SEES, RUNS])
+    access = Access([GNB, SEES, RUNS, ASKS])
     for name, verb in VERBS.items():
         assert verb.role in INCLUDES, name
         assert access.call("hands", verb.role) == ""
         assert (access.call("eyes", verb.role) == "") == (verb.role == "viewer")
         assert access.call("gnb", verb.role) != ""
+        assert (access.call("phone", verb.role) == "") == (verb.role != "operator")
         assert access.call("", verb.role) == "", "a plain connection is guarded by its file mode"
         assert access.call("gone", verb.role) == "not allowed any more"
+
+
+def test_a_client_acts_and_speaks_for_its_own_tasks_and_ues_alone() -> None:
+    access = Access([GNB, SEES, RUNS, ASKS])
+    mine, other = ("task", "ue-7/1"), ("task", "ue-8/1")
+    for _ in range(2):  # also when it is known
+        assert access.act("phone", [mine, ("UE", "ue-7")]) == ""
+        assert access.act("phone", [other]) == "may not act for this task"
+        assert access.act("phone", [mine, ("UE", "ue-8")]) == "may not act for this UE"
+        assert access.act("phone", [("task", "ue-7"), ("UE", "ue-7/1")]) == "may not act for this task"
+    assert access.act("hands", [other]) == access.act("", [other]) == "", "operators and plain connections are free"
+    done = TaskProgress(at_ns=0, source="s", seq=0, task="ue-7/1", done=3)
+    assert access.publish("phone", done) == ""
+    assert access.publish("phone", msgspec.structs.replace(done, task="ue-8/1")) == "may not speak for this task"
+    assert access.publish("phone", ue("ue-7")) == "may not speak for this cell", "a UE's report needs its cell too"
+    assert access.publish("hands", done) == "this key may not publish"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +202,7 @@ identities = st.builds(
     Identity,
     name=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True),
     public=st.text("abc.-:+=^!/*?&<>()[]{}@%$#", min_size=40, max_size=40),
-    role=st.sampled_from(["viewer", "publisher", "operator"]),
+    role=st.sampled_from(["viewer", "publisher", "client", "operator"]),
     ues=patterns,
     nodes=patterns,
     limits=st.builds(Limits, messages_per_s=st.floats(1, 1e6), bytes_per_message=st.integers(1, 2**30)),

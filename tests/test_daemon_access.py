@@ -20,10 +20,10 @@ from cosched.access import Identity, Limits
 from cosched.client import Client, NoAnswer, Refused, curve
 from cosched.drivers.zap import new_pair
 from telemetry.bus import Curve, Publisher
-from telemetry.messages import NodeReport, UeReport
+from telemetry.messages import NodeReport, TaskProgress, UeReport
 from telemetry.wire import encode
 
-NAMES = ("daemon", "gnb", "eyes", "hands", "stranger")
+NAMES = ("daemon", "gnb", "eyes", "hands", "phone", "stranger")
 
 
 def free_port() -> int:
@@ -58,6 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     for identity in (
         Identity(name="gnb", public=pairs["gnb"].public, role="publisher", ues=("ue*",), cells=("cell0",)),
         Identity(name="eyes", public=pairs["eyes"].public, role="viewer"),
+        Identity(name="phone", public=pairs["phone"].public, role="client", ues=("ue1",), tasks=("mine*",)),
         Identity(name="hands", public=pairs["hands"].public, role="operator", limits=Limits(bytes_per_message=2000)),
     ):
         keys.allow(base / "keys" / keys.ALLOWED, identity)
@@ -100,8 +101,12 @@ def test_an_operator_submits_a_viewer_looks_and_others_get_nothing(site: Site) -
         assert hands.submit("t1", "ue0", SESSION).point
         assert eyes.show("t1").ue == "ue0"
         assert next(eyes.follow("t1")).task == "t1"
-        for forbidden in (lambda: eyes.release("t1"), eyes.drain, lambda: eyes.submit("t2", "ue0", SESSION)):
-            with pytest.raises(Refused, match="needs the role operator, this key has viewer") as caught:
+        for role, forbidden in (
+            ("client", lambda: eyes.release("t1")),
+            ("operator", eyes.drain),
+            ("client", lambda: eyes.submit("t2", "ue0", SESSION)),
+        ):
+            with pytest.raises(Refused, match=f"needs the role {role}, this key has viewer") as caught:
                 forbidden()
             assert caught.value.code == "not_allowed"
         assert hands.release("t1").released
@@ -111,6 +116,37 @@ def test_an_operator_submits_a_viewer_looks_and_others_get_nothing(site: Site) -
     with site.client("eyes") as eyes:
         refused = {c.reason for c in eyes.status().ingest.refused if c.source == "(handshake)"}
     assert refused == {"unknown key", "role may not use this socket"}
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_client_runs_its_own_tasks_and_reports_on_them_with_one_key(site: Site) -> None:
+    with site.client("phone") as phone, site.client("hands") as hands:
+        assert hands.submit("theirs", "ue0", SESSION).point
+        assert phone.submit("mine1", "ue1", SESSION).point
+        for what, forbidden in (
+            ("task", lambda: phone.submit("theirs", "ue1", SESSION)),
+            ("UE", lambda: phone.submit("mine2", "ue0", SESSION)),
+            ("task", lambda: phone.release("theirs")),
+        ):
+            with pytest.raises(Refused, match=f"may not act for this {what}") as caught:
+                forbidden()
+            assert caught.value.code == "not_allowed"
+        with pytest.raises(Refused, match="needs the role operator, this key has client"):
+            phone.drain()
+        publisher = Publisher(site.telemetry, site.keys_of("phone"))
+        seq = iter(range(10**6))
+
+        def reported() -> bool:
+            publisher.send(*encode(TaskProgress(at_ns=1, source="phone", seq=next(seq), task="mine1", done=3)))
+            publisher.send(*encode(TaskProgress(at_ns=1, source="phone", seq=next(seq), task="theirs", done=9)))
+            refused = {(c.source, c.reason) for c in hands.status().ingest.refused}
+            return phone.show("mine1").reported and ("phone", "may not speak for this task") in refused
+
+        until(reported)
+        publisher.close()
+        assert not phone.show("theirs").reported
+        assert phone.release("mine1").released
+        assert hands.release("theirs").released
 
 
 def test_what_a_publisher_may_not_say_is_counted_under_its_name(site: Site, heard: Publisher) -> None:

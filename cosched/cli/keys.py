@@ -60,12 +60,12 @@ def allow(
     name: Annotated[str, typer.Argument(help="What the daemon calls it, in logs and counts.")],
     public: Annotated[str | None, typer.Argument(help="Its public key; none: of NAME.key in the folder.")] = None,
     *,
-    role: Annotated[Literal["viewer", "publisher", "operator"], typer.Option(help="What it may do.")],
-    ue: Annotated[Patterns | None, typer.Option(help="UEs that a publisher may speak for, such as 'ue-*'.")] = None,
+    role: Annotated[Literal["viewer", "publisher", "client", "operator"], typer.Option(help="What it may do.")],
+    ue: Annotated[Patterns | None, typer.Option(help="UEs that it may speak and submit for, such as 'ue-*'.")] = None,
     cell: Annotated[Patterns | None, typer.Option(help="Cells; a UE's report needs its UE and its cell.")] = None,
     node: Annotated[Patterns | None, typer.Option(help="Nodes.")] = None,
     link: Annotated[Patterns | None, typer.Option(help="Links.")] = None,
-    task: Annotated[Patterns | None, typer.Option(help="Tasks whose progress it may report.")] = None,
+    task: Annotated[Patterns | None, typer.Option(help="Tasks that it may report on, submit and release.")] = None,
     folder: KeysOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -74,21 +74,23 @@ def allow(
     The daemon takes the list up with `cosched ctl reload`. To revoke a key, delete its entry in allowed.toml.
 
     Example: cosched keys allow gnb1 --role publisher --ue '*' --cell cell0
+
+    Example: cosched keys allow phone7 --role client --ue ue07 --task 'ue07-*'
     """
     from msgspec import structs
 
     from cosched import keys as store
-    from cosched.access import PUBLISHER, Identity
+    from cosched.access import SCOPED, Identity
     from cosched.errors import BadInput
 
     where = folder or store.folder()
     scopes = {"ues": ue, "cells": cell, "nodes": node, "links": link, "tasks": task}
     given = {key: tuple(patterns) for key, patterns in scopes.items() if patterns}
-    if (role == PUBLISHER) != bool(given):
+    if (role in SCOPED) != bool(given):
         raise BadInput(
-            "a publisher needs at least one of --ue, --cell, --node, --link, --task"
-            if role == PUBLISHER
-            else f"--ue, --cell, --node, --link and --task are for publishers, not for a {role}"
+            f"a {role} needs at least one of --ue, --cell, --node, --link, --task"
+            if role in SCOPED
+            else f"--ue, --cell, --node, --link and --task are for publishers and clients, not for a {role}"
         )
     key = public or store.read_pair(where / f"{store.check_name(name)}.key").public
     identity = structs.replace(Identity(name=name, public=key, role=role), **given)

@@ -79,8 +79,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A point that needs more than this share of a resource is not counted on."""
 
     bid_low: float = 0.3
-    """Planned use of a resource below which its bid price is not asked (0.3 was worth 1 % more than 0.6 at loads 1.25 to 2,
-    0 less than that) ..."""
+    """Planned use of a resource below which its bid price is not asked (with weights 1 and 5 at loads 1.25 to 2, 0.3
+    met 1 % more value than 0.6, and no less than 0) ..."""
 
     bid_high: float = 0.9
     """... and from which on it is asked in full."""

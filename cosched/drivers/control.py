@@ -5,12 +5,13 @@ A submit is answered when its decision is on disk, everything else at once; noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from cosched import control_messages as api
+from cosched.access import CLIENT
 from cosched.control_messages import VERBS, Fault, Lease
 from cosched.core.reasons import Reason
 from cosched.drivers.engine import Engine, Waiting
@@ -43,6 +44,7 @@ class Host(Protocol):
     def change_policy(self, name: str) -> None: ...  # noqa: D102
     def policy_view(self) -> api.PolicyView: ...  # noqa: D102
     def may_call(self, user: str, role: str) -> str: ...  # noqa: D102
+    def may_act(self, user: str, about: Sequence[tuple[str, str]]) -> str: ...  # noqa: D102
     async def reload(self) -> api.Reloaded: ...  # noqa: D102
     async def whatif(self, args: api.WhatifArgs) -> api.WhatifResult: ...  # noqa: D102
     async def explain(self, task: str) -> api.Explanation: ...  # noqa: D102
@@ -122,6 +124,8 @@ class Control:
         raw = request.args
         data = codec.encode({}) if isinstance(raw, msgspec.UnsetType) else raw
         args: Any = _decode(codec, data, verb.args, "bad_args")
+        if verb.role == CLIENT and (reason := self._host.may_act(user, _about(args))):
+            raise Refused("not_allowed", reason)
         if request.verb == "submit":
             self._submit(args, answer)
         elif request.verb in self._later:
@@ -250,6 +254,11 @@ class Control:
         except IllegalMove as error:
             raise Refused("not_done", str(error)) from None
         return self._host.mode_view()
+
+
+def _about(args: api.SubmitArgs | api.TaskArgs) -> list[tuple[str, str]]:
+    """Whom a client needs leave to act for."""
+    return [("task", args.task), *([("UE", args.ue)] if isinstance(args, api.SubmitArgs) else [])]
 
 
 def _refuse_other(known: TaskOffer, offer: TaskOffer) -> None:

@@ -362,6 +362,10 @@ class Daemon:
         """Why `user` may not call a verb that needs `role`, "" when he may."""
         return self.access.call(user, role) if self.access is not None else ""
 
+    def may_act(self, user: str, about: Sequence[tuple[str, str]]) -> str:
+        """Why `user` may not do that to these tasks and UEs, "" when he may."""
+        return self.access.act(user, about) if self.access is not None else ""
+
     async def whatif(self, args: api.WhatifArgs) -> api.WhatifResult:
         """Plan a changed site beside the live one. Raises Refused, BadInput, SolveLost."""
         if not 1 <= args.copies * max(1, len(args.submit)) <= MOST_COPIES:
