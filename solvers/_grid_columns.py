@@ -7,17 +7,17 @@ the least steps of one for given steps of the other form a staircase, and one ju
 from __future__ import annotations
 
 import math
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from solvers._jit import cached, lean
+from solvers._jit import cached, lean, plain
+from solvers.blocks import by_id
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
 
 Shorts = npt.NDArray[np.int32]
-Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 EPS: Final = 1e-9  # of a step: what is whole but for rounding
 NEVER: Final = 1 << 30  # steps
@@ -386,29 +386,23 @@ def raw_arrays(problem: Problem, grid: Ints) -> Raw:
         fractional[problem.slot[soft & ((problem.work > 0).any(axis=1) | (problem.floor > 0))]] = True
     fractional[problem.coupling_to] = True
     unit = np.where(fractional, float(FINE), np.append(grid, 1))
-    order = np.array(sorted(range(problem.n_tasks), key=problem.task_ids.__getitem__), dtype=np.int64)
     return Raw(
-        order=order,
-        first=_plain(problem.first),
-        value=_plain(problem.value),
-        slack=_plain(problem.slack),
-        slot=_plain(problem.slot),
-        work=_plain(problem.work),
-        floor=_plain(problem.floor),
-        cap=_plain(problem.cap),
-        activity=_plain(problem.activity),
-        rigid=_plain(problem.rigid),
+        order=by_id(problem),
+        first=plain(problem.first),
+        value=plain(problem.value),
+        slack=plain(problem.slack),
+        slot=plain(problem.slot),
+        work=plain(problem.work),
+        floor=plain(problem.floor),
+        cap=plain(problem.cap),
+        activity=plain(problem.activity),
+        rigid=plain(problem.rigid),
         room=np.append(np.maximum(0.0, 1.0 - problem.background), np.inf),
         grid=np.append(grid, 1),
         unit=unit,
         link=np.stack([problem.coupling_from, problem.coupling_to], axis=1),
-        kappa=_plain(problem.coupling_per_share),
+        kappa=plain(problem.coupling_per_share),
     )
-
-
-def _plain(a: Array) -> Array:
-    """As the compiled functions take it: one specialisation needs one layout."""
-    return a if a.flags.c_contiguous and a.flags.writeable else cast("Array", np.array(a, order="C"))
 
 
 def list_columns(problem: Problem, raw: Raw) -> Columns:

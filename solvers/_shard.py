@@ -1,56 +1,75 @@
-"""The compiled loop of one block of tasks: what each asks for at given prices (solvers/sharded.py)."""
+"""The compiled loops of the sharded solver (solvers/sharded.py): a look at one block of tasks, and the next prices."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from typing import NamedTuple
 
-from solvers._jit import cached, lean, source_digest
-from solvers._kernel import ACTIVITY, DEAD, Prices, Table, at_least, prices_of
-from solvers._point import Point, new_point, price_point
-from solvers.problem import Floats, Ints
+import numpy as np
 
-
-@lean
-def _best(t: Table, i: int, p: Prices, o: Point) -> tuple[int, float]:
-    """Task i's best point and what it gains, below 0 too; (-1, -inf) if no point can be served. Ties: the first."""
-    pick, net = -1, -math.inf
-    for j in range(t.first[i], t.first[i + 1]):
-        if t.mode[j] != DEAD and t.value[j] - at_least(t, j, p) > net:
-            gain = t.value[j] - price_point(t, i, j, p, o)
-            if gain > net:
-                pick, net = j, gain
-    return pick, net
+from solvers._dual import FADED, Bundle, Dual, _direction, _greatest, _keep, _metric, _mismatch, _moved, _shorten
+from solvers._jit import cached, source_digest
+from solvers._kernel import ACTIVITY, Table, prices_of
+from solvers._oracle import Look, evaluate, new_look, new_screen
+from solvers._point import new_point, price_point
+from solvers.problem import Floats
 
 
-@lean
-def _respond(t: Table, p: Prices, o: Point, pick: Ints, net: Floats, share: Floats) -> float:
-    total = 0.0
-    for i in range(pick.shape[0]):
-        j, net[i] = _best(t, i, p, o)
-        pick[i] = j if net[i] > 0.0 else -1
-        if net[i] > 0.0:
-            total += net[i]
-            price_point(t, i, j, p, o)
-        for s in range(share.shape[1]):
-            gains = net[i] > 0.0 and t.slot[j, s] < t.room.shape[0] - 1
-            share[i, s] = o.y[s] / t.cell[j, ACTIVITY, s] if gains else 0.0
-    return total
+class Move(NamedTuple):
+    """A step of the bundle."""
+
+    price: Floats  # (R,) to look at next
+    descent: float  # that the whole step promises, < 0
+    part: float  # of the step that is taken
+    length: float  # greatest change of a log price
+    mismatch: float  # worth of what the bundle's use is off the room
 
 
-def _make(digest: int) -> Callable[[Table, Floats, Ints, Floats, Floats], float]:
+def _make_respond(digest: int) -> Callable[[Table, Floats, Floats], tuple[Look, float]]:
     """Return the compiled function; `digest` is part of its key in the cache."""
 
     @cached
-    def respond(t: Table, price: Floats, pick: Ints, net: Floats, share: Floats) -> float:
-        """Write each task's pick (n,), net (n,) and shares (n, S) at prices (R,); returns the sum of what is gained.
-
-        pick: the best point if it gains, else -1. net: what the best point gains, below 0 too.
-        """
+    def respond(t: Table, price: Floats, share: Floats) -> tuple[Look, float]:
+        """Return what is seen at prices (R,), and the sum of what tasks gain; writes shares (n, S), or none (0, S)."""
         t.theta[:] = 1.0  # what an earlier call left there would show in the last bits
-        return _respond(t, prices_of(t, price), new_point(t), pick, net, share) + digest * 0.0
+        look, o, total = new_look(t), new_point(t), digest * 0.0
+        evaluate(t, price, new_screen(t), look, o)
+        for i in range(look.net.shape[0]):
+            total += look.net[i]
+        p = prices_of(t, price)
+        for i in range(share.shape[0]):
+            j = look.pick[i]
+            if j >= 0:
+                price_point(t, i, j, p, o)
+            for s in range(share.shape[1]):
+                real = j >= 0 and t.slot[j, s] < t.room.shape[0] - 1
+                share[i, s] = o.y[s] / t.cell[j, ACTIVITY, s] if real else 0.0
+        return look, total
 
     return respond
 
 
-respond = _make(source_digest())
+def _make_advance(digest: int) -> Callable[[Table, Bundle, Dual, Dual, float], Move]:
+    """Return the compiled function; `digest` is part of its key in the cache."""
+
+    @cached
+    def advance(t: Table, bundle: Bundle, seen: Dual, best: Dual, longest: float) -> Move:
+        """Put what was seen last into the bundle; returns its step from the best prices, `longest` at most.
+
+        `t` is a table without tasks.
+        """
+        n = best.price.shape[0]
+        inverse, step, new = np.zeros((n, n)), np.zeros(n), np.zeros(n)
+        _keep(bundle, t, seen.price, seen.bound, seen.look)
+        _metric(t, best.price, best.look.bend, inverse)
+        descent = _direction(bundle, inverse, best.price, best.bound, step)
+        mismatch = _mismatch(bundle, best.price)
+        part = _shorten(step, longest)
+        _moved(best.price, step, FADED * best.bound, t, new)
+        return Move(new, descent, part, _greatest(step), mismatch + digest * 0.0)
+
+    return advance
+
+
+respond = _make_respond(source_digest())
+advance = _make_advance(source_digest())

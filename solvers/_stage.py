@@ -8,16 +8,14 @@ closed-form too; each height reached is a proven lower bound on the objective.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from solvers._fit import solve_linear
-from solvers._jit import cached, inlined, nopython
+from solvers._jit import cached, inlined, nopython, source_digest
 from solvers._stage_columns import BOTH, EASED, EASY, THETA, TIGHT, WEIGHT, Asked, Stage, gather, move
 from solvers._stage_task import (
     ACTIVITY,
@@ -369,12 +367,4 @@ def _make(digest: int) -> Callable[[Asked, Aim, Floats], tuple[Floats, float, in
     return share_out
 
 
-def _digest() -> int:
-    """Fingerprint of what `share_out` is compiled from."""
-    here, whole = Path(__file__).resolve().parent, hashlib.sha256()
-    for name in ("_stage", "_stage_columns", "_stage_task", "_fit", "_jit"):
-        whole.update((here / f"{name}.py").read_bytes())
-    return int.from_bytes(whole.digest()[:7], "big")
-
-
-share_out = _make(_digest())
+share_out = _make(source_digest("_stage", "_stage_columns", "_stage_task", "_fit", "_jit"))

@@ -30,15 +30,16 @@ def verify(
     """Return findings, one line each; none if the plan holds. snr (J, S): of power-limited slots, else inf.
 
     Shares within caps (floors too, where deadlines are promised), use of each resource with background and couplings
-    at most 1, promised deadlines held, points belonging to their tasks, the value as reported and not above the
-    bound; with `dual` the dual function at the prices not above the bound (unless all prices are 0 or it is inf).
+    at most 1, promised deadlines held, points belonging to their tasks, nothing held or promised without one, the value
+    as reported and not above the bound; with `dual` the dual function at the prices not above the bound (unless all
+    prices are 0 or it is inf).
     """
     findings = list(_shapes(problem, solution))
     if findings:
         return findings
     tasks = np.flatnonzero(solution.chosen >= 0)
     points = solution.chosen[tasks]
-    findings += _belonging(problem, tasks, points)
+    findings += _belonging(problem, tasks, points) + _unserved(problem, solution)
     if findings:
         return findings
     share = solution.share[tasks]
@@ -93,6 +94,12 @@ def _shapes(p: Problem, s: Solution) -> Iterator[str]:
             yield f"{name} holds a number that is not finite"
     if (s.prices < 0).any():
         yield "a price is negative"
+
+
+def _unserved(p: Problem, s: Solution) -> list[str]:
+    tasks = np.flatnonzero(s.chosen < 0)
+    promised = _named(p, tasks, s.promised[tasks], lambda _: "is promised what it is not given: it has no point")
+    return promised + _named(p, tasks, (s.share[tasks] != 0).any(axis=1), lambda _: "holds shares without a point")
 
 
 def _belonging(p: Problem, tasks: Ints, points: Ints) -> list[str]:

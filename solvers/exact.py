@@ -16,7 +16,6 @@ import numpy as np
 
 from solvers import grid as on_steps
 from solvers._columns import Columns, Loads, loads, pareto_columns
-from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, Status
 
@@ -79,7 +78,7 @@ def core_of(problem: Problem, grid: Ints, warm: Floats | None) -> Core:
     these columns and loads is a bound; a plan is worth that, less what is paid for idle room and what its tasks lose by
     columns that are not their best. Raises BadProblem for another grid and for points with too many elastic resources.
     """
-    plan, (_, prices) = on_steps.solve_on_grid(problem, grid, warm=warm), on_steps.dual_bound(problem, grid, warm=warm)
+    plan, prices = on_steps.priced_plan(problem, grid, warm=warm)
     columns = pareto_columns(problem, grid)
     load = loads(problem, grid, columns)
     size, n = len(columns.task), problem.n_resources
@@ -106,7 +105,8 @@ def core_of(problem: Problem, grid: Ints, warm: Floats | None) -> Core:
 
 def _known(problem: Problem, grid: Ints, columns: Columns, plan: Solution) -> Ints:
     """(K,) columns that a plan holds, those of its tasks that are among the columns."""
-    steps = np.rint(plan.share * np.append(grid, 1)[problem.slot[plan.chosen]]).astype(np.int64)  # (N, S)
+    steps, served = np.zeros(plan.share.shape, dtype=np.int64), np.flatnonzero(plan.chosen >= 0)
+    steps[served] = np.rint(plan.share[served] * np.append(grid, 1)[problem.slot[plan.chosen[served]]])
     same = (columns.point == plan.chosen[columns.task]) & (columns.steps == steps[columns.task]).all(axis=1)
     return np.flatnonzero(same)
 
@@ -153,23 +153,16 @@ def _search(model: cp_model.CpModel, options: Mapping[str, float]) -> tuple[cp_m
     from ortools.sat.python import cp_model
 
     solver = cp_model.CpSolver()
-    solver.parameters.max_deterministic_time = _number(options, "limit_s", LIMIT, 1e-3)
-    solver.parameters.relative_gap_limit = _number(options, "gap", GAP, 0.0)
-    solver.parameters.num_workers = int(_number(options, "workers", WORKERS, 1))
+    solver.parameters.max_deterministic_time = on_steps.number(options, "limit_s", LIMIT, 1e-3)
+    solver.parameters.relative_gap_limit = on_steps.number(options, "gap", GAP, 0.0)
+    solver.parameters.num_workers = int(on_steps.number(options, "workers", WORKERS, 1))
     solver.parameters.interleave_search = True
     solver.parameters.cp_model_probing_level = 0  # finds nothing here and takes most of the time from 50 000 columns up
     solver.parameters.find_big_linear_overlap = False  # nor does this, for two of the first three seconds
     solver.parameters.symmetry_level = 0
-    solver.parameters.random_seed = int(_number(options, "seed", SEED, 0))
+    solver.parameters.random_seed = int(on_steps.number(options, "seed", SEED, 0))
     verdicts = {cp_model.OPTIMAL: Status.OK, cp_model.FEASIBLE: Status.LIMIT}
     return solver, verdicts.get(solver.solve(model))
-
-
-def _number(options: Mapping[str, float], name: str, default: float, least: float) -> float:
-    value = float(options.get(name, default))
-    if not least <= value < math.inf:
-        raise BadProblem(f"options.{name}", f"{value:g} is not a number >= {least:g}")
-    return value
 
 
 def plan_of(problem: Problem, grid: Ints, columns: Columns, on: Ints, bound: float) -> Solution:

@@ -7,13 +7,14 @@ are found for them, and the plan is made of the columns that these prices nearly
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
-from solvers._grid_columns import FINE, Columns, Raw, list_columns, raw_arrays, steps_of
-from solvers._grid_dual import Dual, minimise
+from solvers._grid_columns import FINE, list_columns, raw_arrays, steps_of
+from solvers._grid_dual import minimise
 from solvers._grid_search import SLIP, search
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
@@ -21,15 +22,7 @@ from solvers.solution import Certificate, Solution, Status
 
 PRBS: Final = 273  # of a cell: 100 MHz at 30 kHz, TS 38.101-1 Table 5.3.2-1
 STEPS: Final = 100  # of a node
-
-
-class _Priced(NamedTuple):
-    """Columns, what there is of each resource, and the least bound."""
-
-    raw: Raw
-    columns: Columns
-    room: Floats  # (R,) units
-    dual: Dual
+FINEST: Final = 1_000_000  # steps of a resource
 
 
 def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
@@ -41,19 +34,39 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
 
 
 def grid_of(problem: Problem, options: Mapping[str, float]) -> Ints:
-    """Return the steps (R,) of each resource by the options `prbs` and `steps`."""
-    prbs, steps = int(options.get("prbs", PRBS)), int(options.get("steps", STEPS))
+    """Return the steps (R,) of each resource by the options `prbs` and `steps`. Raises BadProblem out of 1..1e6."""
+    prbs, steps = (int(number(options, name, at, 1.0, FINEST)) for name, at in (("prbs", PRBS), ("steps", STEPS)))
     return np.array([prbs if kind == "comm" else steps for kind in problem.kinds], dtype=np.int64)
 
 
+def number(options: Mapping[str, float], name: str, default: float, least: float, most: float = math.inf) -> float:
+    """Return an option, `default` where it is not given. Raises BadProblem unless it is finite and least..most."""
+    value = float(options.get(name, default))
+    if not (least <= value <= most and value < math.inf):
+        limits = f">= {least:g}" if most == math.inf else f"in {least:g}..{most:g}"
+        raise BadProblem(f"options.{name}", f"{value:g} is not a number {limits}")
+    return value
+
+
 def solve_on_grid(problem: Problem, grid: Ints, *, warm: Floats | None = None) -> Solution:
-    """Solve with 1 / grid[r] as the step of resource r, grid (R,) >= 1. `warm`: prices (R,) of `dual_bound`.
+    """Solve with 1 / grid[r] as the step of resource r, grid (R,) >= 1. `warm`: prices (R,) of `priced_plan`.
 
     The certificate's bound is proven for the grid problem, not for plans off the grid; prices are 0, since that bound
     is not the dual function of the problem without the grid. Deterministic, ties by task id, bounded by counts.
     Raises BadProblem for another grid and for points with too many elastic resources to list.
     """
-    raw, columns, room, dual = _priced(problem, grid, warm)
+    return priced_plan(problem, grid, warm=warm)[0]
+
+
+def priced_plan(problem: Problem, grid: Ints, *, warm: Floats | None = None) -> tuple[Solution, Floats]:
+    """Solve as `solve_on_grid`; returns also the prices (R,) of whole resources at which the bound holds."""
+    if grid.shape != (problem.n_resources,) or not ((grid >= 1) & (grid <= FINEST)).all():
+        raise BadProblem("grid", f"must be {problem.n_resources} numbers of steps in 1..{FINEST}")
+    raw = raw_arrays(problem, grid)
+    columns, unit = list_columns(problem, raw), raw.unit[:-1]
+    room = raw.room[:-1] * unit
+    room = np.where(unit == FINE, room, np.floor(room + SLIP))  # whole steps: a part of one is of no use
+    dual = minimise(columns, room, (np.zeros_like(room) if warm is None else warm) / unit)
     column = search(columns, room, dual.price, dual.look)
     chosen = np.full(problem.n_tasks, -1, dtype=np.int64)
     share = np.zeros((problem.n_tasks, problem.slot.shape[1]))
@@ -64,23 +77,5 @@ def solve_on_grid(problem: Problem, grid: Ints, *, warm: Floats | None = None) -
     value = float(sum(problem.value[chosen[task]].tolist()))
     certificate = Certificate(value, max(value, dual.bound))
     none = np.zeros(problem.n_resources)
-    return Solution(Status.OK, "grid", chosen, share, chosen >= 0, none, certificate, dual.evaluations)
-
-
-def dual_bound(problem: Problem, grid: Ints, *, warm: Floats | None = None) -> tuple[float, Floats]:
-    """Return (a proven upper bound on the value of any plan on the grid, the prices (R,) of resources it holds at).
-
-    Raises BadProblem as `solve_on_grid`.
-    """
-    raw, _, _, dual = _priced(problem, grid, warm)
-    return dual.bound, dual.price * raw.unit[:-1]
-
-
-def _priced(problem: Problem, grid: Ints, warm: Floats | None) -> _Priced:
-    if grid.shape != (problem.n_resources,) or (grid < 1).any():
-        raise BadProblem("grid", f"must be {problem.n_resources} numbers of steps >= 1")
-    raw = raw_arrays(problem, grid)
-    columns, unit = list_columns(problem, raw), raw.unit[:-1]
-    room = raw.room[:-1] * unit
-    room = np.where(unit == FINE, room, np.floor(room + SLIP))  # whole steps: a part of one is of no use
-    return _Priced(raw, columns, room, minimise(columns, room, (np.zeros_like(room) if warm is None else warm) / unit))
+    plan = Solution(Status.OK, "grid", chosen, share, chosen >= 0, none, certificate, dual.evaluations)
+    return plan, dual.price * unit

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from solvers.exact import Core, core_of, plan_of, worth
-from solvers.grid import grid_of
+from solvers.grid import grid_of, number
 from solvers.problem import Floats, Problem
 from solvers.solution import Solution, Status
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ortools.math_opt import model_pb2
 
 LIMIT_S: Final = 60.0
+LONGEST_S: Final = 86_400.0
 GAP: Final = 1e-4  # relative: HiGHS' own default
 
 
@@ -39,8 +40,8 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
     grid = grid_of(problem, options)
     core = core_of(problem, grid, warm)
     parameters = mathopt.SolveParameters(
-        time_limit=np.timedelta64(round(1e3 * options.get("limit_s", LIMIT_S)), "ms").item(),
-        relative_gap_tolerance=options.get("gap", GAP),
+        time_limit=np.timedelta64(round(1e3 * number(options, "limit_s", LIMIT_S, 1e-3, LONGEST_S)), "ms").item(),
+        relative_gap_tolerance=number(options, "gap", GAP, 0.0),
     )
     model = mathopt.Model.from_model_proto(_model(problem, core))
     result = mathopt.solve(model, mathopt.SolverType.HIGHS, params=parameters)

@@ -156,6 +156,7 @@ def second_stage(problem: Problem, solution: Solution, goal: Goal, *, weight: Fl
 
 def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats | None = None) -> tuple[Floats, float]:
     """Shares (N, S) by the goal, and a proven lower bound on its value; the objective's own is `value_of`."""
+    from solvers._jit import plain
     from solvers._stage import share_out
     from solvers._stage_columns import Asked
     from solvers._stage_task import Aim
@@ -167,13 +168,8 @@ def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats
     weights = np.ones(p.n_tasks) if weight is None else np.asarray(weight, dtype=np.float64)
     columns = (p.slack, p.slot, p.work, p.floor, p.cap, p.activity, p.rigid, p.background)
     couplings = (p.coupling_from, p.coupling_to, p.coupling_per_share)
-    asked = Asked(*(_plain(a) for a in (*columns, *couplings, solution.chosen, weights, np.array(on_air))))
+    asked = Asked(*(plain(a) for a in (*columns, *couplings, solution.chosen, weights, np.array(on_air))))
     aim = Aim(KINDS[goal.objective], float(goal.alpha), HEADROOM, TIE if energy else 0.0)
     with np.errstate(all="ignore"):  # 1 / 0 is inf, as in compiled code
-        share, bound, _ = share_out(asked, aim, _plain(solution.share))
+        share, bound, _ = share_out(asked, aim, plain(solution.share))
     return share, bound
-
-
-def _plain(a: np.ndarray) -> np.ndarray:
-    """As the compiled loop takes it: one specialisation needs one layout."""
-    return a if a.flags.c_contiguous and a.flags.writeable else np.array(a, order="C")

@@ -16,8 +16,10 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 
 from solvers import price as price_solver
-from solvers._descent import Dual, Minimum, minimise
-from solvers._shard import respond
+from solvers._dual import ARMIJO, FAINT, FINE, KEPT, LONGEST, MISMATCH, MISMATCH_TASKS, NEAR, SHORTEST, Bundle, Dual
+from solvers._kernel import Table
+from solvers._oracle import Look
+from solvers._shard import advance, respond
 from solvers.blocks import by_id, join, split, take, use_of
 from solvers.price import Tables
 from solvers.problem import Floats, Ints, Problem
@@ -27,6 +29,8 @@ BLOCK: Final = 512  # tasks: few enough for many shards, enough that a block's w
 SAMPLE: Final = 500  # tasks, evenly spaced, whose prices a cold start begins with
 OPEN: Final = 200  # tasks left open at least
 OPEN_PART: Final = 0.02  # ... and this part of all
+TIED: Final = 1e-3  # of the mean value: whoever gains or lacks less is left open, too
+NOTHING: Final = 1e-9  # worth of all room at prices that stand for 0
 EVALUATIONS: Final = 40
 TOLERANCE: Final = 1e-4  # of the bound: less is not worth another round
 
@@ -67,28 +71,30 @@ class Shard:
         self.tables = [Tables(block).table for block in blocks]
         self.bounds = list(itertools.pairwise(itertools.accumulate((b.n_tasks for b in blocks), initial=0)))
 
-    def outline(self) -> tuple[int, Floats]:
-        """Return the number of tasks, and the room (R,) that the background leaves."""
-        return self.bounds[-1][1], np.maximum(0.0, 1.0 - self.blocks[0].background)
+    def outline(self) -> tuple[int, Problem, Floats]:
+        """Return the number of tasks, the resources as a problem without tasks, and the blocks' values at no prices."""
+        none = np.zeros(0, dtype=np.int64)
+        return self.bounds[-1][1], take(self.blocks[0], none), np.array([t.most.sum() for t in self.tables])
 
     def respond(self, price: Floats) -> Floats:
-        """(blocks, 1 + R) sum of the tasks' net values at prices (R,), and their use."""
+        """(blocks, 1 + R + R R) what tasks gain at prices (R,), their use, and the dual's second derivative in logs."""
         sums = []
-        for b, block in enumerate(self.blocks):
-            pick, _, total, share = self._answer(b, price)
-            served = np.flatnonzero(pick >= 0)
-            sums.append([total, *use_of(block, pick[served], share[served])])
+        for table in self.tables:
+            look, total = respond(table, price, np.zeros((0, table.slot.shape[1])))
+            sums.append([total, *look.use[:-1], *look.bend.ravel()])
         return np.array(sums)
 
-    def nets(self, price: Floats) -> Floats:
-        """(n,) what each task's best point gains at prices (R,), below 0 too."""
-        return np.concatenate([self._answer(b, price)[1] for b in range(len(self.blocks))])
+    def doubts(self, price: Floats) -> Floats:
+        """(n,) by how much each task's best point is better at prices (R,) than none, or worse."""
+        looks = [respond(table, price, np.zeros((0, table.slot.shape[1])))[0] for table in self.tables]
+        return np.concatenate([np.where(look.pick >= 0, look.net, np.maximum(0.0, -look.gain)) for look in looks])
 
     def settle(self, price: Floats, left_open: Ints) -> Settled:
         """Serve every task that gains at prices (R,) but those with ranks left_open (K,), sorted."""
         points, shares, taken = [], [], []
         for b, block in enumerate(self.blocks):
-            pick, _, _, share = self._answer(b, price)
+            share = np.zeros((block.n_tasks, block.slot.shape[1]))
+            pick = respond(self.tables[b], price, share)[0].pick
             pick[self._mine(left_open, b)] = -1
             served = np.flatnonzero(pick >= 0)
             share[pick < 0] = 0.0
@@ -107,14 +113,6 @@ class Shard:
         low, high = self.bounds[b]
         here = ranks[(ranks >= self.start + low) & (ranks < self.start + high)]
         return np.asarray(here - (self.start + low), dtype=np.int64)
-
-    def _answer(self, b: int, price: Floats) -> tuple[Ints, Floats, float, Floats]:
-        """Picks (n,), nets (n,), the sum of what is gained, and shares (n, S) of block b."""
-        block = self.blocks[b]
-        pick, net = np.empty(block.n_tasks, dtype=np.int64), np.empty(block.n_tasks)
-        share = np.empty((block.n_tasks, block.slot.shape[1]))
-        total = respond(self.tables[b], price, pick, net, share)
-        return pick, net, total, share
 
 
 class OneProcess:
@@ -140,19 +138,21 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
 def plan(pool: Pool, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Plan:
     """Plan the tasks of all shards; see solve. The same blocks give the same plan on any number of shards."""
     options = options or {}
-    sizes, rooms = zip(*pool.ask("outline"), strict=True)
-    n_tasks, room = sum(sizes), rooms[0]
+    sizes, sites, ceilings = zip(*pool.ask("outline"), strict=True)
+    n_tasks, empty, ceiling = sum(sizes), Tables(sites[0]).table, float(np.concatenate(ceilings).sum())
+    room = empty.room[:-1]
     start = _starting_prices(pool, n_tasks, room) if warm is None else warm
-    found, evaluations, converged = _descend(pool, start, room, options)
-    settled, left_open = _settle(pool, found.price, room, n_tasks)
+    found = _descend(pool, empty, start, ceiling, n_tasks, options)
+    settled, left_open = _settle(pool, found.price, room, ceiling)
     rest = join(pool.ask("rows", left_open))
     rest = dataclasses.replace(rest, background=1.0 - np.maximum(0.0, room - settled.taken[1:]))
     last = price_solver.solve(rest, warm=found.price, options={"second_stage": 0.0})
     settled.point[left_open] = np.where(last.chosen >= 0, last.chosen - rest.first[:-1], -1)
     settled.share[left_open] = last.share
     value = float(settled.taken[0]) + last.certificate.value
-    certificate = Certificate(value, max(found.bound, value))
-    return Plan(settled.point, settled.share, found.price, certificate, evaluations, converged)
+    certificate = Certificate(value, max(min(found.bound, ceiling), value))
+    price = found.price if found.bound < ceiling else _faint(found.price, room)
+    return Plan(settled.point, settled.share, price, certificate, found.evaluations, found.converged)
 
 
 def solution_of(problem: Problem, planned: Plan) -> Solution:
@@ -173,11 +173,17 @@ def solution_of(problem: Problem, planned: Plan) -> Solution:
     )
 
 
-def _settle(pool: Pool, price: Floats, room: Floats, n_tasks: int) -> tuple[Settled, Ints]:
+def _faint(price: Floats, room: Floats) -> Floats:
+    """Prices (R,) so small that the bound is that of prices 0, their ratios kept."""
+    return np.asarray(price * (NOTHING / max(float((price * room).sum()), NOTHING)), dtype=np.float64)
+
+
+def _settle(pool: Pool, price: Floats, room: Floats, ceiling: float) -> tuple[Settled, Ints]:
     """Settle the tasks whose admission is clear, as few others left open (K,) as let the settled fit."""
-    doubt = np.abs(np.concatenate(pool.ask("nets", price)))
+    doubt = np.concatenate(pool.ask("doubts", price))
     unclear = np.argsort(doubt, kind="stable")
-    many = max(OPEN, int(OPEN_PART * n_tasks))
+    n_tasks = len(doubt)
+    many = max(OPEN, int(OPEN_PART * n_tasks), int((doubt * n_tasks <= TIED * ceiling).sum()))
     while True:
         left_open = np.sort(unclear[:many])
         parts = pool.ask("settle", price, left_open)
@@ -197,10 +203,47 @@ def _starting_prices(pool: Pool, n_tasks: int, room: Floats) -> Floats:
     return price_solver.dual_bound(dataclasses.replace(sample, background=1.0 - room * part))[1]
 
 
-def _descend(pool: Pool, start: Floats, room: Floats, options: Mapping[str, float]) -> Minimum:
-    def evaluate(price: Floats) -> Dual:
-        total = np.concatenate(pool.ask("respond", price)).sum(axis=0)  # (1 + R,)
-        return Dual(price, float(total[0] + (price * room).sum()), total[1:])
+def _descend(
+    pool: Pool, empty: Table, start: Floats, ceiling: float, n_tasks: int, options: Mapping[str, float]
+) -> Dual:
+    """Minimise the dual as solvers/_dual.py does, each look a round through the pool; `empty`: a table of no tasks.
 
-    most = int(options.get("evaluations", EVALUATIONS))
-    return minimise(evaluate, start, room, most, options.get("tolerance", TOLERANCE))
+    Stops as it does, and where all that is chosen fits and the room that it leaves is worth less than the tolerance.
+    """
+    room, (most, tolerance) = empty.room[:-1], _limits(options)
+    least = np.divide(FAINT * ceiling, room, out=np.zeros_like(room), where=room > 0)  # so that logarithms exist
+    seen = best = _look_at(pool, np.where(room > 0, np.maximum(start, least), 0.0), room, 1)
+    loose, longest, bundle = MISMATCH + MISMATCH_TASKS / max(1, n_tasks), LONGEST, _new_bundle(len(room))
+    while True:
+        move = advance(empty, bundle, seen, best, longest)
+        idle, worth = best.price * (room - best.look.use[:-1]), float((best.price * room).sum())
+        enough = tolerance * min(best.bound, 10.0 * abs(ceiling - best.bound) + NEAR * best.bound)
+        matched = move.mismatch <= loose * worth or -move.descent <= FINE * enough
+        fits = (idle >= 0).all() and idle.sum() <= tolerance * best.bound
+        converged = bool(fits or (matched and -move.descent <= enough))
+        if converged or seen.evaluations >= most:
+            return best._replace(evaluations=seen.evaluations, converged=converged)
+        seen = _look_at(pool, move.price, room, seen.evaluations + 1)
+        if seen.bound > best.bound + ARMIJO * move.part * move.descent:
+            longest = max(SHORTEST, 0.5 * min(longest, move.length))
+        else:
+            longest, best = min(LONGEST, 2.0 * longest), seen
+
+
+def _look_at(pool: Pool, price: Floats, room: Floats, used: int) -> Dual:
+    """The dual at prices (R,), with use and second derivative tasks left out; `used`: the number of this look."""
+    total, n = np.concatenate(pool.ask("respond", price)).sum(axis=0), len(room)  # (1 + R + R R,)
+    none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
+    use, bend = np.append(total[1 : n + 1], 0.0), total[n + 1 :].reshape(n, n)
+    look = Look(none, nothing, none, nothing, nothing, use, bend)
+    return Dual(float(total[0] + (price * room).sum()), price, look, used, converged=False)
+
+
+def _new_bundle(n: int) -> Bundle:
+    """Nothing kept, for n resources and no tasks."""
+    many = n + KEPT
+    return Bundle(np.zeros((many, n)), np.zeros(many), np.full(many, -1.0), np.zeros((many, 0), dtype=np.int64))
+
+
+def _limits(options: Mapping[str, float]) -> tuple[int, float]:
+    return int(options.get("evaluations", EVALUATIONS)), float(options.get("tolerance", TOLERANCE))

@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from solvers.blocks import by_id
 from solvers.errors import BadProblem
 from solvers.problem import Ints, Problem
 from solvers.solution import Certificate, Solution
@@ -50,7 +51,7 @@ def round_grid(problem: Problem, solution: Solution, grid: Ints) -> tuple[Soluti
     afterwards too: PRBs go to the tasks whose other shares they relieve most, at the plan's prices to begin with, and
     what a task is short of PRBs it makes up for with its other shares, all stretched by one factor. Where that fails,
     those worth least for what they take lose their promise (and the certificate its value). What is left goes towards
-    the shares given.
+    the shares given. Ties go by task id.
     """
     from solvers._jit import plain
     from solvers._prbs import Site
@@ -59,14 +60,17 @@ def round_grid(problem: Problem, solution: Solution, grid: Ints) -> tuple[Soluti
     p = problem
     columns = (p.work, p.slack, p.floor, p.cap, p.activity, p.rigid, p.value)
     work, slack, floor, cap, activity, rigid, value = (plain(column) for column in columns)
-    chosen, share, promised = plain(solution.chosen), plain(solution.share), plain(solution.promised)
+    order = by_id(problem)  # ties go by id
+    chosen, share, promised = solution.chosen[order], solution.share[order], solution.promised[order]
     given = Given(plain(p.slot), work, slack, floor, cap, activity, rigid, value, chosen, share, promised)
     link = np.stack([problem.coupling_from, problem.coupling_to], axis=1)
     room = np.append(1.0 - problem.background, np.inf)
     grids = np.append(grid, 0)
     site = Site(grids, room, link, plain(problem.coupling_per_share), plain(solution.prices))
     whole = round_shares(given, site)
+    place = np.argsort(order)
     certificate = Certificate(whole.value, solution.certificate.bound)
-    return dataclasses.replace(
-        solution, share=whole.share, promised=whole.promised, certificate=certificate
-    ), whole.prbs
+    rounded = dataclasses.replace(
+        solution, share=whole.share[place], promised=whole.promised[place], certificate=certificate
+    )
+    return rounded, whole.prbs[place]

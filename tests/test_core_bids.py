@@ -150,6 +150,17 @@ def test_what_is_old_or_too_much_is_forgotten():
     assert not bids.price.any()
 
 
+def test_who_asks_again_under_the_same_name_counts_twice_until_the_first_is_forgotten():
+    again = [arrival("t0", 1.0, 0.0), *(arrival(f"t{i}", 1.0 + i % 3, 0.5 * i) for i in range(119))]
+    renamed = [arrival("x", 1.0, 0.0), *again[1:]]
+    for now_s in (60.0, SETTINGS.bid_window_s + 20.0):
+        found, expected = learned(again, now_s), learned(renamed, now_s)
+        assert found.price.tobytes() == expected.price.tobytes()
+        assert found.price.any()
+    found.refresh(now_s + SETTINGS.bid_period_s, FREE)
+    assert len(found.arrivals) == len([a for a in again if a.at_s >= now_s + SETTINGS.bid_period_s - 60.0])
+
+
 def test_prices_stay_until_they_are_due():
     bids = learned([arrival(f"t{i:03d}", 1.0, i * 0.5) for i in range(119)])
     before = bids.price.copy()

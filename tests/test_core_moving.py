@@ -11,7 +11,7 @@ import pytest
 from test_core_placement import WIDE, answer, core_of, offer, place_of, reasons, submit
 
 from cosched.core.core import Core
-from cosched.core.events import Barred, Placed, Progress, Progressed
+from cosched.core.events import Barred, Placed, Progress, Progressed, Tick
 from cosched.core.layers import NodeLayers
 from cosched.core.moving import DOWN_BPS, PEER_BPS, Moves, charged, move_s, moves_of
 from cosched.core.settings import Settings
@@ -100,7 +100,8 @@ def test_a_session_leaves_layers_that_are_to_go_while_that_is_cheap(done: int, f
     at_s = 0.3 + 0.05 * done
     decoding(core, "t", done, at_s)
     going = NodeLayers(node=home, holds={"llama": 0}, keeps={})
-    plans = answer(core, core.handle(Placed(at_s, (going,))), at_s)
+    assert core.handle(Placed(at_s, (going,))) == [], "nobody must go"
+    plans = answer(core, core.handle(Tick(at_s)), at_s)
     assert reasons(plans).get("t", "stays") == fate
     assert (place_of(core, "t")[0] == home) == (fate == "stays")
 

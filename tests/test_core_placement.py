@@ -15,7 +15,7 @@ from test_core import answer, report
 from cosched.build import Plant, plant
 from cosched.core.bids import Arrival, life_work
 from cosched.core.commands import Plan
-from cosched.core.core import Core
+from cosched.core.core import Core, StaleEvent
 from cosched.core.events import Barred, Offered, Placed, Progress, Progressed, Telemetry, Tick
 from cosched.core.layers import NodeLayers
 from cosched.core.placement import arriving, choose, running, stock_of
@@ -79,6 +79,12 @@ def place_of(core: Core, task: str) -> tuple[str, int]:
     return core.state.site.nodes[int(held.table.node[held.point])].id, int(held.table.split[held.point])
 
 
+def homes(core: Core) -> tuple[str, str]:
+    """The node that a task runs on, and the other."""
+    home = place_of(core, min(core.state.tasks))[0]
+    return home, "edge0" if home == "edge1" else "edge1"
+
+
 # --- what may be planned --------------------------------------------------------------------------------------------
 
 
@@ -105,7 +111,8 @@ def test_layers_that_are_to_go_serve_those_who_run_there_and_nobody_else():
     core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={})))
     assert submit(core, 0.2, offer("t0", 0.2)) == {"t0": "admitted"}
     leaving = NodeLayers(node="edge0", holds={"llama": 0}, keeps={}), *holds(edge1={})
-    assert reasons(answer(core, core.handle(Placed(0.3, leaving)), 0.3)) == {}
+    assert core.handle(Placed(0.3, leaving)) == []
+    assert reasons(answer(core, core.handle(Tick(0.3)), 0.3)) == {}
     assert place_of(core, "t0")[0] == "edge0"
     assert submit(core, 0.4, offer("t1", 0.4)) == {"t1": "rejected_not_loaded"}
 
@@ -113,11 +120,45 @@ def test_layers_that_are_to_go_serve_those_who_run_there_and_nobody_else():
 def test_who_runs_where_layers_vanish_is_planned_elsewhere_or_ends():
     core = core_of(WIDE)
     submit(core, 0.1, *(offer(f"t{i}", 0.1) for i in range(4)))
-    gone = Placed(0.2, holds(edge0={"llama": 0}, edge1={}))
-    there = {task for task in core.state.tasks if place_of(core, task)[0] == "edge1"}
+    home, other = homes(core)
+    gone = Placed(0.2, holds(**{home: {}, other: {"llama": 0}}))
+    there = {task for task in core.state.tasks if place_of(core, task)[0] == home}
     assert reasons(answer(core, core.handle(gone), 0.2)) == dict.fromkeys(there, "moved_node_lost")
-    plans = answer(core, core.handle(Placed(0.3, holds(edge0={"qwen": 0}, edge1={}))), 0.3)
+    plans = answer(core, core.handle(Placed(0.3, holds(**{home: {}, other: {"qwen": 0}}))), 0.3)
     assert reasons(plans) == {f"t{i}": "node_lost" for i in range(4)}
+
+
+def test_a_solve_comes_to_its_end_while_nodes_load_layer_by_layer():
+    core = core_of(WIDE)
+    submit(core, 0.1, *(offer(f"t{i}", 0.1) for i in range(4)))
+    home, other = homes(core)
+    there = {task for task in core.state.tasks if place_of(core, task)[0] == home}
+    (late,) = core.handle(Tick(0.2))
+    for first in (9, 8, 7):
+        assert core.handle(Placed(0.2, holds(**{other: {"llama": 0, "qwen": first}}))) == []
+    assert len(answer(core, [late], 0.2)) == 1
+    (stale,) = core.handle(Tick(0.3))
+    (solve,) = core.handle(Placed(0.3, holds(**{home: {}, other: {"llama": 0}})))  # some must go: now
+    for first in (3, 2, 1):
+        assert core.handle(Placed(0.3, holds(**{home: {}, other: {"llama": 0, "qwen": first}}))) == []
+    with pytest.raises(StaleEvent):
+        answer(core, [stale], 0.3)
+    assert reasons(answer(core, [solve], 0.3)) == dict.fromkeys(there, "moved_node_lost")
+
+
+def test_who_stays_is_not_gathered_anew_when_other_layers_change():
+    core = core_of(WIDE)
+    submit(core, 0.1, *(offer(f"t{i}", 0.1) for i in range(4)))
+    home, other = homes(core)
+    before = {name: task.block(core.state.places) for name, task in core.state.tasks.items()}
+    core.handle(Placed(0.2, holds(**{home: {"llama": 0}, other: {"llama": 0, "qwen": 30}})))
+    assert all(task.block(core.state.places) is before[name] for name, task in core.state.tasks.items())
+    going = NodeLayers(node=home, holds={"llama": 0}, keeps={})
+    core.handle(Placed(0.3, (going, *holds(**{other: {"llama": 0}}))))
+    for name, task in core.state.tasks.items():
+        stays = place_of(core, name)[0] == other
+        assert (task.block(core.state.places) is before[name]) == stays
+        assert (task.block(core.state.places).moves is None) == stays
 
 
 def test_a_clip_needs_no_layers():

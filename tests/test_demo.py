@@ -109,6 +109,17 @@ def test_a_signal_ends_it_with_its_daemons(tmp_path: Path, number: int, code: in
     assert list(tmp_path.iterdir()) == []
 
 
+def test_kill_9_of_it_ends_its_daemon_in_order(tmp_path: Path):
+    with started(tmp_path, "--no-cluster") as process:
+        read_until(process, "the latest decision")
+        daemon = daemon_of(process)
+        log = Path(f"/proc/{daemon}/fd/2").readlink()
+        process.kill()
+        process.wait()
+        until(lambda: working_in(tmp_path) == [])
+    assert " stopped " in log.read_text().splitlines()[-1]
+
+
 def test_a_daemon_that_dies_is_the_error(tmp_path: Path):
     with started(tmp_path, "--no-cluster") as process:
         read_until(process, "the latest decision")

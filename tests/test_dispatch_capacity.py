@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from daemon_cases import Place, cosched, radio, until
@@ -18,7 +19,10 @@ from cosched.core.core import Core
 from cosched.core.events import Offered, Shrunk, Tick
 from cosched.core.settings import Settings
 from cosched.drivers.dispatch import capacity
+from cosched.drivers.dispatch.link import Link
 from cosched.drivers.dispatch.messages import NodeNews
+from cosched.drivers.store import Store
+from cosched.settings import load
 from telemetry.messages import NodeReport
 
 H100 = TWO.profiles.node_devices[0].memory_bytes
@@ -33,6 +37,29 @@ def news(node: str, memory_bytes: float = 0.0, ray: RayNode | None = None) -> No
 def agent(node: str, gpu_memory_bytes: float | None) -> NodeReport:
     return NodeReport(at_ns=time.monotonic_ns(), source=f"agent/{node}", seq=0, node=node,
                       gpu_memory_bytes=gpu_memory_bytes)  # fmt: skip
+
+
+def link(folder: Path) -> Link:
+    """Of a daemon that has reached no cluster."""
+    cluster = msgspec.structs.replace(load(environ={}).settings.cluster, mode="join", address="127.0.0.1:1")
+    return Link(cluster, TWO, Store(folder / "state.sqlite"), 0.1, folder / "note", lambda: None, lambda *_: None)
+
+
+def test_what_the_link_remembers_does_not_grow(tmp_path: Path):
+    """Agents of other sites report, and tasks come and go while no cluster is reached."""
+    found = link(tmp_path)
+    for name in ("edge0", "nobody", "else"):
+        found.heard(agent(name, 1e9))
+    assert set(found.short_bytes) == {"edge0"}
+    assert set(found._agents) == {"edge0"}
+    core, plan = serving(n=1)
+    for i in range(1, 6):
+        core.state.remove(f"t{i - 1}")
+        (plan,) = answer(core, core.handle(Offered(0.1, (offer(f"t{i}", 0.1),))), 0.1)
+        found.plan(plan, core.state.tasks)
+        assert set(found._fresh) == set(found._known) == {f"t{i}"}
+    found.nothing(9)
+    assert not found._fresh
 
 
 # --- what is made of reports ----------------------------------------------------------------------------------------

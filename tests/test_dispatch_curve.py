@@ -20,7 +20,7 @@ from cosched.drivers.dispatch.messages import Layers
 from cosched.drivers.zap import new_pair
 from cosched.errors import BadInput
 from cosched.runtime.chain import Hop, Links, Route
-from cosched.runtime.errors import HostLost
+from cosched.runtime.errors import BadModel, HostLost
 from cosched.runtime.follow import hops_of, point_of, route_of
 from cosched.runtime.generation import Generation
 from cosched.runtime.model import ModelSource, open_model
@@ -150,6 +150,31 @@ def test_what_cannot_be_served_is_refused_with_the_mend(serve: Serve, environmen
     with pytest.raises(BadInput, match=message):
         serve(**environment)
     assert serve().public_key  # nothing of the refused one is left over
+
+
+def test_a_node_that_has_no_memory_for_layers_says_so_and_goes_on(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    from torch import OutOfMemoryError
+
+    serving = serve()
+
+    def full(_: object, layer: int) -> None:
+        raise OutOfMemoryError(f"CUDA out of memory. Tried to allocate {layer} GiB.")
+
+    serving.unload(Layers("llama", 2, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(Part, "_read_layer", full)
+        with pytest.raises(BadModel, match=r"^layers \[2, 3\): CUDA out of memory$"):
+            serving.load(Layers("llama", 2, 3))
+    assert serving.in_force().layers == (Layers("llama", 0, 2), Layers("llama", 3, LAYERS))
+    serving.load(Layers("llama", 2, 3))
+    assert serving.in_force().layers == (Layers("llama", 0, LAYERS),)
+
+
+def test_an_actor_whose_host_has_ended_has_nothing_in_force(serve: Serve):
+    serving = serve()
+    serving._host.stop()  # type: ignore[attr-defined]
+    with pytest.raises(HostLost, match="its host has ended"):
+        serving.in_force()
 
 
 def test_a_plain_lease_needs_no_key():

@@ -20,6 +20,7 @@ from cosched.drivers.dispatch.follow import Follower
 from cosched.drivers.dispatch.link import node_specs
 from cosched.drivers.dispatch.messages import Claim, Layers, Order, Report, Session
 from cosched.errors import BadInput
+from cosched.runtime.errors import HostLost
 
 PATIENCE, RETRIES = 2, 2
 
@@ -202,6 +203,18 @@ def test_a_node_is_to_hold_all_layers_that_the_site_s_arithmetic_gives_it():
 
 
 # --- the note of processes ------------------------------------------------------------------------------------------
+
+
+def test_an_actor_whose_executor_has_failed_is_given_up_with_the_reason():
+    from ray.exceptions import RayError, RayTaskError
+
+    from cosched.drivers.dispatch import dispatcher
+
+    why = "its host has ended; the log of its actor says why"
+    trace = f"\x1b[36mray::NodeActor.report()\x1b[39m (pid=7)\n  File x. y\ncosched.runtime.errors.HostLost: {why}"
+    error = RayTaskError("NodeActor.report", trace, HostLost(why)).as_instanceof_cause()
+    assert isinstance(error, RayError), "what a call of an actor is given up for"
+    assert dispatcher._cause(error) == f"cosched.runtime.errors.HostLost: {why}"
 
 
 def test_what_the_note_names_is_ended_and_nothing_else(tmp_path: Path):

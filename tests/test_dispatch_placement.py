@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import msgspec
@@ -124,6 +126,32 @@ def test_a_load_that_fails_or_does_nothing_is_left_for_the_report_to_show():
     assert (holding.loading, held(executor)) == (False, {("b", 0), ("b", 2)})
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_executor_that_breaks_its_contract_is_reported_for_good_and_drained():
+    class Broken(Ledger):
+        def load(self, layers: Layers) -> None:
+            raise RuntimeError(f"CUDA out of memory at {layers.first}")
+
+    holding, follower = Holding(Broken("edge0")), Follower(PATIENCE, RETRIES, (Layers("a", 0, 2, 2.0),))
+    follower.plan(1, {})
+    thread = threading.Thread(target=holding.run, daemon=True)
+    outcomes = []
+    for i in range(2):
+        order = follower.order(1, "me")
+        assert order is not None
+        holding.ask(order)
+        if not i:
+            thread.start()
+        thread.join(10.0)
+        assert not thread.is_alive()
+        follower.took(1)
+        told = Report(generation=1, sessions={}, loading=holding.loading, failed=holding.failed)
+        outcomes += [follower.reported(told) for _ in range(PATIENCE + 1)]
+    assert [o.retry for o in outcomes].index(True) == PATIENCE
+    assert outcomes[-1].unfit
+    assert "CUDA out of memory at 1" in outcomes[-1].why
+
+
 def test_the_rate_is_the_median_of_the_latest_loads():
     _, holding = keeper(Layers("a", 0, 9, 9e9))
     assert holding.load_bytes_per_s == sorted(holding._rates)[4]
@@ -232,6 +260,32 @@ def test_the_core_is_told_what_nodes_report_once_they_do(tmp_path: Path):
     placer.refresh()
     (edge0,) = ends.told[-1]
     assert (edge0.holds, edge0.keeps) == ({}, {})
+
+
+def test_a_site_that_is_loaded_anew_is_placed_before_its_nodes_are_told(tmp_path: Path):
+    ends = Ends(WIDE)
+    placer = placer_of(ends, tmp_path)
+    ends.plant, ends.to_hold = TIGHT, {}
+    placer.adopt()
+    assert ends.to_hold == {"edge0": {"llama": 0}, "edge1": {"qwen": 0}}
+    assert all(room > 0 for room in ends.room_bytes.values())
+
+
+@pytest.mark.parametrize("says", ["", "hello", "x" * 100_000, None])
+def test_a_process_that_gives_no_answer_costs_an_answer_and_no_more(tmp_path: Path, says: str | None):
+    """None: it cannot even be started."""
+    ends = Ends(TIGHT)
+    placer, program = placer_of(ends, tmp_path), tmp_path / "program"
+    if says is not None:
+        program.write_text(f"#!/bin/sh\nprintf '%s\\n' {says}\n")
+        program.chmod(0o700)
+
+    async def ask() -> placement.Answer:
+        return await placer._ask(placer._question())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.executable", str(program))
+        assert asyncio.run(ask()).why == "the process that decides it gave no answer"
 
 
 def test_layers_that_a_session_runs_on_are_held_besides_what_was_chosen(tmp_path: Path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,30 @@ def test_every_split_in_two_and_three_parts_gives_the_last_bit(family: str, tmp_
     for cut in [(), *CUTS]:
         found = cases.split_steps(source, cut, 5)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), cut
+
+
+def test_weights_can_be_counted_while_others_are_loaded(tmp_path: Path) -> None:
+    part, done = Part(cases.seeded(tmp_path, "llama")), threading.Event()
+    part.load(0, L)
+    whole = part.weight_bytes
+
+    def load() -> None:
+        for _ in range(50):
+            part.unload(1, L)
+            part.load(0, L)
+        done.set()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread = threading.Thread(target=load)
+        thread.start()
+        while not done.is_set():
+            assert 0 < part.weight_bytes <= whole
+        thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert part.weight_bytes == whole
 
 
 def test_the_model_is_alive(tmp_path: Path) -> None:

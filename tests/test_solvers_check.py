@@ -63,7 +63,25 @@ def dearer(_: Problem, solution: Solution) -> Solution:
     return dataclasses.replace(solution, prices=solution.prices * 3)
 
 
+def withdrawn(keep_promise: bool) -> Callable[[Problem, Solution], Solution]:
+    """Take a task's point, and either its shares or its promise."""
+
+    def plant(problem: Problem, solution: Solution) -> Solution:
+        i = first_admitted(solution)
+        chosen, share, promised = solution.chosen.copy(), solution.share.copy(), solution.promised.copy()
+        value = solution.certificate.value - (0.0 if keep_promise else problem.value[chosen[i]])
+        chosen[i], promised[i] = -1, keep_promise
+        if keep_promise:
+            share[i] = 0.0
+        certificate = Certificate(value, solution.certificate.bound)
+        return dataclasses.replace(solution, chosen=chosen, share=share, promised=promised, certificate=certificate)
+
+    return plant
+
+
 FAULTS = [
+    (withdrawn(keep_promise=True), "has no point"),
+    (withdrawn(keep_promise=False), "without a point"),
     (shares_times(1.02), "is used to"),
     (shares_times(0.5), "takes"),
     (shares_times(0.2), "below its floor"),

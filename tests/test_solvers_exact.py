@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from solver_cases import random_problem
 
-from solvers import check, exact, price, registry
+from solvers import check, exact, mip, price, registry
 from solvers._columns import loads, pareto_columns
 from solvers.codec import problem_from_data
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
+from solvers.registry import Solver
 from solvers.solution import Status
 
 
@@ -161,9 +162,24 @@ def test_nobody_can_be_served():
     assert solution.certificate.value == solution.certificate.bound == 0.0
 
 
+@pytest.mark.parametrize("solve", [exact.solve, mip.solve])
+def test_tasks_without_any_point_are_a_problem_like_others(solve: Solver):
+    problem = problem_from_data({"resources": [{"id": "r"}], "tasks": [{"id": "t"}, {"id": "u"}]})
+    solution = solve(problem)
+    assert check.verify(problem, solution) == []
+    assert solution.chosen.tolist() == [-1, -1]
+
+
 @pytest.mark.parametrize(
     ("options", "place"),
-    [({"steps": 0.0}, "grid"), ({"limit_s": 0.0}, "limit_s"), ({"gap": -1.0}, "gap"), ({"workers": np.nan}, "workers")],
+    [
+        ({"steps": 0.0}, "steps"),
+        ({"prbs": 1e9}, "prbs"),
+        ({"prbs": np.nan}, "prbs"),
+        ({"limit_s": 0.0}, "limit_s"),
+        ({"gap": -1.0}, "gap"),
+        ({"workers": np.nan}, "workers"),
+    ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], place: str):
     with pytest.raises(BadProblem, match=place):

@@ -93,12 +93,13 @@ def test_with_three_slots_no_column_is_missed(problem: Problem, many: int):
 @given(SMALL, st.integers(4, 40))
 def test_the_bound_is_the_dual_function_of_the_referees_columns(problem: Problem, many: int):
     steps = np.full(problem.n_resources, many)
-    bound, prices = grid.dual_bound(problem, steps)
+    plan, prices = grid.priced_plan(problem, steps)
+    bound = plan.certificate.bound
     found = grid_dual(problem, steps, prices)
     assert bound <= found + 1e-5 * max(1.0, found)
     ceiling = np.maximum.reduceat(problem.value, problem.first[:-1]).sum()
     assert found <= bound + 1e-5 * max(1.0, found) or bound <= ceiling
-    again, _ = grid.dual_bound(problem, steps, warm=prices)
+    again = grid.solve_on_grid(problem, steps, warm=prices).certificate.bound
     assert again <= bound * (1 + 2e-4) + 1e-9
 
 
@@ -210,8 +211,9 @@ def test_what_cannot_be_listed_or_is_no_grid_is_refused():
     with pytest.raises(BadProblem, match="a/ul, b/ul, c/ul"):
         grid.solve(problem)
     assert grid.solve(problem, options={"prbs": 20}).certificate.value == 1.0
-    with pytest.raises(BadProblem, match="grid"):
-        grid.solve_on_grid(problem, np.zeros(3, dtype=np.int64))
+    for steps in (0, 10**9):
+        with pytest.raises(BadProblem, match="grid"):
+            grid.solve_on_grid(problem, np.full(3, steps))
 
 
 def test_registered():

@@ -18,6 +18,7 @@ from solver_cases import random_problem
 from cosched.drivers.shards import RayShards, ShardLost, local_ray
 from solvers import check, price, sharded
 from solvers.blocks import by_id, join, split, take
+from solvers.codec import problem_from_data
 from solvers.problem import Problem
 from solvers.sharded import OneProcess, Plan, Shard, plan, solution_of
 
@@ -107,6 +108,30 @@ def test_tasks_of_one_kind_are_all_in_doubt_at_once():
     assert 0 < (solution.chosen >= 0).sum() < 900
     saturated = int((solution.prices * (1 - copies.background) > 1e-6 * solution.certificate.bound).sum())
     assert solution.certificate.gap <= saturated * copies.value.max()
+
+
+@pytest.mark.parametrize(("room", "served"), [(0.5, 500), (0.99, 990)])
+def test_tasks_of_one_kind_that_need_either_of_two_resources_fill_both(room: float, served: int):
+    """At the right prices all are in doubt between the two, and a descent by slopes alone stops at the kink."""
+    work = 2.0 / (1000 * room)
+    points = [{"id": r, "value": 1.0, "phases": [{"slack_s": 1.0, "work_s": {r: work}}]} for r in "ab"]
+    tasks = [{"id": f"t{i:04d}", "points": points} for i in range(1000)]
+    problem = problem_from_data({"resources": [{"id": r} for r in "ab"], "tasks": tasks})
+    solution = sharded.solve(problem)
+    assert check.verify(problem, solution) == []
+    assert solution.certificate.bound == pytest.approx(served, rel=1e-4)
+    assert solution.certificate.value == served
+
+
+def test_tasks_of_one_kind_that_may_split_their_work_anywhere_are_as_many_as_the_bound_says():
+    phases = [[{"slack_s": 1.0, "work_s": {"a": (1 + k) / 8e3, "b": (33 - k) / 8e3}}] for k in range(33)]
+    points = [{"id": f"k{k}", "value": 1.0, "phases": phase} for k, phase in enumerate(phases)]
+    tasks = [{"id": f"t{i:04d}", "points": points} for i in range(1000)]
+    problem = problem_from_data({"resources": [{"id": r} for r in "ab"], "tasks": tasks})
+    solution = sharded.solve(problem)
+    assert check.verify(problem, solution) == []
+    assert solution.certificate.bound == pytest.approx(price.solve(problem).certificate.bound, rel=1e-4)
+    assert solution.certificate.gap < 1.0  # less than one task
 
 
 def test_few_evaluations_still_give_a_plan_and_an_honest_bound():

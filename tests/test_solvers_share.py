@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from random import Random
 
 import cvxpy as cp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from solver_cases import random_problem
 
 from cosched.bench import instances
 from solvers import check, price
+from solvers.blocks import take
 from solvers.codec import problem_from_data
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
@@ -192,6 +196,31 @@ def test_several_grids_at_once(seed: int):
     for i in np.flatnonzero(rounded.chosen >= 0):
         steps = np.append(grid, 0)[problem.slot[rounded.chosen[i]]]
         assert rounded.share[i] * steps == pytest.approx(np.where(steps > 0, prbs[i], 0))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    copies=st.integers(1, 3),
+    prbs=st.integers(3, 30),
+    random=st.randoms(use_true_random=False),
+)
+def test_whose_prbs_are_whose_does_not_depend_on_the_order_of_the_tasks(
+    seed: int, copies: int, prbs: int, random: Random
+):
+    """Tasks that are alike tie at every step; of them the one with the lesser id is served first, bit for bit."""
+    some = random_problem(seed, 8, 3, 4, load=2.0, coupled=seed % 2 == 0, soft=seed % 3 == 0)
+    problem = take(some, np.tile(np.arange(8), copies))
+    problem = dataclasses.replace(problem, task_ids=tuple(f"t{i:02d}" for i in range(8 * copies)))
+    order = list(range(8 * copies))
+    random.shuffle(order)
+    grid = np.array([prbs, prbs + 2, 0, 0])
+    plans = [round_grid(p, price.solve(p), grid) for p in (problem, take(problem, np.array(order)))]
+    (a, a_prbs), (b, b_prbs) = plans
+    assert (a_prbs[order] == b_prbs).all()
+    assert (a.share[order] == b.share).all()
+    assert (a.promised[order] == b.promised).all()
+    assert a.certificate == b.certificate
 
 
 def two_on_a_cell(ul_s: float, node_s: float) -> tuple[Problem, Solution]:

@@ -60,8 +60,8 @@ class BidPrices:
         self._site = site
         self._settings = settings
         self._due_s = 0.0
-        self._fluid: dict[str, _Fluid] = {}  # task -> its points
-        self.arrivals: deque[Arrival] = deque()
+        self.arrivals: deque[Arrival] = deque()  # one that was refused may ask again under its old name
+        self._fluid: deque[_Fluid] = deque()  # the points of each
         self.price = np.zeros(len(site.cells) + len(site.nodes))  # (R,) value per second at full share
 
     @property
@@ -84,12 +84,13 @@ class BidPrices:
         value, seconds = arrival.offer.weight * table.quality[good], seconds[good]
         mean_s = seconds.mean(axis=0) if good.any() else np.zeros_like(self.price)
         keep = unbeaten(value, seconds)
-        self._fluid[arrival.offer.task] = _Fluid(value[keep], seconds[keep], mean_s)
+        self._fluid.append(_Fluid(value[keep], seconds[keep], mean_s))
         if len(self.arrivals) > MOST_ARRIVALS:
             self._forget()
 
     def _forget(self) -> None:
-        self._fluid.pop(self.arrivals.popleft().offer.task, None)
+        self.arrivals.popleft()
+        self._fluid.popleft()
 
     def refresh(self, now_s: float, background: Floats) -> None:
         """Work the prices out anew when they are due. background (R or more,): what others take of each resource."""
@@ -114,7 +115,7 @@ class BidPrices:
         minima, the start chooses among them.
         """
         room = np.maximum(1.0 - problem.background, 0.0)
-        mean = np.sum([self._fluid[a.offer.task].mean_s for a in self.arrivals], axis=0) / span_s
+        mean = np.sum([row.mean_s for row in self._fluid], axis=0) / span_s
         flat: Floats = np.square(np.divide(mean, room, out=np.zeros_like(mean), where=room > 0.0))
         warm = self.price * span_s
         worth, flat_worth = float(warm @ room), float(flat @ room)
@@ -125,7 +126,7 @@ class BidPrices:
 
     def _programme(self, span_s: float, background: Floats) -> Problem:
         """Every arrival served once, its whole work as a rigid part of what the resources do in span_s."""
-        rows = [self._fluid[a.offer.task] for a in self.arrivals]
+        rows = list(self._fluid)
         first = np.concatenate([[0], np.cumsum([len(row.value) for row in rows])])
         n_points, n_resources = int(first[-1]), len(self.price)
         shape = (n_points, n_resources)

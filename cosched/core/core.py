@@ -148,9 +148,13 @@ class Core:
         return self._plan_anew()
 
     def _placed(self, event: Placed) -> list[Command]:
-        """The same for whoever is on layers that are gone."""
+        """The same for whoever is on layers that are gone; for all else the next tick is soon enough.
+
+        Nodes that load tell of every layer: planning at each would never let a solve come to its end.
+        """
         self.state.place(event.nodes)
-        return self._plan_anew()
+        stranded = any(task.is_stranded(self.state.places) for task in self.state.tasks.values())
+        return self._plan_anew() if stranded else []
 
     def _shrunk(self, event: Shrunk) -> list[Command]:
         """The same for whoever has no room there any more."""

@@ -52,7 +52,7 @@ class Task:
     table_cell: int = -1  # that its table was made for: where it was offered
     factors: Factors = ()  # that its table was made with: a session keeps what it was promised by
     row: int = field(default=-1, init=False)  # of State.progress
-    _block: tuple[tuple[int, int, int, Where], Block] | None = field(
+    _block: tuple[tuple[int, int, int], Where, Block] | None = field(
         default=None, init=False, repr=False, compare=False
     )
 
@@ -104,11 +104,22 @@ class Task:
         return np.flatnonzero(same)
 
     def block(self, places: Where) -> Block:
-        """Its candidates, gathered anew when its point, its cell, what it does next or a node's fate has changed."""
-        key = (self.point, self.cell, -1 if self.progress is None else self.progress.phase, places)
-        if self._block is None or self._block[0] != key:
-            self._block = (key, self._gathered(places))
-        return self._block[1]
+        """Its candidates, gathered anew when its point, its cell, what it does next or its node's fate has changed."""
+        key = (self.point, self.cell, -1 if self.progress is None else self.progress.phase)
+        held = self._block
+        if held is None or held[0] != key or (held[1] is not places and not self._stays_in(held[1], places)):
+            held = (key, places, self._gathered(places))
+        elif held[1] is not places:
+            held = (key, places, held[2])
+        self._block = held
+        return held[2]
+
+    def _stays_in(self, *places: Where) -> bool:
+        """Whether it stays where it runs in each of these: then no other place matters to it."""
+        if self.point < 0:
+            return False
+        place = self._place()
+        return not any(one.is_lost(*place) or one.is_to_go(*place) for one in places)
 
     def _gathered(self, places: Where) -> Block:
         table, rows = self.table, self.candidates(places)

@@ -80,13 +80,15 @@ class Child:
 async def child(folder: Path, config: Path, environment: Mapping[str, str] | None = None) -> AsyncIterator[Child]:
     """Start a daemon with a configuration, its state, sockets and log in `folder`; it is ended on the way out.
 
-    It is in a session of its own: Ctrl-C reaches only whoever started it. environment: variables besides this one's.
+    It is in a session of its own, so Ctrl-C reaches only whoever started it; where that is killed, it ends in order.
+    environment: variables besides this one's.
     """
     clean = {k: v for k, v in os.environ.items() if not k.startswith("COSCHED_") or k == INHERITED}
     clean.pop("NOTIFY_SOCKET", None)
     folders = {"STATE_DIRECTORY": f"{folder}/state", "RUNTIME_DIRECTORY": f"{folder}/run"}
     with (folder / "log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cosched.drivers.tether", str(os.getpid())),
             *(sys.executable, "-m", "cosched.cli.main", "run", "--config", str(config)),
             env={**clean, **folders, **(environment or {})}, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip

@@ -28,6 +28,7 @@ from cosched.settings import Cluster
 from solvers.placement import Layers
 
 PATIENCE_S: Final = 60.0  # an answer comes within; CP-SAT itself has 2 deterministic seconds
+ANSWER_BYTES: Final = 16 * 1024 * 1024  # of a line: a hundred bytes for each node and model
 PLACEMENT: Final = "placement"  # key of what is remembered across restarts
 
 log = structlog.get_logger()
@@ -46,6 +47,11 @@ class Placer:
         self._answer = Answer()
         if settings.is_placed:
             self._chosen = _remembered(store)
+            self._begin()
+
+    def adopt(self) -> None:
+        """Go on with a site that was loaded anew, before its nodes are told to hold all there is."""
+        if self._settings.is_placed:
             self._begin()
 
     def _begin(self) -> None:
@@ -118,18 +124,16 @@ class Placer:
                 process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
                 await process.stdin.drain()
                 line = await process.stdout.readline()
-        except (TimeoutError, ConnectionError):
-            line = b""
-        if not line:
+            return msgspec.json.decode(line, type=Answer)
+        except (OSError, ValueError, msgspec.DecodeError):  # it did not start, ended, takes too long, says other things
             await self._end()
             return Answer(why="the process that decides it gave no answer")
-        return msgspec.json.decode(line, type=Answer)
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "cosched.drivers.placement",
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=ANSWER_BYTES,
             )  # fmt: skip
         return self._process
 

@@ -62,11 +62,16 @@ def _successor(old: Core, core: Core) -> Core:
     return core
 
 
+async def _tell_cluster(daemon: Daemon, plant: build.Plant) -> None:
+    await daemon.cluster.adopt(plant)
+    daemon.placer.adopt()
+
+
 def _adopt(daemon: Daemon, fresh: Loaded, plant: build.Plant, core: Core, access: Access | None) -> None:
     settings, engine = fresh.settings, daemon.engine
     daemon.loaded = fresh
     engine.plant, engine.core, engine.board.site = plant, core, plant.site
-    daemon.spawn(daemon.cluster.adopt(plant))
+    daemon.spawn(_tell_cluster(daemon, plant))
     engine.capture.settings = settings.capture
     daemon.pool.budget_s = settings.solver.budget_s
     daemon.access = daemon.ingest.access = access

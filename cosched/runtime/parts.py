@@ -58,7 +58,8 @@ class Part:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights held; a tied head is the embedding."""
-        tensors = [p for layer in self._layers.values() for p in layer.parameters()] + list(self._ends.values())
+        layers = list(self._layers.values())  # at one instant: another thread may be loading
+        tensors = [p for layer in layers for p in layer.parameters()] + list(self._ends.values())
         return sum(tensor.nbytes for tensor in tensors)
 
     @property

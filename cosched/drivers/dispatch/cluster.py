@@ -7,6 +7,7 @@ does so already when the thread ends that started them, and Ray installs a signa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -185,5 +186,6 @@ def node_actor(spec: NodeSpec, ray_node: RayNode, executor: str) -> Any:  # noqa
 
 
 def end_actor(handle: Any) -> None:  # noqa: ANN401
-    """End an actor that does not answer, so that its name is free."""
-    ray.kill(handle, no_restart=True)
+    """End an actor, so that its name is free."""
+    with contextlib.suppress(RayError, ValueError):  # it may be dead already, or half alive
+        ray.kill(handle, no_restart=True)

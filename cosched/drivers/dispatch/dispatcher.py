@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
 from cosched.control_messages import LayerRange, RayNode
 from cosched.drivers.dispatch import cluster, messages
@@ -266,9 +266,7 @@ class Dispatcher:
         node.forget()
         node.say(messages.LOST, why)
         self._news(node)
-        if handle is None:
-            return
-        with contextlib.suppress(RayError, ValueError):  # it may be dead already, or half alive
+        if handle is not None:
             await asyncio.to_thread(cluster.end_actor, handle)
 
     def _news(self, node: Node) -> None:
@@ -324,7 +322,8 @@ def _absent(node: Node) -> str:
 def _cause(error: Exception) -> str:
     """The line of Ray's message that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and "creation task" in lines[0]:  # a traceback follows, and then what its executor says
+    if lines and (isinstance(error, RayTaskError) or "creation task" in lines[0]):
+        # a traceback follows, and then what its executor says
         return lines[-1][:MOST_WORDS]
     because = [line for line in lines if "because" in line or "unavailable" in line]
     return (because or lines or [type(error).__name__])[0].partition(". ")[0][:MOST_WORDS]

@@ -6,6 +6,7 @@ from the first one up. A layer is loaded as soon as there is room, and one makes
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -31,6 +32,7 @@ class Holding:
         self._rates: deque[float] = deque(maxlen=REMEMBERED)
         self._lock = threading.Lock()
         self._changed = threading.Event()
+        self._defect = ""  # that has ended `run`
         self.loading = False
         self.waits = ""
         self.failed = ""
@@ -50,14 +52,22 @@ class Holding:
             self._wanted = {**left, **single(order.load)}
             self._bytes.update(self._wanted)
             self._room_bytes = order.room_bytes or float("inf")
-            self.failed, self.loading = "", True
+            self.failed, self.loading = self._defect, not self._defect
             self._changed.set()
 
     def run(self) -> None:
-        """Settle whenever something is asked, and again while something waits; without end."""
-        while True:
-            self._changed.wait(AGAIN_S if self.waits else None)
-            self.settle()
+        """Settle whenever something is asked, and again while something waits; without end.
+
+        An executor that raises what it should not ends it: that is reported from then on, so the node is drained.
+        """
+        try:
+            while True:
+                self._changed.wait(AGAIN_S if self.waits else None)
+                self.settle()
+        finally:
+            with self._lock:
+                self._defect = self.failed = f"layers are held no more, a defect: {sys.exc_info()[1]!r}"
+                self.loading = False
 
     def settle(self) -> None:
         """Load and unload until all is as asked, or nothing more can be done for now."""

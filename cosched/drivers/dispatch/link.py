@@ -316,8 +316,9 @@ class Link:
         self._alarm(ALARM, "; ".join(wrong))
 
     def heard(self, report: NodeReport) -> None:
-        """Take in what a node's agent reports."""
-        self._agents[report.node] = report
+        """Take in what the agent of a node reports; nodes that the site does not have are somebody else's."""
+        if any(node.id == report.node for node in self._plant.site.nodes):
+            self._agents[report.node] = report
 
     # --- what it is told ----------------------------------------------------------------------------------------
 
@@ -355,12 +356,14 @@ class Link:
         if len(self._known) > len(plan.tasks):  # who comes back under his old name is told of anew
             living = set(plan.tasks)
             self._known = {task: one for task, one in self._known.items() if task in living}
+            self._fresh = {task: one for task, one in self._fresh.items() if task in living}
         self._offer(plan.generation, plan.tasks, plan.node_weight.tobytes(), plan.share[:, 1].tobytes())
 
     def nothing(self, generation: int) -> None:
         """No task runs: nodes are to hold none."""
         if self._settings.mode != OFF and (self._newest is None or self._newest.tasks):
             self._known.clear()
+            self._fresh.clear()
             self._offer(generation, (), b"", b"")
 
     def _offer(self, generation: int, tasks: Sequence[str], weight: bytes, share: bytes) -> None:

@@ -17,7 +17,7 @@ from cosched.drivers.dispatch.executor import InForce, InUse, Memory
 from cosched.drivers.dispatch.messages import Layer, Layers, Session, runs, single
 from cosched.drivers.zap import Authenticator, guarded
 from cosched.errors import BadInput
-from cosched.runtime.errors import Refused
+from cosched.runtime.errors import BadModel, HostLost, Refused
 from cosched.runtime.host import Host
 from cosched.runtime.measure import best_device, card_name, memory_bytes
 from cosched.runtime.model import ModelSource, open_model
@@ -61,7 +61,10 @@ class Serving:
     def load(self, layers: Layers) -> None:
         """Read them into memory. Raises BadModel."""
         self._bytes.update(single([layers]))
-        self._host.load(layers.model, layers.first, layers.last)
+        try:
+            self._host.load(layers.model, layers.first, layers.last)
+        except (RuntimeError, MemoryError) as error:  # so torch says that there is no memory left
+            raise BadModel(f"layers [{layers.first}, {layers.last}): {str(error).partition('. ')[0]}") from None
 
     def unload(self, layers: Layers) -> None:
         """Forget them. Raises InUse while sessions run on them, and BadModel."""
@@ -71,7 +74,9 @@ class Serving:
             raise InUse(str(refused)) from None
 
     def in_force(self) -> InForce:
-        """Return the weights applied, and those layers that the host really has."""
+        """Return the weights applied, and those layers that the host really has. Raises HostLost."""
+        if not self._host.is_serving:  # a step that found no memory, for one, ends its thread
+            raise HostLost("its host has ended; the log of its actor says why")
         models = self._host.report().models
         held = {(name, k): self._bytes.get((name, k), 0.0) for name, model in models.items() for k in model.layers}
         used_bytes = float(sum(model.weight_bytes for model in models.values()))
