@@ -145,12 +145,32 @@ def cheapest(o: Point, double: bool, hint: float, p: Prices) -> tuple[float, flo
 
 @lean
 def stretch(o: Point) -> None:
-    """Make both deadlines hold to the last bit; also where next to free shares hide a phase from theta."""
-    late = max(latency(o, 0, o.x), latency(o, 1, o.x))
-    if late > 1.0:
+    """Make both deadlines hold to the last bit; also where next to free shares hide a phase from theta.
+
+    All shares grow alike; what caps hold back the others make up for.
+    """
+    for _ in range(o.x.shape[0]):
+        late = max(_missing(o, 0), _missing(o, 1))
+        if late <= 1.0:
+            return
         for s in range(o.x.shape[0]):
             if max(o.cell[A, s], o.cell[A + 1, s]) > 0.0:
                 o.x[s] = min(o.x[s] * late, o.cell[CAP, s])
+
+
+@merged
+def _missing(o: Point, q: int) -> float:
+    """Latency of phase q at the shares below their caps, over what those at their caps leave of its slack."""
+    rest, left = 0.0, 1.0
+    for s in range(o.x.shape[0]):
+        if o.cell[A + q, s] > 0.0:
+            if o.x[s] < o.cell[CAP, s]:
+                rest += o.cell[A + q, s] / o.x[s]
+            else:
+                left -= o.cell[A + q, s] / o.x[s]
+    if rest == 0.0:
+        return 0.0
+    return rest / left if left > 0.0 else math.inf
 
 
 @lean

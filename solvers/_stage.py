@@ -53,6 +53,7 @@ CALM: Final = 1e-9  # part of the worth of all room: slopes below it are none
 STIFF: Final = 1e-6  # part of price x room added to the second derivative
 SCALED: Final = 5  # of the steps in which all prices may also be scaled at once
 NEAR: Final = 1e-2  # common move of all log prices up to which Newton's is right
+SLIP: Final = 5e-10  # of a deadline: half of what solvers.check forgives
 LEAST: Final = 1e-200  # no price that was above 0 falls to 0
 
 
@@ -292,6 +293,16 @@ def _top_up(t: Stage, now: Now, x: Floats, s: int) -> None:
 
 
 @nopython
+def _keep_late(t: Stage, now: Now, x: Floats) -> None:
+    """Tasks whose deadlines now.x misses keep x: prices 1e200 apart leave no number between 0 and 1 for a mixture."""
+    for i in range(t.own.shape[0]):
+        low, high = t.first[i], t.first[i + 1]
+        late = max(latency(t.cell, now.x, low, high, A), latency(t.cell, now.x, low, high, A + 1))
+        if late > 1.0 + SLIP:
+            now.x[low:high] = x[low:high]
+
+
+@nopython
 def _blend(t: Stage, now: Now, x: Floats) -> None:
     """Move x, which fits, towards now.x as far as there is room: latency is convex, so every deadline stays."""
     before, after = np.zeros(t.room.shape[0]), np.zeros(t.room.shape[0])
@@ -358,6 +369,7 @@ def _make(digest: int) -> Callable[[Asked, Aim, Floats], tuple[Floats, float, in
         now = Now(np.zeros(many), np.zeros(n), np.zeros((n, n)))
         bound, steps = _climb(t, now, aim)
         move(q, share, x, True)
+        _keep_late(t, now, x)
         _blend(t, now, x)
         for s in range(n):
             _top_up(t, now, x, s)

@@ -231,7 +231,7 @@ def _descend(
 
 
 def _look_at(pool: Pool, price: Floats, room: Floats, used: int) -> Dual:
-    """The dual at prices (R,), with use and second derivative tasks left out; `used`: the number of this look."""
+    """The dual at prices (R,), with use and second derivative, tasks left out; `used`: the number of this look."""
     total, n = np.concatenate(pool.ask("respond", price)).sum(axis=0), len(room)  # (1 + R + R R,)
     none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
     use, bend = np.append(total[1 : n + 1], 0.0), total[n + 1 :].reshape(n, n)

@@ -44,7 +44,7 @@ def test_a_key_is_made_allowed_and_listed(tmp_path: Path, capsys: pytest.Capture
     ("args", "message"),
     [
         (("allow", "gnb", "x" * 40, "--role", "publisher"), "a publisher needs at least one of --ue"),
-        (("allow", "ann", "x" * 40, "--role", "viewer", "--ue", "u"), "are for publishers and clients, not for a viewer"),
+        (("allow", "ann", "x" * 40, "--role", "viewer", "--ue", "u"), "for publishers and clients, not for a viewer"),
         (("allow", "ann", "x" * 39, "--role", "viewer"), "a public key has 40 characters"),
         (("allow", "ann", "--role", "viewer"), "ann.key: No such file or directory; 'cosched keys new NAME'"),
         (("allow", "../ann", "--role", "viewer"), "1 to 63 letters"),

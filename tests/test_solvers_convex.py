@@ -164,3 +164,14 @@ def test_points_that_do_not_fit_are_refused():
 def test_objectives_that_there_are_not(text: str):
     with pytest.raises(BadProblem, match="objective"):
         parse_goal(text)
+
+
+@pytest.mark.parametrize(("seed", "n_tasks"), [(141, 11), (232, 6), (295, 9), (663, 5), (714, 8)])
+def test_where_a_goal_asks_nothing_deadlines_hold_all_the_same(seed: int, n_tasks: int):
+    """No resource is on air, so energy gives no task a weight, prices fall to nothing, and phases are apart."""
+    problem = random_problem(seed, n_tasks, 3, 5, load=0.05, coupled=seed % 2 == 0, soft=seed % 3 == 0)
+    gone = np.random.default_rng(seed).random(problem.work.shape) < 0.3
+    problem = dataclasses.replace(problem, kinds=("compute",) * 5, work=np.where(gone, 0.0, problem.work))
+    plan = price.solve(problem, options={"second_stage": 0.0})
+    shared = second_stage.second_stage(problem, plan, Goal(Objective.ENERGY))
+    assert check.verify(problem, shared, dual=False) == []
