@@ -20,12 +20,12 @@ from cosched.build import Plant
 from cosched.core.placement import choose, stock_of
 from cosched.core.settings import Settings
 from cosched.core.snapshot import Snapshot
+from cosched.drivers.framing import read_framed
 from cosched.errors import CoschedError
 from solvers.errors import SolverError
 from solvers.placement import Layers
 
 NICE: Final = 10
-LENGTH_BYTES: Final = 4
 
 Held = tuple[str, str, int, int]
 """Node, model, first layer, and the layer that it ends before."""
@@ -65,12 +65,8 @@ def main() -> None:
 
 
 def _read(stream: BinaryIO) -> Question | None:
-    head = stream.read(LENGTH_BYTES)
-    length = int.from_bytes(head, "little")
-    data = stream.read(length)
-    if len(head) < LENGTH_BYTES or len(data) < length:
-        return None
-    return msgspec.msgpack.decode(data, type=Question)
+    data = read_framed(stream)
+    return None if data is None else msgspec.msgpack.decode(data, type=Question)
 
 
 def answer(question: Question) -> Answer:

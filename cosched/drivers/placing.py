@@ -22,7 +22,8 @@ from cosched.core.placement import Stock, stock_of
 from cosched.drivers.dispatch import messages
 from cosched.drivers.dispatch.link import Link
 from cosched.drivers.engine import Engine
-from cosched.drivers.placement import LENGTH_BYTES, NO_DEMAND, Answer, Held, Question
+from cosched.drivers.framing import framed
+from cosched.drivers.placement import NO_DEMAND, Answer, Held, Question
 from cosched.drivers.store import Store, StoreFailed
 from cosched.settings import Cluster
 from solvers.placement import Layers
@@ -121,7 +122,7 @@ class Placer:
                 process = await self._started()
                 assert process.stdin is not None  # noqa: S101  # both were asked for
                 assert process.stdout is not None  # noqa: S101
-                process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+                process.stdin.write(framed(data))
                 await process.stdin.drain()
                 line = await process.stdout.readline()
             return msgspec.json.decode(line, type=Answer)

@@ -19,8 +19,9 @@ import numpy as np
 from cosched import build
 from cosched.control_messages import Tally
 from cosched.core.policy import policy
+from cosched.drivers.framing import read_framed
 from cosched.drivers.replay import Replayer, Run, Workbook, channel_truth, units_of
-from cosched.drivers.shadow_feed import LENGTH_BYTES, Frame, Item, Outcome, Window
+from cosched.drivers.shadow_feed import Frame, Item, Outcome, Window
 from cosched.errors import CoschedError
 from cosched.fate import outcome
 from cosched.workloads.base import LOCAL
@@ -49,12 +50,8 @@ def main() -> None:
 
 
 def _read(stream: BinaryIO) -> Frame | None:
-    head = stream.read(LENGTH_BYTES)
-    length = int.from_bytes(head, "little")
-    data = stream.read(length)
-    if len(head) < LENGTH_BYTES or len(data) < length:
-        return None
-    return msgspec.msgpack.decode(data, type=Frame)
+    data = read_framed(stream)
+    return None if data is None else msgspec.msgpack.decode(data, type=Frame)
 
 
 def compare(items: list[Item], window: Window) -> Outcome:

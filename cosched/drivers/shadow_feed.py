@@ -13,10 +13,10 @@ import structlog
 
 from cosched.control_messages import Shadow, Tally
 from cosched.core.settings import Settings
+from cosched.drivers.framing import framed
 from telemetry.messages import CellReport, Message, NodeReport, TaskOffer, UeReport, UeReportBatch
 
 NS: Final = 1e-9
-LENGTH_BYTES: Final = 4
 WINDOW_S: Final = 60.0  # replayed at once: longer than most tasks
 EVERY_NS: Final = 1_000_000_000  # of each UE's reports
 WRITTEN_BYTES: Final = 32 << 10  # at once: a write of its own for each UE would hold the event loop up
@@ -68,8 +68,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 def frame(item: Item | Window) -> bytes:
     """Return it as it travels, behind its length."""
     whole = Frame(item=item) if isinstance(item, Item) else Frame(window=item)
-    data = msgspec.msgpack.encode(whole)
-    return len(data).to_bytes(LENGTH_BYTES, "little") + data
+    return framed(msgspec.msgpack.encode(whole))
 
 
 class ShadowFeed:
