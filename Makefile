@@ -32,7 +32,7 @@ demo: setup ## a live daemon on the sample trace, an LLM split over a local Ray,
 test: setup ## run all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: setup ## check style, types and layering
+lint: $(VENV)/.installed ## check style, types and layering
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

@@ -44,7 +44,7 @@ class TaskArgs(Args, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PolicyArgs(Args, frozen=True, kw_only=True, omit_defaults=True):
-    """The policy to change to, as `cosched replay --policy` takes it; "" only asks."""
+    """The policy to change to, one of those available; "" only asks."""
 
     policy: str = ""
 
@@ -185,6 +185,7 @@ class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
     """The policy in force and those there are."""
 
     policy: str
+    chosen: str  # by configuration or operator: another one than in force while the mode is DEGRADED
     baseline: str
     available: tuple[str, ...]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -31,3 +32,25 @@ def control_endpoint() -> str:
 def decisions_endpoint() -> str:
     """Where it publishes decisions."""
     return f"ipc://{runtime_dir()}/decisions.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folder of a daemon that has all its things in one."""
+
+    folder: Path
+
+    @property
+    def control(self) -> str:
+        """Endpoint of its control socket."""
+        return f"ipc://{self.folder}/run/control.sock"
+
+    @property
+    def telemetry(self) -> str:
+        """Endpoint of its telemetry bus; its configuration says so too."""
+        return f"ipc://{self.folder}/run/telemetry.sock"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What tells a daemon that it lives there."""
+        return {"STATE_DIRECTORY": f"{self.folder}/state", "RUNTIME_DIRECTORY": f"{self.folder}/run"}

@@ -1,4 +1,4 @@
-"""Compile the inner loops once, so that no replay and no daemon waits for it: `python -m cosched.warmup`.
+"""Compile the inner loops once, so that no command, daemon or test waits for it: `python -m cosched.warmup`.
 
 Machine code is kept beside the sources (or in NUMBA_CACHE_DIR); run again, this takes a second. Two processes, since
 the price solver takes as long to compile as all the rest.
@@ -8,23 +8,50 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Final
 
 from cosched.core.policy import JOINT, POLICIES
 from cosched.core.settings import Settings
 
 
 def main() -> None:
-    """Replay a few seconds of the shipped sample with every policy, solve a problem, rehearse as the daemon does."""
+    """Replay a few seconds of the shipped sample with every policy, rehearse as the daemon does, solve a problem."""
     started = time.monotonic()
-    others = tuple(name for name in POLICIES if name not in JOINT)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_compile_for, [JOINT, others]))
+        for job in [pool.submit(job) for job in JOBS]:
+            job.result()
     sys.stderr.write(f"compiled kernels are ready ({time.monotonic() - started:.0f} s)\n")
 
 
-def _compile_for(policies: tuple[str, ...]) -> None:
+def _price_solver() -> None:
+    from cosched.bench.instances import make
+    from solvers import sharded
+
+    _decide(JOINT)
+    sharded.solve(make(4, 0).problem)  # of the same functions
+
+
+def _on_a_grid_and_beyond() -> None:
+    """What `cosched solve` runs beyond a replay."""
+    from cosched.bench.instances import make
+    from solvers import grid, second_stage, share
+
+    problem = make(4, 0).problem
+    solution = second_stage.second_stage(problem, grid.solve(problem), second_stage.parse_goal("latency"))
+    share.round_prbs(problem, solution, 0, 100)
+
+
+def _baselines() -> None:
+    _decide([name for name in POLICIES if name not in JOINT])
+
+
+JOBS: Final[tuple[Callable[[], None], ...]] = (_price_solver, _on_a_grid_and_beyond, _baselines)  # the longest first
+
+
+def _decide(policies: Sequence[str]) -> None:
     from cosched import build
     from cosched.book import make_book
     from cosched.drivers.rehearsal import rehearse
@@ -37,18 +64,6 @@ def _compile_for(policies: tuple[str, ...]) -> None:
     for name in policies:
         Replayer(book, POLICIES[name], Settings(), verify=False).run()
     rehearse(build.plant(*build.site_text("balanced"), {}), Settings(), policies)
-    if policies == JOINT:
-        _solve_once()
-
-
-def _solve_once() -> None:
-    """What `cosched solve` runs beyond a replay."""
-    from cosched.bench.instances import make
-    from solvers import price, second_stage, share
-
-    problem = make(4, 0).problem
-    solution = second_stage.second_stage(problem, price.solve(problem), second_stage.parse_goal("latency"))
-    share.round_prbs(problem, solution, 0, 100)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How the inner loops run: compiled by numba, or as they stand (COSCHED_KERNEL=numpy).
 
 All functions marked `nopython` are ordinary Python on arrays and scalars. Inner ones are compiled into the one that
-calls them; only the entry (solvers/price.py) is kept on disk. Numba's cache looks at the entry's own file only, so
-the entry also closes over `source_digest()`: editing any kernel file gives a new cache key.
+calls them; only entries (`cached`) are kept on disk. Numba's cache looks at an entry's own file only, so each entry
+also closes over `source_digest()` of the files it is made of: editing any of them gives a new cache key.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _SOURCES: Final = (
     "_recovery",
     "_fit",
     "_settle",
+    "_screen",
     "_spread",
     "_search",
     "_tree",
@@ -57,6 +58,7 @@ def inlined(function: Function) -> Function:
     import numba
 
     options: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    options["_nrt"] = False  # as in `lean`: tuples of arrays are handed on, never counted
     return cast("Function", numba.njit(forceinline=True, **options)(function))
 
 
@@ -95,6 +97,39 @@ def cached(function: Function) -> Function:
         return cast("Function", numba.njit(error_model="numpy", cache=True)(function))
     except RuntimeError:  # no folder to write to: neither beside the source nor in the user's cache
         return cast("Function", numba.njit(error_model="numpy")(function))
+
+
+def _prefetching() -> Callable[[npt.NDArray[Any], int], None]:
+    """Make fetch as one machine instruction: a table is larger than the caches, and its rows are not read in turn."""
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    tools: Any = cgutils
+
+    def fetch(_typing: Any, array: Any, row: Any) -> Any:  # noqa: ANN401 - numba's own
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+            memory = context.make_array(signature.args[0])(context, builder, arguments[0])
+            offset = builder.mul(tools.unpack_tuple(builder, memory.strides)[0], arguments[1])
+            byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+            place = builder.gep(builder.bitcast(memory.data, byte), [offset])
+            kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+            hint = tools.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(hint, [place, word(0), word(3), word(1)])  # to read, into all caches, data
+            return context.get_dummy_value()
+
+        return types.none(array, row), emit
+
+    return cast("Callable[[npt.NDArray[Any], int], None]", intrinsic(fetch))
+
+
+def _no_fetch(_array: npt.NDArray[Any], _row: int) -> None:
+    pass
+
+
+# fetch(array, row): ask for the start of a row before it is needed. Changes no result.
+fetch = _prefetching() if COMPILED else _no_fetch
 
 
 def plain(array: npt.NDArray[Kind]) -> npt.NDArray[Kind]:

@@ -24,6 +24,7 @@ DEAD: Final = 0  # no shares meet its deadlines, or it is worth nothing
 PLAIN: Final = 1  # one phase binds, whatever the prices, and nothing is rigid
 SINGLE: Final = 2  # one phase binds; rigid demand
 DOUBLE: Final = 3  # either phase may bind, or both
+PAIR: Final = 2  # slots of most problems' points, the air and a node: loops are compiled for it apart
 EDGE: Final = 1e-12  # rounding that a comparison with a limit forgives
 BITS: Final = 2.0**40  # prices keep this many bits: last-bit differences of exp() between machines vanish
 
@@ -77,27 +78,31 @@ class Prices(NamedTuple):
 
 
 @nopython
-def prepare(raw: Raw, t: Table) -> None:
-    """Fill a table from a problem's arrays, each point once: memory is what this waits for. O(points x slots)."""
+def room_of(raw: Raw, t: Table) -> None:
+    """Fill in what the background leaves."""
     for r in range(raw.background.shape[0]):
         t.room[r] = max(0.0, 1.0 - raw.background[r])
-    first, value, mode, most = t.first, t.value, t.mode, t.most
-    for i in range(most.shape[0]):
-        most[i] = 0.0
-        for j in range(first[i], first[i + 1]):
-            can = value[j] > 0.0
-            can = _limits(raw, t, j) and can
-            can = _needs(raw, t, j) and can
-            mode[j] = _roots(t, j) if can else DEAD
-            if can:
-                most[i] = max(most[i], value[j])
 
 
 @merged
-def _limits(raw: Raw, t: Table, j: int) -> bool:
+def prepare_task(raw: Raw, t: Table, i: int, n_slots: int) -> None:
+    """Fill in the points of task i from a problem's arrays."""
+    first, value, mode, most = t.first, t.value, t.mode, 0.0
+    for j in range(first[i], first[i + 1]):
+        can = value[j] > 0.0
+        can = _limits(raw, t, j, n_slots) and can
+        can = _needs(raw, t, j, n_slots) and can
+        mode[j] = _roots(t, j, n_slots) if can else DEAD
+        if can:
+            most = max(most, value[j])
+    t.most[i] = most
+
+
+@merged
+def _limits(raw: Raw, t: Table, j: int, n_slots: int) -> bool:
     """Write limits of the counted shares and rigid demand; False: point j cannot be served at all."""
     can = True
-    for s in range(t.slot.shape[1]):
+    for s in range(n_slots):
         r = t.slot[j, s]
         if r == t.room.shape[0] - 1:
             t.cell[j, LOW, s] = t.cell[j, HIGH, s] = t.cell[j, RIGID, s] = 0.0
@@ -117,12 +122,12 @@ def _limits(raw: Raw, t: Table, j: int) -> bool:
 
 
 @merged
-def _needs(raw: Raw, t: Table, j: int) -> bool:
+def _needs(raw: Raw, t: Table, j: int, n_slots: int) -> bool:
     """Write work x activity / slack into root and OTHER; False: point j is late even with every share at its cap."""
     can = True
     for q in range(2):
         slack, late = raw.slack[j, q], 0.0
-        for s in range(t.slot.shape[1]):
+        for s in range(n_slots):
             need, work = 0.0, raw.work[j, q, s]
             if work > 0.0 and t.slot[j, s] < t.room.shape[0] - 1:
                 need = work / slack * t.cell[j, ACTIVITY, s]
@@ -137,14 +142,14 @@ def _needs(raw: Raw, t: Table, j: int) -> bool:
 
 
 @merged
-def _roots(t: Table, j: int) -> int:
+def _roots(t: Table, j: int, n_slots: int) -> int:
     """Take the roots of the phase that binds at any prices (the one with more work on every slot); returns the mode."""
     zero = one = plain = True
-    for s in range(t.root.shape[1]):
+    for s in range(n_slots):
         zero = zero and t.root[j, s] >= t.cell[j, OTHER, s]
         one = one and t.cell[j, OTHER, s] >= t.root[j, s]
         plain = plain and t.cell[j, RIGID, s] == 0.0
-    for s in range(t.root.shape[1]):
+    for s in range(n_slots):
         a, b = t.root[j, s], t.cell[j, OTHER, s]
         if one and not zero:
             a, b = b, a

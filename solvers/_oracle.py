@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers import _reference
-from solvers._jit import COMPILED, inlined, lean, nopython
+from solvers._jit import fetch, inlined, lean, nopython
 from solvers._kernel import (
     DEAD,
     DOUBLE,
     HIGH,
     LOW,
-    OTHER,
+    PAIR,
     PLAIN,
     RIGID,
     Prices,
@@ -24,18 +24,18 @@ from solvers._kernel import (
     with_couplings,
 )
 from solvers._point import Point, legs, price_point
+from solvers._screen import AWAY, WIDTH, Screen, holds, renew
 from solvers.problem import Floats, Ints
 
-REACH: Final = 0.1  # part by which prices may move until every point is looked at anew
 NOBODY: Final = -2  # rival of a task that does not waver
-SAMPLED: Final = 600  # tasks from which the second derivative is estimated, at least, evenly spaced by id
-WIDTH: Final = 0.08  # of a task's greatest value: what two choices differ by when the task is said to waver
-AWAY: Final = 1.000001 * WIDTH  # what points that the screen leaves out are worse by
+SAMPLED: Final = 500  # tasks from which the second derivative is estimated, at least, evenly spaced by id
+AHEAD: Final = 12  # tasks by which memory is asked for before it is needed
 
 
 class Look(NamedTuple):
     """What one evaluation saw."""
 
+    at: Ints  # (N, 2) place of the best point and of the next best in the screen's lists, -1: none; scratch
     pick: Ints  # (N,) best point, -1: none is worth its cost
     net: Floats  # (N,) its value less its cost, 0 for none
     rival: Ints  # (N,) point, or none (-1), that the task may waver to; NOBODY
@@ -45,105 +45,60 @@ class Look(NamedTuple):
     bend: Floats  # (R, R) second derivative in log prices, the jumps of wavering tasks smoothed
 
 
-class Screen(NamedTuple):
-    """What a look at all points says about prices near by: costs are monotone and homogeneous in prices."""
-
-    price: Floats  # (R,) of the look; zeros: none yet
-    start: Ints  # (N + 1,)
-    point: Ints  # (J,) of each task those that may be its best, or near it, while prices move by REACH at most
-    worth: Floats  # (most points of a task,) scratch
-
-
 @nopython
 def new_look(t: Table) -> Look:
     """Nothing seen."""
     n, n_tasks = t.room.shape[0] - 1, t.most.shape[0]
-    none = np.full(n_tasks, -1, dtype=np.int64)
+    at, none = np.full((n_tasks, 2), -1, dtype=np.int64), np.full(n_tasks, -1, dtype=np.int64)
     net, gain, margin = np.zeros(n_tasks), np.zeros(n_tasks), np.zeros(n_tasks)
-    return Look(none, net, none.copy(), gain, margin, np.zeros(n + 1), np.zeros((n, n)))
+    return Look(at, none, net, none.copy(), gain, margin, np.zeros(n + 1), np.zeros((n, n)))
+
+
+def _ranking(width: int) -> Callable[[Table, Prices, Screen, Look], None]:
+    """Make rank for points of `width` slots, 0: any number."""
+
+    @nopython
+    def rank(t: Table, p: Prices, screen: Screen, look: Look) -> None:
+        start, point, mode, slot, root = screen.start, screen.point, screen.mode, screen.slot, screen.root
+        value, proot, n_slots = screen.value, p.root, width if width > 0 else t.root.shape[1]
+        at, pick, net, rival, gain, most = look.at, look.pick, look.net, look.rival, look.gain, t.most
+        for i in range(pick.shape[0]):
+            best = second = -math.inf
+            one_best = two_best = -1
+            for m in range(start[i], start[i + 1]):
+                zero = 0.0
+                for s in range(n_slots):
+                    zero += root[m, s] * proot[slot[m, s]]
+                worth = value[m] - zero * zero
+                if mode[m] != PLAIN:
+                    worth = value[m] - at_least(t, point[m], p)
+                if worth > second:
+                    if worth > best:
+                        two_best, second = one_best, best
+                        one_best, best = m, worth
+                    else:
+                        two_best, second = m, worth
+            at[i, 0], at[i, 1], net[i] = one_best, two_best, best
+            gain[i] = max(second, max(0.0, best) - AWAY * most[i])
+            pick[i] = point[one_best] if one_best >= 0 else -1
+            rival[i] = point[two_best] if two_best >= 0 else -1
+
+    return rank
+
+
+_rank_pairs, _rank_any = _ranking(PAIR), _ranking(0)
 
 
 @nopython
-def new_screen(t: Table) -> Screen:
-    """Nothing known."""
-    start, point = np.zeros(t.most.shape[0] + 1, dtype=np.int64), np.empty(t.value.shape[0], dtype=np.int64)
-    longest = 0
-    for i in range(t.most.shape[0]):
-        longest = max(longest, t.first[i + 1] - t.first[i])
-    return Screen(np.zeros(t.room.shape[0] - 1), start, point, np.zeros(longest))
-
-
-@nopython
-def _is_near(screen: Screen, price: Floats) -> bool:
-    """Whether the screen holds at `price`; else that is noted as the price of the next one."""
-    near, known = True, False
-    for r in range(price.shape[0]):
-        known = known or screen.price[r] > 0.0
-        near = near and abs(price[r] - screen.price[r]) <= REACH * screen.price[r]
-    if known and near:
-        return True
-    for r in range(price.shape[0]):
-        screen.price[r] = price[r]
-    return False
-
-
-@nopython
-def _rank(t: Table, p: Prices, look: Look, screen: Screen, near: bool) -> None:  # noqa: C901 - see below
+def _rank(t: Table, p: Prices, screen: Screen, look: Look) -> None:
     """Every task's best point by lower bounds of the costs into look.pick, with its net value, and the next best one.
 
-    Points that the screen leaves out are worse than the best by AWAY x most at least. One loop without a call: for
-    a point a call would cost more than its work.
+    Points that are not listed are worse than the best by AWAY x most at least.
     """
-    first, value, mode, slot, root, cell = t.first, t.value, t.mode, t.slot, t.root, t.cell
-    pick, net, rival, gain, most = look.pick, look.net, look.rival, look.gain, t.most
-    proot, prigid, n_slots, begin, listed, worths, many = (
-        p.root,
-        p.rigid,
-        t.root.shape[1],
-        screen.start,
-        screen.point,
-        screen.worth,
-        0,
-    )
-    for i in range(pick.shape[0]):
-        best = second = -math.inf
-        one_best = two_best = -1
-        start, stop = (begin[i], begin[i + 1]) if near else (first[i], first[i + 1])
-        for m in range(start, stop):
-            j = listed[m] if near else m
-            worths[0 if near else m - start] = -math.inf
-            if mode[j] == DEAD:
-                continue
-            zero = 0.0
-            for s in range(n_slots):
-                zero += root[j, s] * proot[slot[j, s]]
-            worth = value[j] - zero * zero
-            if mode[j] != PLAIN:
-                one = rest = 0.0
-                for s in range(n_slots):
-                    one += cell[j, OTHER, s] * proot[slot[j, s]]
-                    rest += prigid[slot[j, s]] * cell[j, RIGID, s]
-                zero = max(zero, one)
-                worth = value[j] - (rest + zero * zero)
-            worths[0 if near else m - start] = worth
-            if worth > best:
-                two_best, second = one_best, best
-                one_best, best = j, worth
-            elif worth > second:
-                two_best, second = j, worth
-        pick[i], net[i], rival[i], gain[i], away = one_best, best, two_best, second, AWAY * most[i]
-        if near:
-            gain[i] = max(second, max(0.0, best) - away)
-            continue
-        least = max(0.0, best - REACH * (value[one_best] - best) if best > 0.0 else 0.0) - away
-        for m in range(stop - start):
-            listed[many] = start + m
-            many += 1 if REACH * value[start + m] + (1.0 - REACH) * worths[m] >= least else 0
-        begin[i + 1] = many
-
-
-# Without the compiler the loop over all points would be slow: NumPy takes its place (solvers/_reference.py).
-rank = _rank if COMPILED else _reference.rank
+    if t.root.shape[1] == PAIR:
+        _rank_pairs(t, p, screen, look)
+    else:
+        _rank_any(t, p, screen, look)
 
 
 @lean
@@ -244,101 +199,139 @@ def sampling(t: Table) -> int:
 
 
 @inlined
-def _tilt(t: Table, p: Prices, j: int, other: int, weight: float, bend: Floats) -> bool:
-    """As _waver, for points within their limits, the other one plain or none (-1). False: that is not so; no change."""
-    slot, root, cell, n = t.slot, t.root, t.cell, bend.shape[0]
-    one = two = 0.0
-    for s in range(root.shape[1]):
-        one += root[j, s] * p.root[slot[j, s]]
-        two += root[other, s] * p.root[slot[other, s]] if other >= 0 else 0.0
-    for s in range(root.shape[1] if other >= 0 else 0):
-        counted = root[other, s] * two * p.back[slot[other, s]]
-        if not cell[other, LOW, s] <= counted <= cell[other, HIGH, s]:
-            return False
-    for a in range(2 * root.shape[1]):
-        for b in range(2 * root.shape[1]):
-            s, z = a // 2, b // 2
-            r, q = slot[j if a % 2 == 0 else other, s], slot[j if b % 2 == 0 else other, z]
-            if r < n and q < n and (other >= 0 or (a % 2 == 0 and b % 2 == 0)):
-                here = root[j, s] * one * p.root[r] + p.rigid[r] * cell[j, RIGID, s] if a % 2 == 0 else 0.0
-                there = root[j, z] * one * p.root[q] + p.rigid[q] * cell[j, RIGID, z] if b % 2 == 0 else 0.0
-                here -= root[other, s] * two * p.root[r] if a % 2 == 1 else 0.0
-                there -= root[other, z] * two * p.root[q] if b % 2 == 1 else 0.0
-                bend[r, q] += weight * here * there
-    return True
+def _within(t: Table, p: Prices, screen: Screen, m: int, total: float, n_slots: int) -> bool:
+    """Whether the shares of the listed point m, which binds in one phase, meet no limit; total: root of its bill."""
+    inside, j = True, screen.point[m]
+    for s in range(n_slots):
+        counted = screen.root[m, s] * total * p.back[screen.slot[m, s]]
+        inside = inside and t.cell[j, LOW, s] <= counted <= t.cell[j, HIGH, s]
+    return inside
 
 
 @inlined
-def _count(t: Table, p: Prices, j: int, total: float, many: float, look: Look, rigid: Floats) -> None:
-    """Add the use of point j, within its limits, and `many` times how it moves with prices; total: root of its bill."""
-    slot, root, use, bend = t.slot, t.root, look.use, look.bend
-    for s in range(root.shape[1]):
-        r = slot[j, s]
-        use[r] += root[j, s] * total * p.back[r]
-        rigid[r] += t.cell[j, RIGID, s]
+def _total(p: Prices, screen: Screen, m: int, n_slots: int) -> float:
+    """Root of what the shares of the listed point m cost where they meet no limit."""
+    total = 0.0
+    for s in range(n_slots):
+        total += screen.root[m, s] * p.root[screen.slot[m, s]]
+    return total
+
+
+@inlined
+def _tilt(t: Table, p: Prices, screen: Screen, m: int, other: int, weight: float, bend: Floats, n_slots: int) -> None:
+    """As _waver, for listed points within their limits, the other one plain or none (-1)."""
+    slot, root, n = screen.slot, screen.root, bend.shape[0]
+    one, two = _total(p, screen, m, n_slots), _total(p, screen, other, n_slots) if other >= 0 else 0.0
+    rigid = screen.mode[m] != PLAIN
+    for a in range(2 * n_slots if other >= 0 else n_slots):
+        s = a % n_slots
+        r = slot[m if a < n_slots else other, s]
+        if r >= n:
+            continue
+        here = root[m, s] * one * p.root[r] if a < n_slots else -root[other, s] * two * p.root[r]
+        if rigid and a < n_slots:
+            here += p.rigid[r] * t.cell[screen.point[m], RIGID, s]
+        for b in range(2 * n_slots if other >= 0 else n_slots):
+            z = b % n_slots
+            q = slot[m if b < n_slots else other, z]
+            if q < n:
+                there = root[m, z] * one * p.root[q] if b < n_slots else -root[other, z] * two * p.root[q]
+                if rigid and b < n_slots:
+                    there += p.rigid[q] * t.cell[screen.point[m], RIGID, z]
+                bend[r, q] += weight * here * there
+
+
+@inlined
+def _count(
+    t: Table, p: Prices, screen: Screen, m: int, total: float, many: float, look: Look, rigid: Floats, n_slots: int
+) -> None:
+    """Add the use of the listed point m, within its limits, and `many` times how it moves with prices."""
+    slot, root, use, bend, j = screen.slot, screen.root, look.use, look.bend, screen.point[m]
+    for s in range(n_slots):
+        r = slot[m, s]
+        use[r] += root[m, s] * total * p.back[r]
+        if screen.mode[m] != PLAIN:
+            rigid[r] += t.cell[j, RIGID, s]
         if many > 0.0 and r < bend.shape[0]:
-            half = 0.5 * many * root[j, s] * p.root[r]
+            half = 0.5 * many * root[m, s] * p.root[r]
             bend[r, r] += half * total
-            for z in range(root.shape[1]):
-                if slot[j, z] < bend.shape[0]:
-                    bend[r, slot[j, z]] -= half * root[j, z] * p.root[slot[j, z]]
+            for z in range(n_slots):
+                if slot[m, z] < bend.shape[0]:
+                    bend[r, slot[m, z]] -= half * root[m, z] * p.root[slot[m, z]]
+
+
+@inlined
+def _glance(t: Table, p: Prices, screen: Screen, i: int, many: float, look: Look, rigid: Floats, n_slots: int) -> float:
+    """What task i adds if its best point binds in one phase and meets no limit; else its margin becomes -1.
+
+    `many`: tasks that it stands for in the second derivative, or 0.
+    """
+    worth: float = look.net[i]
+    m, wide = look.at[i, 0], WIDTH * t.most[i]
+    if m < 0 or worth <= -wide:
+        look.margin[i], look.pick[i], look.gain[i], look.net[i], look.rival[i] = wide, -1, worth, 0.0, NOBODY
+        return 0.0
+    look.margin[i] = -1.0
+    if screen.mode[m] == DOUBLE:
+        return 0.0
+    total = _total(p, screen, m, n_slots)
+    rest = worth - max(0.0, look.gain[i]) if worth > 0.0 else -worth
+    other = look.at[i, 1] if worth > 0.0 and look.gain[i] > 0.0 else -1
+    wavers = many > 0.0 and rest < wide
+    simple = (worth <= 0.0 or rest > 0.0) and _within(t, p, screen, m, total, n_slots)
+    if wavers and other >= 0:
+        simple = simple and screen.mode[other] == PLAIN
+        simple = simple and _within(t, p, screen, other, _total(p, screen, other, n_slots), n_slots)
+    if not simple:
+        return 0.0
+    if wavers:
+        _tilt(t, p, screen, m, other, many * (1.0 - rest / wide) / wide, look.bend, n_slots)
+    look.margin[i] = min(wide, rest)
+    if worth <= 0.0:
+        look.rival[i] = look.pick[i] if rest < wide else NOBODY
+        look.pick[i], look.gain[i], look.net[i] = -1, worth, 0.0
+        return 0.0
+    if rest >= wide:
+        look.rival[i] = NOBODY
+    elif look.gain[i] <= 0.0:
+        look.rival[i] = -1
+    _count(t, p, screen, m, total, many, look, rigid, n_slots)
+    return worth
+
+
+def _glancing(width: int) -> Callable[[Table, Prices, Screen, Look, Floats], float]:
+    """Make at_a_glance for points of `width` slots, 0: any number."""
+
+    @lean
+    def at_a_glance(t: Table, p: Prices, screen: Screen, look: Look, rigid: Floats) -> float:
+        order, pick, rival, cell = t.order, look.pick, look.rival, t.cell
+        net_sum, every, n_tasks, n_slots = 0.0, sampling(t), t.order.shape[0], width if width > 0 else t.root.shape[1]
+        for place in range(n_tasks):
+            later = order[min(place + AHEAD, n_tasks - 1)]
+            if pick[later] >= 0:
+                fetch(cell, pick[later])
+            if every == 1 and rival[later] >= 0:
+                fetch(cell, rival[later])
+            many = float(every) if place % every == 0 else 0.0
+            net_sum += _glance(t, p, screen, order[place], many, look, rigid, n_slots)
+        return net_sum
+
+    return at_a_glance
+
+
+_at_a_glance_pairs, _at_a_glance_any = _glancing(PAIR), _glancing(0)
 
 
 @nopython
-def _at_a_glance(t: Table, p: Prices, look: Look, rigid: Floats) -> float:  # noqa: C901, PLR0912 - one loop, as above
-    """What tasks add whose best point is plain and meets no limit; margins of the others become -1.
+def _at_a_glance(t: Table, p: Prices, screen: Screen, look: Look, rigid: Floats) -> float:
+    """What tasks add whose best point binds in one phase and meets no limit; margins of the others become -1.
 
     The same as _choose, _respond and _waver, without a call: this and _rank are where the time goes. Of the sample
     those that waver to a point that is not so simple are left to the others, too. Returns the net values' sum.
     """
-    pick, net, rival, gain, margin = look.pick, look.net, look.rival, look.gain, look.margin
-    most, value = t.most, t.value
-    mode, slot, root, cell, n_slots, order = t.mode, t.slot, t.root, t.cell, t.root.shape[1], t.order
-    proot, prigid, back = p.root, p.rigid, p.back
-    net_sum, every = 0.0, sampling(t)
-    weight = float(every)
-    for place in range(order.shape[0]):
-        i, sampled = order[place], place % every == 0
-        j, total, rest = pick[i], 0.0, 0.0
-        margin[i] = -1.0
-        if j < 0 or net[i] <= -WIDTH * most[i]:
-            margin[i], pick[i], gain[i], net[i], rival[i] = WIDTH * most[i], -1, net[i], 0.0, NOBODY
-            continue
-        if mode[j] == DOUBLE:
-            continue
-        for s in range(n_slots):
-            total += root[j, s] * proot[slot[j, s]]
-            rest += prigid[slot[j, s]] * cell[j, RIGID, s]
-        gained = value[j] - (rest + total * total)
-        wide, rest = WIDTH * most[i], gained - max(0.0, gain[i])
-        if gained <= 0.0:
-            rest = -gained
-        other = rival[i] if gained > 0.0 and gain[i] > 0.0 else -1
-        wavers = sampled and rest < wide
-        inside = rest > 0.0 or gained <= 0.0
-        if wavers and other >= 0 and mode[other] != PLAIN:
-            continue
-        for s in range(n_slots):
-            counted = root[j, s] * total * back[slot[j, s]]
-            inside = inside and cell[j, LOW, s] <= counted <= cell[j, HIGH, s]
-        if not inside:
-            continue
-        if wavers:
-            tilt = weight * (1.0 - rest / wide) / wide
-            if not _tilt(t, p, j, other, tilt, look.bend):
-                continue
-        if gained <= 0.0:
-            margin[i], rival[i] = min(wide, rest), j if rest < wide else NOBODY
-            pick[i], gain[i], net[i] = -1, net[i], 0.0
-            continue
-        net[i], margin[i] = gained, min(wide, rest)
-        if rest >= wide:
-            rival[i] = NOBODY
-        elif gain[i] <= 0.0:
-            rival[i] = -1
-        net_sum += gained
-        _count(t, p, j, total, weight if sampled else 0.0, look, rigid)
-    return net_sum
+    if t.root.shape[1] == PAIR:
+        return _at_a_glance_pairs(t, p, screen, look, rigid)
+    return _at_a_glance_any(t, p, screen, look, rigid)
 
 
 @lean
@@ -371,15 +364,16 @@ def evaluate(t: Table, price: Floats, screen: Screen, look: Look, o: Point) -> f
     """Dual function at prices (R,): a bound on the value of any plan. `screen` saves work from one call to the next."""
     n = price.shape[0]
     p, rigid, bound = prices_of(t, price), np.zeros(n + 1), 0.0
-    near = _is_near(screen, price)
     for r in range(n):
         bound += price[r] * t.room[r]
         look.use[r] = look.use[n] = 0.0
         for q in range(n):
             look.bend[r, q] = 0.0
-    rank(t, p, look, screen, near)
+    if not holds(screen, price):
+        renew(t, price, p, screen)
+    _rank(t, p, screen, look)
     if t.link.shape[0] == 0:
-        bound += _at_a_glance(t, p, look, rigid)
+        bound += _at_a_glance(t, p, screen, look, rigid)
     else:
         for i in range(look.margin.shape[0]):
             look.margin[i] = -1.0

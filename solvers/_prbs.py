@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
-from solvers._jit import inlined, lean, nopython
-from solvers.problem import Floats, Ints
+from solvers._jit import inlined, lean
+from solvers.problem import PHASES, Floats, Ints
 
 EPS: Final = 1e-9  # of a PRB: what is whole but for rounding stays what it is
 SLIP: Final = 5e-10  # of a resource and of a deadline: half of what solvers.check forgives
@@ -15,12 +15,15 @@ GAIN: Final = 1e-12  # of a resource: a move that relieves less is none
 
 
 class Served(NamedTuple):
-    """The K admitted tasks. a: work / slack; wish: the shares that they hold now."""
+    """The K admitted tasks, in the order of their ids."""
 
-    task: Ints  # (K,)
+    task: Ints  # (K,) row of the plan
     slot: Ints  # (K, S) R = padding
-    a: Floats  # (K, Q, S)
-    wish: Floats  # (K, S)
+    wait: Floats  # (K, Q, S) part of the slack that the work takes with one PRB; 0 where there is no grid
+    rest: Floats  # (K, Q) part that the work without a grid takes, with the shares held now
+    limit: Floats  # (K,) factor on these shares that their caps allow; -1: not even their floors are within the caps
+    wish: Floats  # (K, S) the shares held now
+    pull: Floats  # (K, S) ... of the work without a grid, else 0
     floor: Floats  # (K, S)
     cap: Floats  # (K, S)
     activity: Floats  # (K, S)
@@ -68,22 +71,28 @@ def room_for(site: Site, use: Floats, r: int) -> float:
 
 
 @inlined
-def _stretch(t: Served, site: Site, k: int, out: Floats) -> float:
-    """Least factor on the wishes without a grid that holds the deadlines beside the grid slots `out`; inf: none."""
+def stretch(t: Served, plan: Plan, k: int, s: int, more: int) -> float:
+    """Least factor on the shares without a grid that holds the deadlines with `more` PRBs in slot s; inf: none."""
+    if plan.promised[k] == 0:
+        return 0.0
     factor = 0.0
-    for q in range(t.a.shape[1]):
-        fixed = rest = 0.0
-        for z in range(out.shape[0]):
-            if t.a[k, q, z] > 0.0:
-                if site.grid[t.slot[k, z]] > 0:
-                    fixed += t.a[k, q, z] / out[z]
-                else:
-                    rest += t.a[k, q, z] / t.wish[k, z]
+    for q in range(PHASES):
+        fixed, rest = 0.0, t.rest[k, q]
+        for z in range(t.slot.shape[1]):
+            if t.wait[k, q, z] > 0.0:
+                prbs = plan.prbs[k, z] + (more if z == s else 0)
+                fixed += t.wait[k, q, z] / prbs if prbs > 0 else math.inf
         if not fixed <= 1.0 + SLIP or (rest > 0.0 and not fixed < 1.0):
             return math.inf
         if rest > 0.0:
             factor = max(factor, rest / (1.0 - fixed))
-    return factor
+    return factor if factor <= t.limit[k] else math.inf
+
+
+@inlined
+def elsewhere(t: Served, plan: Plan, k: int, z: int, factor: float) -> float:
+    """Share of a slot without a grid at a factor."""
+    return min(t.cap[k, z], max(t.floor[k, z], factor * t.pull[k, z])) if plan.promised[k] else 0.0
 
 
 @inlined
@@ -92,20 +101,16 @@ def need_of(t: Served, site: Site, plan: Plan, k: int, s: int, more: int, out: F
 
     False: no stretch of the others within their caps holds the deadlines.
     """
+    factor = stretch(t, plan, k, s, more)
+    if not factor < math.inf:
+        return False
     for z in range(out.shape[0]):
         g = site.grid[t.slot[k, z]]
-        out[z] = (plan.prbs[k, z] + (more if z == s else 0)) / g if g > 0 else 0.0
-    if plan.promised[k] == 0:
-        return True
-    factor = _stretch(t, site, k, out)
-    for z in range(out.shape[0]):
-        if site.grid[t.slot[k, z]] == 0:
-            has_work = max(t.a[k, 0, z], t.a[k, 1, z]) > 0.0
-            least = max(t.floor[k, z], factor * t.wish[k, z] if has_work else 0.0)
-            if not least <= t.cap[k, z] * (1.0 + SLIP):
-                return False
-            out[z] = min(least, t.cap[k, z])
-    return factor < math.inf
+        if g > 0:
+            out[z] = (plan.prbs[k, z] + (more if z == s else 0)) / g
+        else:
+            out[z] = elsewhere(t, plan, k, z, factor)
+    return True
 
 
 @lean
@@ -152,9 +157,9 @@ def change(t: Served, site: Site, plan: Plan, k: int, s: int, more: int) -> bool
     return True
 
 
-@nopython
-def start(t: Served, site: Site, plan: Plan) -> None:
-    """Whole parts of the wish; more where the others' caps leave no other way to a deadline."""
+@lean
+def start(t: Served, site: Site, plan: Plan, up: float) -> None:
+    """Whole parts of the wish and `up`; more where the others' caps leave no other way to a deadline."""
     for k in range(t.slot.shape[0]):
         for s in range(t.slot.shape[1]):
             g = site.grid[t.slot[k, s]]
@@ -162,7 +167,7 @@ def start(t: Served, site: Site, plan: Plan) -> None:
                 most = most_prbs(t, site, k, s)
                 if least_prbs(t, site, plan, k, s) > most:
                     plan.promised[k] = 0
-                whole = math.floor(t.wish[k, s] * g + EPS)
+                whole = math.floor(t.wish[k, s] * g + up + EPS)
                 plan.prbs[k, s] = min(most, max(whole, least_prbs(t, site, plan, k, s)))
         while not need_of(t, site, plan, k, 0, 0, plan.need):
             s = _slowest(t, site, plan, k)
@@ -181,7 +186,7 @@ def _slowest(t: Served, site: Site, plan: Plan, k: int) -> int:
     slot, longest = -1, 0.0
     for s in range(t.slot.shape[1]):
         if site.grid[t.slot[k, s]] > 0 and plan.prbs[k, s] < most_prbs(t, site, k, s):
-            wait = max(t.a[k, 0, s], t.a[k, 1, s]) * site.grid[t.slot[k, s]]
+            wait = max(t.wait[k, 0, s], t.wait[k, 1, s])
             if wait > 0.0 and (plan.prbs[k, s] == 0 or wait / plan.prbs[k, s] > longest):
                 slot, longest = s, wait / plan.prbs[k, s] if plan.prbs[k, s] > 0 else math.inf
     return slot

@@ -13,8 +13,9 @@ import numpy as np
 
 from solvers._dual import Bundle, Dual
 from solvers._fit import Set, put, put_here
-from solvers._jit import inlined, lean, nopython
+from solvers._jit import fetch, inlined, lean, nopython
 from solvers._kernel import Prices, Table, prices_of
+from solvers._oracle import AHEAD
 from solvers._point import Point, price_point
 from solvers._search import shift
 from solvers.problem import Floats, Ints
@@ -37,8 +38,12 @@ def recover(t: Table, bundle: Bundle, d: Dual, k: Set, o: Point) -> None:
     n, say = t.room.shape[0], _having_a_say(bundle)
     p, drift, mean = prices_of(t, d.price), np.zeros(n), np.zeros(n)
     use = np.zeros((say.shape[0], n))
-    for i in range(t.most.shape[0]):
-        first = bundle.pick[say[0], i] if say.shape[0] > 0 else d.look.pick[i]
+    pick, n_tasks = bundle.pick[say[0]] if say.shape[0] > 0 else d.look.pick, t.most.shape[0]
+    for i in range(n_tasks):
+        first, later = pick[i], pick[min(i + AHEAD, n_tasks - 1)]
+        if later >= 0:
+            fetch(t.root, later)
+            fetch(t.cell, later)
         put_here(t, k, i, first)
     for i in t.order if say.shape[0] > 1 else t.order[:0]:
         if _agreed(bundle, say, i, bundle.pick[say[0], i]):

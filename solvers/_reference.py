@@ -14,32 +14,39 @@ from solvers.problem import Floats, Ints
 
 if TYPE_CHECKING:
     from solvers._kernel import Prices, Table
-    from solvers._oracle import Look, Screen
+    from solvers._screen import Screen
 
 LOW, HIGH, RIGID, OTHER, ACTIVITY = 0, 1, 2, 3, 4  # fields of Table.cell
 A, FLOOR, CAP = 0, 2, 3  # ... and of what is made of them here
+REACH: Final = 0.1  # of solvers._screen, which imports this file
+AWAY: Final = 0.08000008
 DEAD: Final = 0
 DOUBLE: Final = 3
 ROUNDS: Final = 80  # of the search between two phases
 
 
-def rank(t: Table, p: Prices, look: Look, _screen: Screen, _sure: float) -> None:
-    """Every task's best and next best point by lower bounds of the costs; see solvers._oracle._rank."""
+def list_points(t: Table, p: Prices, screen: Screen) -> None:
+    """Every task's points that may be its best, by lower bounds of the costs; see solvers._screen."""
     root = p.root[t.slot]  # (J, S)
     both = np.maximum((t.root * root).sum(axis=1), (t.cell[:, OTHER] * root).sum(axis=1))
-    gain = t.value - ((p.rigid[t.slot] * t.cell[:, RIGID]).sum(axis=1) + both * both)
-    gain[t.mode == DEAD] = -np.inf
-    for i in range(len(t.most)):
-        gains = gain[t.first[i] : t.first[i + 1]]
-        look.pick[i] = look.rival[i] = -1
-        look.net[i] = look.gain[i] = -np.inf
-        if gains.size and gains.max() > -np.inf:
-            best = int(np.argmax(gains))
-            look.pick[i], look.net[i] = t.first[i] + best, gains[best]
-            others = gains.copy()
-            others[best] = -np.inf
-            if others.max() > -np.inf:
-                look.rival[i], look.gain[i] = t.first[i] + int(np.argmax(others)), others.max()
+    worth = t.value - ((p.rigid[t.slot] * t.cell[:, RIGID]).sum(axis=1) + both * both)
+    worth[t.mode == DEAD] = -np.inf
+    listed = []
+    for i, most in enumerate(t.most):
+        points = np.arange(t.first[i], t.first[i + 1])
+        if points.size:
+            best = points[np.argmax(worth[points])]
+            least = max(0.0, worth[best] - REACH * (t.value[best] - worth[best]) if worth[best] > 0.0 else 0.0)
+            points = points[REACH * t.value[points] + (1.0 - REACH) * worth[points] >= least - AWAY * most]
+        listed.append(points)
+        screen.start[i + 1] = screen.start[i] + points.size
+    many = np.concatenate([np.zeros(0, dtype=np.int64), *listed])
+    screen.point[: many.size], screen.mode[: many.size] = many, t.mode[many]
+    screen.value[: many.size], screen.slot[: many.size], screen.root[: many.size] = (
+        t.value[many],
+        t.slot[many],
+        t.root[many],
+    )
 
 
 def _cells(t: Table, points: Ints) -> Floats:

@@ -1,7 +1,7 @@
 """From prices to a plan: repair what does not fit, then fill what is left (docs/model.md, section 4).
 
 At good prices all but about as many tasks as there are resources are settled; only those that waver most between two
-choices are looked at, each with the points that lose little against the bound.
+choices are looked at, each, if they are many, with the points that lose little against the bound.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from solvers._dual import Dual, worth
-from solvers._fit import FIT, Set, fit, put
-from solvers._jit import lean, merged, nopython
-from solvers._kernel import DEAD, EDGE, RIGID, Prices, Table, at_least, prices_of
-from solvers._oracle import WIDTH, Look
+from solvers._fit import FIT, ROOT, Set, fit, put
+from solvers._jit import inlined, lean, merged, nopython
+from solvers._kernel import DEAD, EDGE, HIGH, LOW, PLAIN, RIGID, Prices, Table, prices_of
+from solvers._oracle import Look
 from solvers._point import Point, price_point
+from solvers._screen import WIDTH, Screen, holds
 from solvers._settle import balance
 from solvers.problem import Floats, Ints
 
@@ -27,16 +28,15 @@ FEW: Final = 256  # tasks: up to here all of them are looked at, with all their 
 WAVERING: Final = 160  # ... above, so many and ...
 WAVERING_PART: Final = 0.02  # ... this part of all
 BINS: Final = 256  # of margins, to find the least ones
-LOSS_LIMIT: Final = 0.3  # points that lose more than this part of the mean value of a task are put aside
-SMALL: Final = 2000  # points: up to here none is put aside
+SMALL: Final = 2000  # points: up to here all are looked at, above those of the screen's lists
 SWITCH_ROUNDS: Final = 6  # rounds of repair that may change points; after them tasks are only dropped
 ROUNDS: Final = 40  # of repair; towards the end it drops by halves
 FADED: Final = 1e-9  # part of the others' change by which a price has as good as gone
 HALVINGS: Final = 30  # of the ratio below which tasks are dropped in bulk
 FAILURES: Final = 12  # fillings that may fail before it stops, with up to 100 tasks
-LEAST_FAILURES: Final = 4  # ... and with any number
+LEAST_FAILURES: Final = 1  # ... and with any number
 FILL_ROUNDS: Final = 8  # of filling, with few tasks ...
-LEAST_ROUNDS: Final = 3  # ... and with any number
+LEAST_ROUNDS: Final = 1  # ... and with any number
 ROUNDS_TASKS: Final = 8000  # ... in all rounds together, between these two
 SAME: Final = 1e-9  # values that differ by less are the same
 
@@ -97,15 +97,17 @@ def _closest(t: Table, look: Look, served: bool, enough: int, taken: Bools) -> i
 
 
 @lean
-def _list(t: Table, look: Look, p: Prices, limit: float, opt: Options, o: Point) -> None:
-    """Fill in the choices that lose no more than a limit."""
+def _list(t: Table, look: Look, p: Prices, listed: bool, screen: Screen, opt: Options, o: Point) -> None:
+    """Fill in all points of the wavering tasks, or those that are `listed`."""
     many = 0
     for place in range(opt.task.shape[0]):
         i = opt.task[place]
         net = look.net[i]
         opt.none[place] = net
-        for j in range(t.first[i], t.first[i + 1]):
-            if t.mode[j] != DEAD and (j == look.pick[i] or net - t.value[j] + at_least(t, j, p) <= limit):
+        start, stop = (screen.start[i], screen.start[i + 1]) if listed else (t.first[i], t.first[i + 1])
+        for m in range(start, stop):
+            j = screen.point[m] if listed else m
+            if t.mode[j] != DEAD:
                 opt.point[many] = j
                 opt.loss[many] = max(0.0, net - (t.value[j] - price_point(t, i, j, p, o)))
                 many += 1
@@ -113,16 +115,12 @@ def _list(t: Table, look: Look, p: Prices, limit: float, opt: Options, o: Point)
 
 
 @nopython
-def options(t: Table, d: Dual, o: Point) -> Options:
+def options(t: Table, d: Dual, screen: Screen, o: Point) -> Options:
     """Choices of wavering tasks with their losses at the prices of the bound."""
-    task, p, n_tasks = _wavering(t, d.look), prices_of(t, d.price), t.most.shape[0]
-    limit, most, total = math.inf, 0, 0.0
-    for i in t.order:
-        total += t.most[i]
-    if t.value.shape[0] > SMALL:
-        limit = LOSS_LIMIT * total / n_tasks
+    task, p, most = _wavering(t, d.look), prices_of(t, d.price), 0
+    listed = t.value.shape[0] > SMALL and holds(screen, d.price)
     for i in task:
-        most += t.first[i + 1] - t.first[i]
+        most += screen.start[i + 1] - screen.start[i] if listed else t.first[i + 1] - t.first[i]
     opt = Options(
         task,
         np.zeros(task.shape[0] + 1, dtype=np.int64),
@@ -132,7 +130,7 @@ def options(t: Table, d: Dual, o: Point) -> Options:
         np.zeros(most),
         np.zeros(most, dtype=np.int64),
     )
-    _list(t, d.look, p, limit, opt, o)
+    _list(t, d.look, p, listed, screen, opt, o)
     return opt
 
 
@@ -154,6 +152,18 @@ def reprice(t: Table, opt: Options, p: Prices, o: Point) -> None:
             opt.cost[m] = price_point(t, opt.task[place], opt.point[m], p, o)
 
 
+@inlined
+def _quick_bill(k: Set, i: int, p: Prices) -> float:
+    """What the plain point of task i costs by k's copy of its row; -1: its shares meet a limit."""
+    total, inside = 0.0, True
+    for s in range(k.slot.shape[1]):
+        total += k.row[i, ROOT, s] * p.root[k.slot[i, s]]
+    for s in range(k.slot.shape[1]):
+        counted = k.row[i, ROOT, s] * total * p.back[k.slot[i, s]]
+        inside = inside and k.row[i, LOW, s] <= counted <= k.row[i, HIGH, s]
+    return total * total if inside else -1.0
+
+
 @lean
 def _bills(t: Table, k: Set, p: Prices, paid: Floats, o: Point) -> float:
     """What the chosen points cost at prices, each into paid (N,); returns the sum less the worth of the room."""
@@ -163,7 +173,9 @@ def _bills(t: Table, k: Set, p: Prices, paid: Floats, o: Point) -> float:
     for i in t.order:
         paid[i] = 0.0
         if k.chosen[i] >= 0:
-            paid[i] = price_point(t, i, k.chosen[i], p, o)
+            paid[i] = _quick_bill(k, i, p) if t.mode[k.chosen[i]] == PLAIN else -1.0
+            if paid[i] < 0.0:
+                paid[i] = price_point(t, i, k.chosen[i], p, o)
             excess += paid[i]
     return excess
 

@@ -10,8 +10,9 @@ import numpy as np
 from solvers._dual import FADED, Bundle, Dual, _direction, _greatest, _keep, _metric, _mismatch, _moved, _shorten
 from solvers._jit import cached, source_digest
 from solvers._kernel import ACTIVITY, Table, prices_of
-from solvers._oracle import Look, evaluate, new_look, new_screen
+from solvers._oracle import Look, evaluate, new_look
 from solvers._point import new_point, price_point
+from solvers._screen import Screen, forget
 from solvers.problem import Floats
 
 
@@ -25,15 +26,16 @@ class Move(NamedTuple):
     mismatch: float  # worth of what the bundle's use is off the room
 
 
-def _make_respond(digest: int) -> Callable[[Table, Floats, Floats], tuple[Look, float]]:
+def _make_respond(digest: int) -> Callable[[Table, Screen, Floats, Floats], tuple[Look, float]]:
     """Return the compiled function; `digest` is part of its key in the cache."""
 
     @cached
-    def respond(t: Table, price: Floats, share: Floats) -> tuple[Look, float]:
+    def respond(t: Table, screen: Screen, price: Floats, share: Floats) -> tuple[Look, float]:
         """Return what is seen at prices (R,), and the sum of what tasks gain; writes shares (n, S), or none (0, S)."""
         t.theta[:] = 1.0  # what an earlier call left there would show in the last bits
         look, o, total = new_look(t), new_point(t), digest * 0.0
-        evaluate(t, price, new_screen(t), look, o)
+        forget(screen)
+        evaluate(t, price, screen, look, o)
         for i in range(look.net.shape[0]):
             total += look.net[i]
         p = prices_of(t, price)

@@ -19,7 +19,8 @@ from solvers.solution import Solution
 Mask = npt.NDArray[np.bool_]
 
 BOUND_TOLERANCE: Final = 1e-6  # of the dual at the prices over the bound reported, per unit of value
-HALVINGS: Final = 52  # of an interval of multipliers: a double's mantissa
+HALVINGS: Final = 36  # of the mixtures 0..1: 1e-11, far below BOUND_TOLERANCE; costs are concave there
+LEAST_LOG: Final = -1400.0  # of a multiplier: below all that doubles can say
 SMALL: Final = 1e-5  # v below which the slope of v / log(1 + v) is its series
 SHOWN: Final = 3  # findings of one kind that are spelled out
 
@@ -46,12 +47,11 @@ def verify(
     promised = solution.promised[tasks]
     findings += _limits(problem, tasks, points, share, promised, tolerance)
     findings += _use(problem, points, share, tolerance)
-    limit = np.full(problem.slot.shape, np.inf) if snr is None else snr
-    findings += _deadlines(problem, tasks, points, share, promised, tolerance, limit[points])
+    findings += _deadlines(problem, tasks, points, share, promised, tolerance, _rows(snr, points))
     findings += _value(problem, solution, points[promised], tolerance)
     certificate = solution.certificate
     if dual and not findings and np.isfinite(certificate.bound) and (solution.prices > 0).any():
-        most = dual_value(problem, solution.prices, limit)
+        most = dual_value(problem, solution.prices, snr)
         if not most <= certificate.bound + BOUND_TOLERANCE * max(1.0, abs(certificate.bound)):
             findings.append(f"bound {certificate.bound:.9g} is not proven: the dual at the prices is {most:.9g}")
     return findings
@@ -127,7 +127,7 @@ def _use(p: Problem, points: Ints, share: Floats, tolerance: float) -> list[str]
 
 
 def _deadlines(
-    p: Problem, tasks: Ints, points: Ints, share: Floats, promised: Mask, tolerance: float, snr: Floats
+    p: Problem, tasks: Ints, points: Ints, share: Floats, promised: Mask, tolerance: float, snr: Floats | None
 ) -> list[str]:
     latency = _latency(p.work[points], share, snr)  # (K, Q)
     late = (latency > p.slack[points] + tolerance * np.maximum(1e-3, np.abs(p.slack[points]))).any(axis=1) & promised
@@ -149,17 +149,23 @@ def _named(p: Problem, tasks: Ints, wrong: Mask, what: Callable[[int], str]) -> 
     return [f"task {p.task_ids[tasks[k]]}: {what(int(k))}" for k in np.flatnonzero(wrong)[:SHOWN]]
 
 
-def _latency(a: Floats, x: Floats, snr: Floats) -> Floats:
+def _rows(snr: Floats | None, points: Ints) -> Floats | None:
+    """(K, S) of points (K,); None, no slot is limited by power, stays None."""
+    return None if snr is None else snr[points]
+
+
+def _latency(a: Floats, x: Floats, snr: Floats | None) -> Floats:
     """(K, Q) sum of work a (K, Q, S) over what shares x (K, S) carry, as part of what a whole resource does."""
-    s = np.where(np.isinf(snr), 1.0, snr)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        carried = np.where(np.isinf(snr), x, x * np.log2(1 + s / x) / np.log2(1 + s))
+        carried = x
+        if snr is not None:
+            s = np.where(np.isinf(snr), 1.0, snr)
+            carried = np.where(np.isinf(snr), x, x * np.log2(1 + s / x) / np.log2(1 + s))
         return np.asarray(np.where(a > 0, a / carried[:, None, :], 0.0).sum(axis=2), dtype=np.float64)
 
 
 def _least_costs(p: Problem, prices: Floats, room: Floats, snr: Floats | None = None) -> Floats:
-    """(J,) cheapest way to hold each point at prices; inf where no shares hold it. snr (J, S), none: all inf."""
-    snr = np.full(p.slot.shape, np.inf) if snr is None else snr
+    """(J,) cheapest way to hold each point at prices; inf where no shares hold it. snr (J, S), None: all inf."""
     charge = np.append(prices, 0.0)
     for a, b, per_share in zip(p.coupling_from, p.coupling_to, p.coupling_per_share, strict=True):
         charge[a] += per_share * prices[b]
@@ -173,7 +179,7 @@ def _least_costs(p: Problem, prices: Floats, room: Floats, snr: Floats | None = 
     cost = (np.append(prices, 0.0)[p.slot] * p.rigid).sum(axis=1)
     ok = np.flatnonzero(~hopeless)
     cost[hopeless] = np.inf
-    cost[ok] += _two_phase_cost(a[ok], pay[ok], p.floor[ok], np.maximum(cap[ok], p.floor[ok]), snr[ok])
+    cost[ok] += _two_phase_cost(a[ok], pay[ok], p.floor[ok], np.maximum(cap[ok], p.floor[ok]), _rows(snr, ok))
     return np.asarray(cost, dtype=np.float64)
 
 
@@ -188,7 +194,7 @@ def _greatest_shares(p: Problem, room: Floats) -> Floats:
     return np.asarray(cap, dtype=np.float64)
 
 
-def _two_phase_cost(a: Floats, pay: Floats, floor: Floats, cap: Floats, snr: Floats) -> Floats:
+def _two_phase_cost(a: Floats, pay: Floats, floor: Floats, cap: Floats, snr: Floats | None) -> Floats:
     """(K,) cost of both deadlines together: the greatest one-phase cost over mixtures of the phases.
 
     It is concave in the mixture; its slope has the sign of the difference of the latencies, so bisect.
@@ -197,7 +203,7 @@ def _two_phase_cost(a: Floats, pay: Floats, floor: Floats, cap: Floats, snr: Flo
     cost = (pay * _one_phase_shares(a.sum(axis=1), pay, floor, cap, snr)).sum(axis=1)  # right where one phase is empty
     if not both.size:
         return np.asarray(cost, dtype=np.float64)
-    a, pay, floor, cap, snr = a[both], pay[both], floor[both], cap[both], snr[both]
+    a, pay, floor, cap, snr = a[both], pay[both], floor[both], cap[both], _rows(snr, both)
     low, high, best = np.zeros(len(a)), np.ones(len(a)), np.zeros(len(a))
     for theta in (low, high):
         x = _one_phase_shares(_mixture(a, theta), pay, floor, cap, snr)
@@ -217,13 +223,13 @@ def _mixture(a: Floats, theta: Floats) -> Floats:
     return np.asarray(theta[:, None] * a[:, 0] + (1 - theta)[:, None] * a[:, 1], dtype=np.float64)
 
 
-def _one_phase_shares(a: Floats, pay: Floats, floor: Floats, cap: Floats, snr: Floats) -> Floats:
+def _one_phase_shares(a: Floats, pay: Floats, floor: Floats, cap: Floats, snr: Floats | None) -> Floats:
     """Cheapest shares between floor and cap at the least multiplier of latency that meets the deadline 1 (K, S)."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         bills = np.where(a > 0, pay / (a * _gain(cap, snr)), 0.0)  # multipliers that reach the caps
         top = bills.max(axis=1, initial=0.0) * 4 + 1e-300
-        low, high = np.full(len(a), -1400.0), np.log(top)
-        for _ in range(HALVINGS + 8):
+        low, high = np.full(len(a), LEAST_LOG), np.log(top)
+        for _ in range(HALVINGS + 10):  # of more than a thousand
             middle = (low + high) / 2
             x = np.clip(_share_at(np.exp(middle)[:, None] * a, pay, snr), floor, cap)
             late = _latency(a[:, None, :], x, snr)[:, 0] > 1
@@ -232,8 +238,10 @@ def _one_phase_shares(a: Floats, pay: Floats, floor: Floats, cap: Floats, snr: F
     return np.asarray(np.clip(x, floor, cap), dtype=np.float64)
 
 
-def _gain(x: Floats, snr: Floats) -> Floats:
+def _gain(x: Floats, snr: Floats | None) -> Floats:
     """(K, S) seconds saved by a little more share, per share and per second of work."""
+    if snr is None:
+        return np.asarray(x**-2.0)
     s = np.where(np.isinf(snr), 1.0, snr)
     return np.asarray(np.where(np.isinf(snr), x**-2.0, np.log1p(s) / x**2 * _bent(s / x)))
 
@@ -251,9 +259,9 @@ def _table() -> tuple[Floats, Floats]:
     return 2 * z + np.log(_bent(np.exp(z))), z
 
 
-def _share_at(a: Floats, pay: Floats, snr: Floats) -> Floats:
+def _share_at(a: Floats, pay: Floats, snr: Floats | None) -> Floats:
     """(K, S) share whose last bit saves as much latency as it costs; a: work times the multiplier of latency."""
-    if np.isinf(snr).all():
+    if snr is None:
         return np.asarray(np.where(a > 0, np.sqrt(a / pay), 0.0), dtype=np.float64)
     s = np.where(np.isinf(snr), 1.0, snr)
     v = np.exp(np.interp(np.log(pay * s**2 / (a * np.log1p(s))), *_table()))

@@ -14,10 +14,11 @@ import numpy as np
 from solvers._dual import Bundle, Dual, best_scale, minimise, new_bundle, starting_prices, worth
 from solvers._fit import FIT, Set, fit, new_set, put
 from solvers._jit import cached, lean, merged, nopython, source_digest
-from solvers._kernel import DEAD, DOUBLE, FIELDS, Prices, Raw, Table, at_least, prepare, prices_of, rigid_bill
-from solvers._oracle import Screen, evaluate, new_look, new_screen
+from solvers._kernel import DEAD, DOUBLE, FIELDS, Prices, Raw, Table, at_least, prices_of, rigid_bill
+from solvers._oracle import evaluate, new_look
 from solvers._point import Point, bill, cheapest, load, new_point, price_point, stretch
 from solvers._recovery import recover
+from solvers._screen import Screen, forget, new_screen, prepare
 from solvers._search import SAME, fill, options, repair, value_of
 from solvers._settle import settle
 from solvers._spread import spread
@@ -142,8 +143,7 @@ def _guide(
         for j in range(t.first[i], t.first[i + 1]):
             if t.value[j] < t.most[i] - SAME:
                 t.mode[j] = DEAD
-    for r in range(screen.price.shape[0]):
-        screen.price[r] = 0.0
+    forget(screen)
     guide, room, part = d, t.room.copy(), 0.0
     for _ in range(GUIDES):
         taken = _most_valuable(t, prices_of(t, guide.price), k, o) / worth(t, guide.price)
@@ -176,9 +176,11 @@ def _invite(t: Table, k: Set, p: Prices, o: Point) -> None:
 
 
 @merged
-def _admit(t: Table, k: Set, warm: Floats, limits: tuple[int, float], nodes: int, plan: bool, o: Point) -> Dual:
+def _admit(
+    t: Table, k: Set, warm: Floats, screen: Screen, limits: tuple[int, float], nodes: int, plan: bool, o: Point
+) -> Dual:
     """Choose points into k, settled afterwards, if there is to be a plan; returns the dual."""
-    ceiling, screen, bundle = _ceiling(t), new_screen(t), new_bundle(t)
+    ceiling, bundle = _ceiling(t), new_bundle(t)
     d = _begin(t, warm, ceiling, screen, o)
     price = d.price.copy()
     if plan and d.bound >= ceiling * (1.0 - SAME):
@@ -191,6 +193,7 @@ def _admit(t: Table, k: Set, warm: Floats, limits: tuple[int, float], nodes: int
     if not plan:
         return proven
     guide, everybody = d, proven.bound >= ceiling
+    modes = t.mode[: t.mode.shape[0] if everybody else 0].copy()
     if everybody:
         guide = _guide(t, k, d, ceiling, screen, bundle, limits, o)
         proven = Dual(ceiling, _faint(t, guide.price), d.look, d.evaluations, True)
@@ -199,12 +202,15 @@ def _admit(t: Table, k: Set, warm: Floats, limits: tuple[int, float], nodes: int
         _invite(t, k, prices_of(t, guide.price), o)
     for r in range(price.shape[0]):
         price[r] = guide.price[r]
-    opt = options(t, guide, o)
+    opt = options(t, guide, screen, o)
     repair(t, k, opt, guide.look.net, price, o)
     fill(t, k, opt, price, o)
     if nodes > 0 and opt.task.shape[0] == t.most.shape[0] and proven.bound - value_of(t, k.chosen) > SAME:
         price = improve(t, k, d, opt, price, nodes, o)
     settle(t, k, price, o)
+    if everybody:  # the table is as it was, and nothing is known about it
+        t.mode[:] = modes
+        forget(screen)
     return proven
 
 
@@ -223,23 +229,33 @@ def _point_costs(t: Table, price: Floats, cost: Floats, share: Floats, o: Point)
                 share[j, s] = o.x[s]
 
 
-def _make_preparation(digest: int) -> Callable[[Raw, Table], int]:
+@nopython
+def _keep_only(screen: Screen, price: Floats) -> None:
+    """Forget lists that were not made for exactly this price: what was solved before must not show in a plan."""
+    same = True
+    for r in range(price.shape[0]):
+        same = same and price[r] == screen.price[r]
+    if not same:
+        forget(screen)
+
+
+def _make_preparation(digest: int) -> Callable[[Raw, Table, Floats, Screen], int]:
     """Return what fills a table, compiled and kept; `digest` is part of its key in the cache."""
 
     @cached
-    def preparation(raw: Raw, t: Table) -> int:
-        prepare(raw, t)
+    def preparation(raw: Raw, t: Table, near: Floats, screen: Screen) -> int:
+        prepare(raw, t, near, prices_of(t, near), screen)
         return digest * 0
 
     return preparation
 
 
-def _make_entry(digest: int) -> Callable[[Table, int, Floats, Ints, int, int, float], _Answer]:
+def _make_entry(digest: int) -> Callable[[Table, Screen, int, Floats, Ints, int, int, float], _Answer]:
     """Return the one function that is compiled and kept besides; `digest` is part of its key in the cache."""
 
     @cached
     def entry(
-        t: Table, mode: int, price: Floats, chosen: Ints, evaluations: int, nodes: int, tolerance: float
+        t: Table, screen: Screen, mode: int, price: Floats, chosen: Ints, evaluations: int, nodes: int, tolerance: float
     ) -> _Answer:
         n_points, n_slots = t.root.shape
         cost, o = np.zeros(0), new_point(t)
@@ -259,7 +275,8 @@ def _make_entry(digest: int) -> Callable[[Table, int, Floats, Ints, int, int, fl
                 settle(t, k, balanced, o)
                 spread(t, k)
             return _Answer(k.chosen, k.share, balanced, cost, value_of(t, k.chosen), 0.0, 0, good)
-        d = _admit(t, k, price, (evaluations, tolerance), nodes, mode != _BOUND, o)
+        _keep_only(screen, price)
+        d = _admit(t, k, price, screen, (evaluations, tolerance), nodes, mode != _BOUND, o)
         if mode == _SOLVE:
             spread(t, k)
         return _Answer(k.chosen, k.share, d.price, cost, value_of(t, k.chosen), d.bound, d.evaluations, d.converged)
@@ -313,15 +330,17 @@ def _new_table(p: Problem, order: Ints) -> Table:
 class Tables:
     """A problem made ready for `solve`: keep it, and `refresh` it when numbers change, instead of starting anew.
 
-    The problem's arrays are read while solving: leave them as they are until the next `refresh`.
+    The problem's arrays are read while solving: leave them as they are until the next `refresh`. `near`: (R,) prices
+    that the next solve will start from; with them the first look at all points is part of making the tables.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, near: Floats | None = None) -> None:
         self._ids = problem.task_ids
         self.table: Table = _new_table(problem, _by_id(problem.task_ids))
-        _preparation(_raw(problem), self.table)
+        self.screen: Screen = new_screen(self.table)
+        _preparation(_raw(problem), self.table, _start(self.table, near), self.screen)
 
-    def refresh(self, problem: Problem) -> None:
+    def refresh(self, problem: Problem, near: Floats | None = None) -> None:
         """Take a problem's numbers; memory is used again where it has as many tasks, points and slots."""
         same = problem.task_ids == self._ids
         order = self.table.order if same else _by_id(problem.task_ids)
@@ -330,17 +349,24 @@ class Tables:
         if same and problem.slot.shape == old.root.shape and problem.n_resources + 1 == len(old.room):
             kept = {name: getattr(old, name) for name in ("room", "mode", "root", "cell", "most", "theta")}
             self.table = self.table._replace(**kept)
-        _preparation(_raw(problem), self.table)
+        shapes = [(table.root.shape, table.room.shape) for table in (old, self.table)]
+        if shapes[0] != shapes[1] or not np.array_equal(old.first, self.table.first):
+            self.screen = new_screen(self.table)
+        _preparation(_raw(problem), self.table, _start(self.table, near), self.screen)
 
 
-def _run(table: Table, mode: int, price: Floats | None, chosen: Ints | None, options: Mapping[str, float]) -> _Answer:
-    start = np.zeros(len(table.room) - 1) if price is None else _floats(np.asarray(price, dtype=np.float64))
+def _start(table: Table, price: Floats | None) -> Floats:
+    return np.zeros(len(table.room) - 1) if price is None else _floats(np.asarray(price, dtype=np.float64))
+
+
+def _run(ready: Tables, mode: int, price: Floats | None, chosen: Ints | None, options: Mapping[str, float]) -> _Answer:
     none = np.zeros(0, dtype=np.int64)
     picked = none if chosen is None else _ints(np.asarray(chosen, dtype=np.int64))
     evaluations, nodes = int(options.get("evaluations", EVALUATIONS)), int(options.get("nodes", NODES))
     tolerance = float(options.get("tolerance", TOLERANCE))
     with np.errstate(all="ignore"):  # 1 / 0 is inf and inf x 0 never meets a limit, as in compiled code
-        return _Answer(*_entry(table, mode, start, picked, evaluations, nodes, tolerance))
+        start = _start(ready.table, price)
+        return _Answer(*_entry(ready.table, ready.screen, mode, start, picked, evaluations, nodes, tolerance))
 
 
 def solve(
@@ -360,8 +386,8 @@ def solve(
     returned. Status.LIMIT: the evaluations were used up before the prices settled; plan and certificate hold.
     """
     options = options or {}
-    ready = tables or Tables(problem)
-    answer = _run(ready.table, _SOLVE if options.get("second_stage", 1.0) else _TIGHT, warm, None, options)
+    ready = tables or Tables(problem, warm)
+    answer = _run(ready, _SOLVE if options.get("second_stage", 1.0) else _TIGHT, warm, None, options)
     admitted = answer.chosen >= 0
     return Solution(
         status=Status.OK if answer.good else Status.LIMIT,
@@ -380,13 +406,13 @@ def dual_bound(
 ) -> tuple[float, Floats]:
     """Return (a proven upper bound on the value of any plan, the prices (R,) at which it holds)."""
     options = {"evaluations": float(evaluations), "tolerance": tolerance}
-    answer = _run(Tables(problem).table, _BOUND, warm, None, options)
+    answer = _run(Tables(problem, warm), _BOUND, warm, None, options)
     return answer.bound, answer.price
 
 
 def point_costs(problem: Problem, prices: Floats) -> tuple[Floats, Floats]:
     """At prices (R,): each point's least cost (J,), inf where it cannot be served, and the shares (J, S) for it."""
-    answer = _run(Tables(problem).table, _COSTS, prices, None, {})
+    answer = _run(Tables(problem), _COSTS, prices, None, {})
     return answer.cost, answer.share
 
 
@@ -395,5 +421,5 @@ def serve(problem: Problem, chosen: Ints, *, warm: Floats | None = None) -> tupl
 
     None: they do not fit together.
     """
-    answer = _run(Tables(problem).table, _SERVE, warm, chosen, {})
+    answer = _run(Tables(problem), _SERVE, warm, chosen, {})
     return (answer.share, answer.price) if answer.good else None

@@ -68,25 +68,30 @@ class Shard:
     def __init__(self, start: int, blocks: Sequence[Problem]) -> None:
         self.start = start
         self.blocks = tuple(blocks)
-        self.tables = [Tables(block).table for block in blocks]
+        self.tables = [Tables(block) for block in blocks]
         self.bounds = list(itertools.pairwise(itertools.accumulate((b.n_tasks for b in blocks), initial=0)))
 
     def outline(self) -> tuple[int, Problem, Floats]:
         """Return the number of tasks, the resources as a problem without tasks, and the blocks' values at no prices."""
         none = np.zeros(0, dtype=np.int64)
-        return self.bounds[-1][1], take(self.blocks[0], none), np.array([t.most.sum() for t in self.tables])
+        return self.bounds[-1][1], take(self.blocks[0], none), np.array([t.table.most.sum() for t in self.tables])
 
     def respond(self, price: Floats) -> Floats:
         """(blocks, 1 + R + R R) what tasks gain at prices (R,), their use, and the dual's second derivative in logs."""
         sums = []
-        for table in self.tables:
-            look, total = respond(table, price, np.zeros((0, table.slot.shape[1])))
+        for tables in self.tables:
+            look, total = self._look(tables, price)
             sums.append([total, *look.use[:-1], *look.bend.ravel()])
         return np.array(sums)
 
+    @staticmethod
+    def _look(tables: Tables, price: Floats) -> tuple[Look, float]:
+        """What is seen of a block at prices (R,), and the sum of what its tasks gain."""
+        return respond(tables.table, tables.screen, price, np.zeros((0, tables.table.slot.shape[1])))
+
     def doubts(self, price: Floats) -> Floats:
         """(n,) by how much each task's best point is better at prices (R,) than none, or worse."""
-        looks = [respond(table, price, np.zeros((0, table.slot.shape[1])))[0] for table in self.tables]
+        looks = [self._look(tables, price)[0] for tables in self.tables]
         return np.concatenate([np.where(look.pick >= 0, look.net, np.maximum(0.0, -look.gain)) for look in looks])
 
     def settle(self, price: Floats, left_open: Ints) -> Settled:
@@ -94,7 +99,7 @@ class Shard:
         points, shares, taken = [], [], []
         for b, block in enumerate(self.blocks):
             share = np.zeros((block.n_tasks, block.slot.shape[1]))
-            pick = respond(self.tables[b], price, share)[0].pick
+            pick = respond(self.tables[b].table, self.tables[b].screen, price, share)[0].pick
             pick[self._mine(left_open, b)] = -1
             served = np.flatnonzero(pick >= 0)
             share[pick < 0] = 0.0
@@ -235,7 +240,7 @@ def _look_at(pool: Pool, price: Floats, room: Floats, used: int) -> Dual:
     total, n = np.concatenate(pool.ask("respond", price)).sum(axis=0), len(room)  # (1 + R + R R,)
     none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
     use, bend = np.append(total[1 : n + 1], 0.0), total[n + 1 :].reshape(n, n)
-    look = Look(none, nothing, none, nothing, nothing, use, bend)
+    look = Look(none.reshape(0, 2), none, nothing, none, nothing, nothing, use, bend)
     return Dual(float(total[0] + (price * room).sum()), price, look, used, converged=False)
 
 

@@ -8,10 +8,10 @@ between tasks and paying with their other shares no longer keeps it.
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 
 import numpy as np
 
-from solvers.blocks import by_id
 from solvers.errors import BadProblem
 from solvers.problem import Ints, Problem
 from solvers.solution import Certificate, Solution
@@ -57,20 +57,22 @@ def round_grid(problem: Problem, solution: Solution, grid: Ints) -> tuple[Soluti
     from solvers._prbs import Site
     from solvers._round import Given, round_shares
 
-    p = problem
-    columns = (p.work, p.slack, p.floor, p.cap, p.activity, p.rigid, p.value)
-    work, slack, floor, cap, activity, rigid, value = (plain(column) for column in columns)
-    order = by_id(problem)  # ties go by id
-    chosen, share, promised = solution.chosen[order], solution.share[order], solution.promised[order]
-    given = Given(plain(p.slot), work, slack, floor, cap, activity, rigid, value, chosen, share, promised)
+    order = _by_id(problem.task_ids)
+    task = order[solution.chosen[order] >= 0]
+    names = ("slot", "work", "slack", "floor", "cap", "activity", "rigid", "value")
+    point = solution.chosen[task]
+    columns = {name: getattr(problem, name).take(point, axis=0) for name in names}
+    given = Given(task, share=solution.share.take(task, axis=0), promised=solution.promised[task], **columns)
     link = np.stack([problem.coupling_from, problem.coupling_to], axis=1)
     room = np.append(1.0 - problem.background, np.inf)
-    grids = np.append(grid, 0)
-    site = Site(grids, room, link, plain(problem.coupling_per_share), plain(solution.prices))
-    whole = round_shares(given, site)
-    place = np.argsort(order)
+    site = Site(np.append(grid, 0), room, link, plain(problem.coupling_per_share), plain(solution.prices))
+    whole = round_shares(given, site, problem.n_tasks)
     certificate = Certificate(whole.value, solution.certificate.bound)
-    rounded = dataclasses.replace(
-        solution, share=whole.share[place], promised=whole.promised[place], certificate=certificate
-    )
-    return rounded, whole.prbs[place]
+    rounded = dataclasses.replace(solution, share=whole.share, promised=whole.promised, certificate=certificate)
+    return rounded, whole.prbs
+
+
+@lru_cache(maxsize=4)
+def _by_id(ids: tuple[str, ...]) -> Ints:
+    """(N,) tasks in the order of their ids; from one tick to the next these are mostly the same."""
+    return np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)

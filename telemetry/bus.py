@@ -8,6 +8,7 @@ itself (`Pump`). See the ZeroMQ guide, chapter 2, and `zmq_getsockopt(3)`, ZMQ_F
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class Bus:
             try:
                 self.socket.bind(endpoint)
             except zmq.ZMQError as error:
-                raise BadEndpoint(f"{endpoint}: {error.strerror}") from None
+                raise _unusable(endpoint, error) from None
             self.endpoints.append(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
             if endpoint.startswith("ipc://"):
                 self._files.append(Path(endpoint.removeprefix("ipc://")))
@@ -115,7 +116,7 @@ class Bus:
         try:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
-            raise BadEndpoint(f"{endpoint}: {error.strerror}") from None
+            raise _unusable(endpoint, error) from None
         self.endpoints.append(endpoint)
 
     def wait(self, timeout_s: float) -> bool:
@@ -157,6 +158,12 @@ def user_of(frame: zmq.Frame) -> str:
         return str(frame.get("User-Id"))
     except zmq.ZMQError:
         return ""
+
+
+def _unusable(endpoint: str, error: zmq.ZMQError) -> BadEndpoint:
+    malformed = error.errno in {errno.EINVAL, errno.EPROTONOSUPPORT}
+    form = "an endpoint is written as tcp://127.0.0.1:5551 or ipc:///run/x.sock"
+    return BadEndpoint(f"{endpoint}: {form if malformed else error.strerror}")
 
 
 def is_loopback(endpoint: str) -> bool:

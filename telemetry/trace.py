@@ -212,7 +212,7 @@ def _read_bytes(path: Path) -> bytes:
     if not data:
         raise BadTrace(f"{path}: the file is empty")
     if not data.startswith(MAGIC):
-        raise BadTrace(f"{path}: not an MCAP file; `cosched import` and `cosched simulate` make traces")
+        raise BadTrace(f"{path}: not an MCAP file, which 'cosched import', 'simulate' and 'run' write")
     return data
 
 

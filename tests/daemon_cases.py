@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -161,6 +162,24 @@ def radio(place: Place, client: Client, n_ues: int = 4) -> Iterator[Radio]:
         yield source
     finally:
         publisher.close()
+
+
+@contextlib.contextmanager
+def repeated(action: Callable[[], object], period_s: float) -> Iterator[None]:
+    """Do it again and again, in a thread: leases of UEs that the radio is silent about run out."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(period_s):
+            action()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:

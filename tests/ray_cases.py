@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import psutil
 
 if TYPE_CHECKING:
     from cosched.drivers.dispatch.cluster import Local
@@ -33,6 +34,7 @@ class RayCluster:
     address: str
     token_file: Path
     raylets: dict[str, int]  # site node -> process
+    head: int  # the process of its GCS
 
     def settings(self) -> dict[str, str]:
         """COSCHED_* of a daemon that joins."""
@@ -69,7 +71,7 @@ def ray_cluster(folder: Path, nodes: Sequence[str]) -> Iterator[RayCluster]:
     assert process.stdout is not None
     try:
         found = json.loads(process.stdout.readline())
-        yield RayCluster(found["address"], Path(found["token_file"]), found["raylets"])
+        yield RayCluster(found["address"], Path(found["token_file"]), found["raylets"], found["head"])
     finally:
         process.stdin.close()
         process.stdout.close()
@@ -89,7 +91,9 @@ def hold(folder: str, nodes: Sequence[str]) -> None:
     from cosched.drivers.dispatch.cluster import Local
 
     local = Local(nodes, Path(folder) / "processes.json")
-    show(json.dumps({"address": local.address, "token_file": str(token_file), "raylets": local.raylets}))
+    head = next(p.pid for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")
+    told = {"address": local.address, "token_file": str(token_file), "raylets": local.raylets, "head": head}
+    show(json.dumps(told))
     threading.Thread(target=reap, args=(local,), daemon=True).start()
     sys.stdin.read()
     local.close()

@@ -15,7 +15,7 @@ from cosched.report.model import SweepRow
 from cosched.resources import config_file
 from cosched.site import Site, load_site
 
-SMALL_LOADS = (1.5, 2.0)
+SMALL_LOADS = (2.0,)
 SMALL_SEEDS = (100, 101)
 SMALL_S = 60.0
 RIVALS = ("pf-admit:overbook=3", "pf-util:rho=0.9,overbook=3", "compute-only:overbook=2", "compute-only:overbook=3")
@@ -137,7 +137,7 @@ def mean_met(rows: list[SweepRow], policy: str) -> float:
 
 @pytest.mark.slow
 def test_joint_meets_more_than_every_decoupled_policy(small: list[SweepRow]) -> None:
-    """Two minutes of the bench's two hours; the bench has the figures. Deterministic, so that it cannot flicker."""
+    """Two minutes of the bench's two hours, at the highest load; it has the figures. Deterministic: no flicker."""
     joint = mean_met(small, "joint")
     assert joint >= 1.05 * max(mean_met(small, p) for p in RIVALS)
     assert joint >= 0.9 * mean_met(small, "greedy-residual")

@@ -94,6 +94,14 @@ def test_a_decoder_moves_with_what_it_has_generated():
     assert plan.promised.all()
 
 
+@pytest.mark.parametrize(("left_s", "reason"), [(1.0, "moved_node_lost"), (0.1, "node_lost")])
+def test_who_is_not_reported_needs_all_of_its_ttft_and_moves_while_some_is_left(left_s: float, reason: str):
+    core, _ = serving(n=1)
+    (home,) = nodes_of(core).values()
+    at_s = 0.1 + WORK.ttft_s - left_s
+    assert reasons(answer(core, core.handle(Barred(at_s, (home,))), at_s)) == {"t0": reason}
+
+
 def test_a_solve_that_was_open_is_planned_anew():
     core, _ = serving()
     (tick,) = core.handle(Tick(0.2))
@@ -127,7 +135,7 @@ def test_another_core_goes_on_without_the_node():
     assert set(nodes_of(other).values()) == {"edge1"}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), max_size=12), st.integers(0, 99))
 def test_no_plan_ever_has_a_task_on_a_barred_node(steps: list[tuple[int, bool, bool]], seed: int):
     core = TWO.core("joint", Settings())

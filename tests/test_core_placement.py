@@ -184,7 +184,7 @@ def test_another_core_goes_on_with_the_same_layers():
 first = st.one_of(st.none(), st.dictionaries(st.sampled_from(["llama", "qwen"]), st.integers(0, 9)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(first, first, st.booleans(), st.booleans()), min_size=1, max_size=6))
 def test_no_plan_has_a_task_on_layers_that_its_node_does_not_hold(steps: list[tuple[dict[str, int] | None, ...]]):
     core = core_of(WIDE)

@@ -21,7 +21,7 @@ WORK = LlmSession(model="llama-3-8b", context_tokens=0, new_tokens=64, max_outpu
 MODE = api.ModeView(mode="DRAINING", since_s=0.0)
 EXPLANATION = api.Explanation(task="t1", lease=LEASE, prices={"cell0/ul": 0.5}, planned={"cell0/ul": 1.0}, points=())
 WHATIF = api.WhatifResult(kept=3, unpromised=("t9",), leases=(LEASE,), planned={}, prices={})
-POLICY = api.PolicyView(policy="joint", baseline="pf-admit", available=("joint", "pf-admit"))
+POLICY = api.PolicyView(policy="joint", chosen="joint", baseline="pf-admit", available=("joint", "pf-admit"))
 
 # client method, its arguments -> verb, what the daemon must read, what it answers
 CALLS: list[tuple[str, tuple[Any, ...], str, api.Args, Any]] = [

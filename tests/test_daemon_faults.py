@@ -245,6 +245,19 @@ def _watchdog(daemon: Daemon, manager: socket.socket) -> None:
     _until_told(manager, "WATCHDOG=1")
 
 
+def test_a_daemon_that_compiles_ends_at_once(tmp_path: Path) -> None:
+    """Without a cache of compiled code a start takes a minute and more, and the compiler cannot be interrupted."""
+    place = Place(tmp_path, extra={"NUMBA_CACHE_DIR": str(tmp_path / "empty")})
+    with place.daemon() as daemon, daemon.client() as client:
+        assert client.status().mode == "STARTING"
+        time.sleep(2.0)  # in the midst of it; before it, there is nothing to wait for
+        assert client.status().mode == "STARTING"
+        code, took_s = daemon.stop()
+    assert code == 0
+    assert took_s < 10.0
+    assert "stopped" in daemon.log()
+
+
 def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
     first = Store(tmp_path / "state.sqlite")
     with pytest.raises(BadInput, match="another daemon uses it"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import numpy as np
 import pytest
@@ -16,9 +18,12 @@ from cosched.core.events import Event, Finished, Offered, Solved, SolveFailed, S
 from cosched.core.policy import fallback, policy
 from cosched.core.settings import Settings
 from cosched.core.snapshot import Snapshot
+from cosched.drivers.framing import framed
 from cosched.drivers.mode import IllegalMove, Mode, Modes, Move
 from cosched.drivers.packing import Ask, pack, solve_packed, unpack_ask
+from cosched.drivers.pool import Worker
 from cosched.drivers.progress import SILENT_S, Tracker
+from cosched.drivers.worker import READY
 from solvers import registry
 from telemetry.messages import LlmSession, SiteMessage, TaskOffer, TaskProgress, UeReport, UeReportBatch, VideoClip
 
@@ -157,6 +162,18 @@ def test_a_problem_that_no_solver_knows_is_answered_with_the_reason():
     problem = watched(sample_book(SECONDS), "joint").asked[-1][0]
     ask = Ask(request=1, solver="magic", options={}, warm=np.zeros(problem.n_resources), problem=problem)
     assert "magic" in solve_packed(pack(ask)).error
+
+
+def test_a_worker_that_is_ready_when_nobody_waits_any_more_is_no_defect():
+    async def work() -> None:
+        worker = Worker()
+        waiting = asyncio.create_task(worker.begin())
+        await asyncio.sleep(0)
+        waiting.cancel()  # the daemon ends
+        await asyncio.gather(waiting, return_exceptions=True)
+        worker.pipe_data_received(1, framed(READY))
+
+    asyncio.run(work())
 
 
 # --- modes ----------------------------------------------------------------------------------------------------------

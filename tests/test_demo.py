@@ -15,7 +15,7 @@ import pytest
 from daemon_cases import CLIP, PATIENCE_S, SESSION, Place, a_status, radio, until
 from replay_cases import sample
 
-from cosched.cli import demo_live, main
+from cosched.cli import demo, demo_live, main
 from cosched.cli.demo_live import Played
 from cosched.control_messages import CellView, Lease, ResourceView
 from cosched.core.policy import POLICIES
@@ -109,7 +109,8 @@ def test_a_signal_ends_it_with_its_daemons(tmp_path: Path, number: int, code: in
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kill_9_of_it_ends_its_daemon_in_order(tmp_path: Path):
+def test_kill_9_of_it_ends_its_daemon_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And the next one removes its folder, but none that is in use."""
     with started(tmp_path, "--no-cluster") as process:
         read_until(process, "the latest decision")
         daemon = daemon_of(process)
@@ -118,6 +119,11 @@ def test_kill_9_of_it_ends_its_daemon_in_order(tmp_path: Path):
         process.wait()
         until(lambda: working_in(tmp_path) == [])
     assert " stopped " in log.read_text().splitlines()[-1]
+    (left,) = tmp_path.iterdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with demo._folder() as mine, demo._folder() as other:
+        assert left not in {mine, other}
+        assert set(tmp_path.iterdir()) == {mine, other}
 
 
 def test_a_daemon_that_dies_is_the_error(tmp_path: Path):

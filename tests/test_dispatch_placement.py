@@ -126,6 +126,35 @@ def test_a_load_that_fails_or_does_nothing_is_left_for_the_report_to_show():
     assert (holding.loading, held(executor)) == (False, {("b", 0), ("b", 2)})
 
 
+def test_what_failed_and_then_did_not_is_not_reported_any_more():
+    executor, holding = keeper()
+    executor.broken = {("b", 1)}
+    holding.ask(order(Layers("b", 0, 3, 30.0)))
+    holding.settle()
+    assert holding.failed == "load b: no such tensor"
+    executor.broken.clear()
+    holding.settle()  # as while others wait
+    assert holding.failed == ""
+    assert held(executor) == {("b", 0), ("b", 1), ("b", 2)}
+
+
+def test_what_fails_of_an_older_order_says_nothing_of_the_newer_one():
+    class Slow(Watched):
+        def load(self, layers: Layers) -> None:
+            if layers.model == "b":
+                holding.ask(order(Layers("c", 0, 1, 10.0)))  # meanwhile
+            super().load(layers)
+
+    executor = Slow()
+    executor.broken = {("b", 0)}
+    holding = Holding(executor)
+    holding.ask(order(Layers("b", 0, 1, 10.0)))
+    holding.settle()
+    assert (holding.loading, holding.failed) == (True, "")
+    holding.settle()
+    assert (holding.loading, holding.failed, held(executor)) == (False, "", {("c", 0)})
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_executor_that_breaks_its_contract_is_reported_for_good_and_drained():
     class Broken(Ledger):

@@ -81,7 +81,7 @@ def test_a_lease_is_asked_for_followed_and_measured(at: Setting) -> None:
 def _reasons(at: Setting, ended: threading.Event) -> Iterator[str]:
     from cosched.client import Client
 
-    with Client(at.control) as client:
+    with Client(at.home.control) as client:
         while not ended.is_set():
             for lease in client.follow("asked", timeout_s=0.1):
                 yield lease.reason

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra [llm] is not installed")
 
 import runtime_cases as cases
-from daemon_cases import PATIENCE_S, Place, Radio, radio, until
+from daemon_cases import PATIENCE_S, Place, radio, repeated, until
 
 from cosched.runtime.chain import Hop, Links, Route
 from cosched.runtime.generation import Generation
@@ -51,9 +48,14 @@ def test_a_lease_splits_a_model_and_the_daemon_hears_how_it_went(tmp_path: Path)
     place, host = Place(tmp_path, {"SITE": str(site)}), cases.HostProcess(tmp_path, "edge0")
     tokens = ",".join(map(str, cases.PROMPT))
     model = ["--model", f"llama={tmp_path / 'llama.json'}", "--seed", str(cases.SEED), "--threads", "1", "--json"]
-    asking = ["--control", place.control, "--connect", place.bus, "--tokens", tokens, "--max-tokens", str(N_TOKENS)]
+    asking = ["--endpoint", place.control, "--connect", place.bus, "--tokens", tokens, "--max-tokens", str(N_TOKENS)]
     try:
-        with place.daemon() as daemon, daemon.ready() as client, radio(place, client) as channel, kept_up(channel):
+        with (
+            place.daemon() as daemon,
+            daemon.ready() as client,
+            radio(place, client) as channel,
+            repeated(lambda: channel.report(2.0, 2.0, 2.0, 2.0), 0.2),
+        ):
             endpoint = host.endpoint()
             node = ["--node", f"edge0={endpoint}", "--ttft", "5", "--tpot", "1"]
             done = cosched_ue(*model, *asking, *node, "--max-layers", "2", "--private", "--task", "t1")
@@ -74,24 +76,6 @@ def test_a_lease_splits_a_model_and_the_daemon_hears_how_it_went(tmp_path: Path)
         host.kill()
 
 
-@contextmanager
-def kept_up(channel: Radio) -> Iterator[None]:
-    """Let the radio report all the time: leases of UEs that it is silent about run out."""
-    ended = threading.Event()
-
-    def report() -> None:
-        while not ended.wait(0.2):
-            channel.report(2.0, 2.0, 2.0, 2.0)
-
-    thread = threading.Thread(target=report)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def along(source: cases.ModelSource, route: Route) -> list[int]:
     """Tokens along a route, from this process."""
     links = Links()
@@ -109,7 +93,7 @@ def along(source: cases.ModelSource, route: Route) -> list[int]:
         (["--tokens", "1,b"], "token ids with commas"),
         (["--prompt", "x", "--node", "edge0"], "NAME=ENDPOINT"),
         (["--prompt", "x", "--split", "3"], "--split 3 of 6 layers needs a --node"),
-        (["--prompt", "x", "--control", "ipc:///nowhere"], "no daemon is there"),
+        (["--prompt", "x", "--endpoint", "ipc:///nowhere"], "no daemon is there"),
         (["--prompt", "x", "--device", "tpu"], "--device tpu"),
         (["--prompt", "x", "--dtype", "int8"], "there are: float32"),
     ],

@@ -290,3 +290,49 @@ def test_many_tasks_on_few_prbs_keep_what_the_prbs_allow():
     rounded, _ = round_prbs(problem, solution, 0, 100)
     assert check.verify(problem, rounded, dual=False) == []
     assert rounded.promised.sum() == 100
+
+
+def test_hardly_more_is_lost_than_must_be():
+    """Duality: at any prices, what whole PRBs of the chosen points can be worth; one task of each resource is forgiven.
+
+    Work of one phase on a cell and on a node: with p of its PRBs the least share of the node is closed.
+    """
+    problem, n_prb = instances.make(2000, 5).problem, 5000
+    solution = price.solve(problem)
+    rounded, _ = round_grid(problem, solution, np.repeat([n_prb, 0], [4, 4]))
+    chosen = solution.chosen[solution.promised]
+    part = problem.work[chosen, 0] / problem.slack[chosen, 0][:, None]  # (K, 2)
+    prbs = np.arange(1, n_prb + 1)
+    bound = solution.prices @ (1 - problem.background)
+    for j, (cell, node) in zip(chosen, part, strict=True):
+        left = 1 - cell * n_prb / prbs
+        need = np.divide(node, left, out=np.full(n_prb, np.inf), where=left > 0) if node > 0 else 0 * left
+        need[(left < 0) | (need > 1)] = np.inf
+        at_cell, at_node = solution.prices[problem.slot[j]]
+        bound += max(0.0, problem.value[j] - (at_cell * prbs / n_prb + at_node * need).min())
+    assert bound - problem.n_resources <= rounded.certificate.value <= bound
+
+
+@pytest.mark.parametrize("priced", [False, True])
+def test_the_order_of_many_tasks_changes_nothing(priced: bool):
+    """More tasks than single moves are tried for, with couplings and floors, from known prices and from none."""
+    problem = random_problem(7, 600, 3, 4, load=2.0, coupled=True, soft=True)
+    solution = price.solve(problem)
+    solution = solution if priced else dataclasses.replace(solution, prices=np.zeros(4))
+    order = np.random.default_rng(0).permutation(600)
+    inverse = np.concatenate(
+        [np.arange(a, b) for a, b in zip(problem.first[order], problem.first[order + 1], strict=True)]
+    )
+    place = np.append(np.argsort(inverse), -1)  # of each point in the permuted problem
+    permuted = dataclasses.replace(
+        solution,
+        chosen=place[solution.chosen[order]],
+        share=solution.share[order],
+        promised=solution.promised[order],
+    )
+    grid = np.array([300, 500, 0, 0])
+    (a, a_prbs), (b, b_prbs) = round_grid(problem, solution, grid), round_grid(take(problem, order), permuted, grid)
+    assert check.verify(problem, a, dual=False) == []
+    assert (a_prbs[order] == b_prbs).all()
+    assert (a.share[order] == b.share).all()
+    assert a.certificate == b.certificate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,18 @@ def test_node_memory_is_the_slice_less_the_weights() -> None:
     assert session_memory_bytes(NODE_BOUND) == pytest.approx([20e9 - weights])
     node = msgspec.structs.replace(NODE_BOUND.site.nodes[0], memory_bytes=1e9)
     assert session_memory_bytes(load_profiles(changed(NODE_BOUND.site, nodes=(node,)))).tolist() == [1e9]
+
+
+@given(st.floats(0.05, 1.0), st.floats(0.0, 0.01))
+def test_memory_of_placed_nodes_grows_with_their_slice_and_never_in_jumps(fraction: float, more: float) -> None:
+    def bytes_of(part: float) -> float:
+        node = msgspec.structs.replace(NODE_BOUND.site.nodes[0], fraction=part)
+        profiles = dataclasses.replace(NODE_BOUND, site=changed(NODE_BOUND.site, nodes=(node,)))
+        return float(session_memory_bytes(profiles, placed=True)[0])
+
+    whole = NODE_BOUND.node_devices[0].memory_bytes
+    assert bytes_of(fraction) >= 0.2 * fraction * whole * (1 - 1e-9)
+    assert -1.0 <= bytes_of(fraction + more) - bytes_of(fraction) <= more * whole + 1.0
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

@@ -171,7 +171,7 @@ def _request(at: Setting, asked: Asked) -> tuple[Leased, Measured]:
 
 def _follow(at: Setting, task: str, granted_hz: float, ended: threading.Event) -> None:
     """Shape the uplink anew whenever the lease grants something else."""
-    with Client(at.control) as client:
+    with Client(at.home.control) as client:
         while not ended.is_set():
             for lease in client.follow(task, timeout_s=0.05):
                 if lease.bandwidth_hz and lease.bandwidth_hz != granted_hz:

@@ -24,6 +24,7 @@ from cosched.client import Client
 from cosched.drivers.zap import new_pair
 from cosched.errors import BadInput
 from cosched.keys import KeyPair, allow, write_pair
+from cosched.places import Home
 from cosched.profiles.calibration import Calibration
 from telemetry.bus import Publisher
 from telemetry.messages import UeReport
@@ -114,7 +115,7 @@ HEADERS: Final = 66 / 1448  # Ethernet, IPv4 and TCP with time stamps, of what a
 class Setting:
     """The two hosts with what runs in them."""
 
-    folder: Path
+    home: Home  # of the daemon: ipc knows no namespaces
     plant: Plant
     edge: Host
     ue: Host
@@ -142,16 +143,6 @@ class Setting:
         self.tell(job)
         return self.hear(Measured)
 
-    @property
-    def control(self) -> str:
-        """The daemon's control socket: ipc knows no namespaces."""
-        return f"ipc://{self.folder}/run/control.sock"
-
-    @property
-    def telemetry(self) -> str:
-        """The daemon's telemetry socket."""
-        return f"ipc://{self.folder}/run/telemetry.sock"
-
 
 @contextmanager
 def setting(folder: Path, tflops: float, gb_s: float, sizes: Mapping[str, object] = CONFIG) -> Iterator[Setting]:
@@ -159,7 +150,7 @@ def setting(folder: Path, tflops: float, gb_s: float, sizes: Mapping[str, object
 
     tflops and gb_s: peaks of one core of this machine, in 16-bit terms; sizes: config.json of the model.
     """
-    config, device = folder / "config.json", folder / "cpu.toml"
+    home, config, device = Home(folder), folder / "config.json", folder / "cpu.toml"
     config.write_text(json.dumps(sizes))
     device.write_text(DEVICE.format(tflops=tflops, gb_s=gb_s))
     site = SITE.format(device=device, config=config, message_bytes=MESSAGE_BYTES, overhead=HEADERS)
@@ -177,8 +168,8 @@ def setting(folder: Path, tflops: float, gb_s: float, sizes: Mapping[str, object
         assert serving.stdout is not None  # noqa: S101  # opened as a pipe
         if not serving.stdout.readline():
             raise BadInput(f"suite network: the host ended with {serving.wait()}; its errors are above")
-        found = Setting(folder, plant(site, "suite network", {}), edge, ue, serving, environment)
-        setup = UeSetup(str(config), str(ue_key), endpoint, pair.public, found.control, found.telemetry)
+        found = Setting(home, plant(site, "suite network", {}), edge, ue, serving, environment)
+        setup = UeSetup(str(config), str(ue_key), endpoint, pair.public, home.control, home.telemetry)
         told = msgspec.json.encode(setup).decode()
         command = [sys.executable, "-m", "cosched.bench.network_ue", told]
         found.process = ue.start(command, environment, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
@@ -201,23 +192,22 @@ def _keys(folder: Path) -> tuple[KeyPair, Path]:
 @contextmanager
 def daemon(at: Setting) -> Iterator[Client]:
     """A daemon in the host's namespace, told of a steady channel; the client is connected when it decides."""
-    run = at.folder / "run"
-    run.mkdir()
+    home = at.home
     environment = {
-        **at.environment, "RUNTIME_DIRECTORY": str(run), "STATE_DIRECTORY": str(at.folder / "state"),
-        "COSCHED_SITE": str(at.folder / "site.toml"), "COSCHED_TELEMETRY_BIND": f'["{at.telemetry}"]',
+        **at.environment, **home.variables,
+        "COSCHED_SITE": str(home.folder / "site.toml"), "COSCHED_TELEMETRY_BIND": f'["{home.telemetry}"]',
         "COSCHED_CORE_CALIBRATION_MOST": str(MOST_OFF), "COSCHED_LOG_LEVEL": "warning",
         "COSCHED_CLUSTER_MODE": "off",
     }  # fmt: skip
     at.edge.start(_program("run"), environment)
     ended = threading.Event()
-    radio = threading.Thread(target=_report, args=(at.telemetry, ended))
+    radio = threading.Thread(target=_report, args=(home.telemetry, ended))
     radio.start()
     try:
         until_s = time.monotonic() + READY_S
-        while not (run / "control.sock").exists() and time.monotonic() < until_s:
+        while not Path(home.control.removeprefix("ipc://")).exists() and time.monotonic() < until_s:
             time.sleep(REPORT_S)
-        with Client(at.control) as client:
+        with Client(home.control) as client:
             while client.status().mode == "STARTING" or not client.status().ingest.reports:
                 if time.monotonic() > until_s:
                     raise BadInput(f"suite network: the daemon was not ready after {READY_S:.0f} s")

@@ -151,7 +151,8 @@ def whatif(found: api.WhatifResult) -> None:
 
 def policy(found: api.PolicyView) -> None:
     """Print the policy in force and those there are."""
-    _say(f"{found.policy} (baseline {found.baseline}); there are: {', '.join(found.available)}")
+    waits = "" if found.chosen == found.policy else f"while DEGRADED, then {found.chosen} "
+    _say(f"{found.policy} {waits}(baseline {found.baseline}); there are: {', '.join(found.available)}")
 
 
 def mode(found: api.ModeView) -> None:

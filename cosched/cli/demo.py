@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from cosched.drivers.replay import Workbook
     from cosched.report.model import ReplayResult
 
+PREFIX: Final = "cosched-demo-"  # of a folder for temporary files
 SOCKET_PATH: Final = 108  # bytes of sockaddr_un.sun_path, unix(7)
 
 LIVE: Final = """
@@ -123,13 +126,32 @@ def _refuse_unwritable(report: Path) -> None:
 def _folder() -> Iterator[Path]:
     """Yield a folder for the daemon's sockets, state and captures; it goes at the end. Raises BadInput."""
     try:
-        made = tempfile.TemporaryDirectory(prefix="cosched-demo-", ignore_cleanup_errors=True)
+        _remove_leftovers()
+        made = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
     except OSError as error:
         raise BadInput(f"no folder for temporary files can be written ({error}); name one in $TMPDIR") from None
-    with made as folder:
+    with made as folder, _owned(Path(folder)):
         if len(folder) + len("/c/run/telemetry.sock") >= SOCKET_PATH:
             raise BadInput(f"{folder}: too long a path for a socket; name a shorter folder in $TMPDIR")
         yield Path(folder)
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of demos that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), _owned(folder):  # else it is somebody's
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with this process however that ends. Raises OSError where another has it."""
+    opened = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
 
 
 @contextlib.contextmanager

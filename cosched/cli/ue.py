@@ -16,6 +16,7 @@ from cosched.errors import BadInput
 from cosched.runtime.extra import prepare
 
 if TYPE_CHECKING:
+    from cosched.runtime.asking import Asking, Make
     from cosched.runtime.chain import Hop, Route
     from cosched.runtime.generation import Generation
     from cosched.runtime.text import Text
@@ -33,7 +34,7 @@ def ue(
     prompt: Annotated[str, typer.Option(help="Text to begin with; bytes are tokens where there is no tokenizer.")] = "",
     tokens: Annotated[str, typer.Option(help="Token ids to begin with instead, such as 1,15,2.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="How many to generate at most.")] = 64,
-    control: Annotated[str, typer.Option(help="The daemon's control socket; none: this user's or the service's.")] = "",
+    endpoint: Annotated[str, typer.Option(help="Where the daemon answers; none: this user's or the service's.")] = "",
     connect: Annotated[str, typer.Option(help="The daemon's telemetry socket.")] = "tcp://127.0.0.1:5551",
     split: Annotated[
         int, typer.Option(min=-1, help="Without a daemon: layers on this device, the rest on --node.")
@@ -70,8 +71,6 @@ def ue(
     from cosched.control_messages import SubmitArgs
     from cosched.runtime.asking import Asking
     from cosched.runtime.chain import Links
-    from cosched.runtime.errors import CannotContinue
-    from cosched.runtime.follow import route_of
     from cosched.runtime.generation import Generation
     from cosched.runtime.model import dtype_of
     from cosched.runtime.parts import Part
@@ -79,41 +78,32 @@ def ue(
     from cosched.runtime.text import text_of
     from telemetry.messages import LlmSession
 
-    source = named_model(model, seed)
-    text = text_of(model.rpartition("=")[2])
-    begin = _begin(prompt, tokens, text)
-    n_layers = source.n_layers
+    source, text = named_model(model, seed), text_of(model.rpartition("=")[2])
+    begin, n_layers = _begin(prompt, tokens, text), source.n_layers
     most = n_layers if max_layers < 0 else min(max_layers, n_layers)
     part = Part(source, dtype=dtype_of(dtype), device=device)
     part.load(0, most)  # before anybody waits for a token
     task = task or f"{name}-{os.getpid()}"
     nodes = dict(_node(item, n_layers) for item in node or [])
     keys, sampling = curve(key, server), Sampling(temperature=temperature, seed=sampling_seed)
-    links = Links(keys)
+    work = LlmSession(
+        model=source.name, context_tokens=0, new_tokens=len(begin), max_output_tokens=max_tokens, ttft_s=ttft,
+        tpot_s=tpot, private=private,
+    )  # fmt: skip
+    asked = SubmitArgs(task=task, ue=name, work=work, weight=weight, fallback=fallback)
 
-    def make(route: Route) -> Generation:
-        return Generation(part, task, begin, route, links, sampling=sampling, max_layers=most)
+    with contextlib.closing(Links(keys)) as links:
 
-    with contextlib.ExitStack() as stack:
-        stack.callback(links.close)
+        def make(route: Route) -> Generation:
+            return Generation(part, task, begin, route, links, sampling=sampling, max_layers=most)
+
         if split >= 0:
-            if split < n_layers and not nodes:
-                raise BadInput(f"--split {split} of {n_layers} layers needs a --node for the others")
-            run = make(route_of((split, precision, next(iter(nodes), "")), nodes, n_layers))
+            run = make(_route(split, precision, nodes, n_layers))
             _show(run, run.stream(max_tokens, source.end_tokens), text, None, as_json)
             return
-        work = LlmSession(
-            model=source.name, context_tokens=0, new_tokens=len(begin), max_output_tokens=max_tokens, ttft_s=ttft,
-            tpot_s=tpot, private=private,
-        )  # fmt: skip
-        asked = SubmitArgs(task=task, ue=name, work=work, weight=weight, fallback=fallback)
-        asking = stack.enter_context(Asking(asked, control=control, telemetry=connect, keys=keys))
-        try:
-            session = asking.begin(make, nodes, n_layers, patience)
-        except CannotContinue as error:
-            complain(str(error))
-            raise typer.Exit(EXIT_FAILED) from None
-        _show(session.generation, session.tokens(max_tokens, source.end_tokens), text, session, as_json)
+        with Asking(asked, control=endpoint, telemetry=connect, keys=keys) as asking:
+            session = _begun(asking, make, nodes, n_layers, patience)
+            _show(session.generation, session.tokens(max_tokens, source.end_tokens), text, session, as_json)
 
 
 def _begin(prompt: str, tokens: str, text: Text) -> list[int]:
@@ -138,6 +128,26 @@ def _node(item: str, n_layers: int) -> tuple[str, Hop]:
     if not name or "://" not in endpoint:
         raise BadInput(f"--node {item}: give NAME=ENDPOINT, such as edge0=tcp://10.0.0.7:5561")
     return name, Hop(endpoint, n_layers, check_public(key) if key else "")
+
+
+def _route(split: int, precision: int, nodes: dict[str, Hop], n_layers: int) -> Route:
+    """Return the route of --split: the first --node has the other layers. Raises BadInput."""
+    from cosched.runtime.follow import route_of
+
+    if split < n_layers and not nodes:
+        raise BadInput(f"--split {split} of {n_layers} layers needs a --node for the others")
+    return route_of((split, precision, next(iter(nodes), "")), nodes, n_layers)
+
+
+def _begun(asking: Asking, make: Make, nodes: dict[str, Hop], n_layers: int, patience_s: float) -> UeSession:
+    """Begin as the lease says. Raises Exit(1) where that cannot be."""
+    from cosched.runtime.errors import CannotContinue
+
+    try:
+        return asking.begin(make, nodes, n_layers, patience_s)
+    except CannotContinue as error:
+        complain(str(error))
+        raise typer.Exit(EXIT_FAILED) from None
 
 
 def _show(run: Generation, stream: Iterator[int], text: Text, session: UeSession | None, as_json: bool) -> None:

@@ -91,7 +91,7 @@ def policy(spec: str) -> Policy:
     """
     name, _, rest = spec.partition(":")
     if name not in POLICIES:
-        raise BadInput(f"--policy {name}: no such policy; there are: {', '.join(POLICIES)}")
+        raise BadInput(f"policy '{name}': no such policy; there are: {', '.join(POLICIES)}")
     known = POLICIES[name]
     if not rest:
         return known
@@ -99,12 +99,12 @@ def policy(spec: str) -> Policy:
     for item in rest.split(","):
         key, _, value = (part.strip() for part in item.partition("="))
         if key == "objective":
-            objective = checked_objective(value, f"--policy {spec}")
+            objective = checked_objective(value, f"policy '{spec}'")
             continue
         try:
             options[key] = float(value)
         except ValueError:
-            raise BadInput(f"--policy {spec}: '{item}' is not option=number") from None
+            raise BadInput(f"policy '{spec}': '{item}' is not option=number") from None
     return replace(known, name=spec, objective=objective, options=MappingProxyType(options))
 
 

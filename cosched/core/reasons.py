@@ -34,7 +34,7 @@ _SENTENCES: Final[dict[str, str]] = {
     Reason.UNPROMISED: "Served without a promise: this policy shares with everybody who asks.",
     Reason.MOVED: "Moved to another operating point that is better by more than the switch costs.",
     Reason.MOVED_NODE_LOST: "Moved: its node is gone, does not do what it is told, or has lost the layers.",
-    Reason.NODE_LOST: "Ended: its node, or the layers that it ran on there, are gone, and no other has room for it.",
+    Reason.NODE_LOST: "Ended: its node, or the layers that it ran on, are gone, and no other can hold its deadlines.",
     Reason.FENCED: "Ended: another daemon has taken over the nodes that it ran on.",
     Reason.REJECTED_NO_CHANNEL: "Rejected: no radio report of its user had come in, so nothing could be planned.",
     Reason.REJECTED_NO_POINT: "Rejected: no way to serve it holds its deadlines, even with cell and node to itself.",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cosched.errors import CoschedError
+from cosched.places import Home
 
 ENDING_S: Final = 10.0  # a daemon that was told to end takes less, also while its Ray starts; then it is killed
 STEP_S: Final = 0.02  # between two looks for its socket
@@ -24,21 +25,10 @@ class DaemonEnded(CoschedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class Child(Home):
     """A running daemon, and where its things are."""
 
-    folder: Path
     process: asyncio.subprocess.Process
-
-    @property
-    def control(self) -> str:
-        """Endpoint of its control socket."""
-        return f"ipc://{self.folder}/run/control.sock"
-
-    @property
-    def telemetry(self) -> str:
-        """Endpoint of its telemetry bus."""
-        return f"ipc://{self.folder}/run/telemetry.sock"
 
     async def listening(self) -> None:
         """Wait until its control socket is there."""
@@ -85,12 +75,12 @@ async def child(folder: Path, config: Path, environment: Mapping[str, str] | Non
     """
     clean = {k: v for k, v in os.environ.items() if not k.startswith("COSCHED_") or k == INHERITED}
     clean.pop("NOTIFY_SOCKET", None)
-    folders = {"STATE_DIRECTORY": f"{folder}/state", "RUNTIME_DIRECTORY": f"{folder}/run"}
+    own = {**clean, **Home(folder).variables, **(environment or {})}
     with (folder / "log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cosched.drivers.tether", str(os.getpid())),
             *(sys.executable, "-m", "cosched.cli.main", "run", "--config", str(config)),
-            env={**clean, **folders, **(environment or {})}, stdout=log, stderr=log, start_new_session=True,
+            env=own, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     started = Child(folder, process)
     try:

@@ -1,4 +1,4 @@
-"""Messages behind their length: what travels on a child's stdin."""
+"""Messages behind their length: what travels to and from a child."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def read_framed(stream: BinaryIO) -> bytes | None:
     length = int.from_bytes(head, "little")
     data = stream.read(length)
     return data if len(head) == LENGTH_BYTES and len(data) == length else None
+
+
+def write_framed(stream: BinaryIO, data: bytes) -> None:
+    """Write one message, whole to an unbuffered stream too."""
+    view = memoryview(framed(data))
+    while view:
+        view = view[stream.write(view) :]

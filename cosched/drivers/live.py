@@ -69,6 +69,7 @@ class Daemon:
         self.policy_chosen = loaded.settings.policy
         self._ended: asyncio.Event = asyncio.Event()
         self._exit_code = 0
+        self.is_compiling = False  # also when `run` was ended meanwhile: the compiler cannot be
         self._tasks: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
         self._barred: tuple[str, ...] = ()  # nodes that are not planned with
@@ -157,7 +158,9 @@ class Daemon:
         settings = self.loaded.settings
         policies = (self.policy_chosen, settings.shadow.baseline, *FALLBACK)
         # in a thread: without a cache of compiled code this takes minutes, and `status` should say so
+        self.is_compiling = True
         self.pool.start(await asyncio.to_thread(rehearse, self.engine.plant, settings.core, policies))
+        self.is_compiling = False
         gc.collect()
         gc.freeze()  # what is loaded by now stays: a full collection would look through half a million objects
         await self.pool.first.wait()
@@ -354,6 +357,7 @@ class Daemon:
         """Return the policy in force."""
         return api.PolicyView(
             policy=self.engine.core.policy.name,
+            chosen=self.policy_chosen,
             baseline=self.loaded.settings.shadow.baseline,
             available=tuple(POLICIES),
         )
@@ -469,6 +473,10 @@ def serve(loaded: Loaded) -> int:
     os.umask(0o007)  # sockets, state and captures: owner and group
 
     async def main() -> int:
-        return await Daemon(loaded).run()
+        daemon = Daemon(loaded)
+        code = await daemon.run()
+        if daemon.is_compiling:  # all is closed and on disk; Python would wait for the compiler, a minute and more
+            os._exit(code)
+        return code
 
     return asyncio.run(main())

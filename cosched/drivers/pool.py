@@ -16,8 +16,9 @@ from typing import Final
 import structlog
 
 from cosched.core.commands import Solve
+from cosched.drivers.framing import LENGTH_BYTES, framed
 from cosched.drivers.packing import Answer, Ask, pack, solve_packed, unpack_answer
-from cosched.drivers.worker import LENGTH_BYTES, READY
+from cosched.drivers.worker import READY
 from cosched.errors import CoschedError
 from solvers.solution import Solution
 
@@ -83,8 +84,9 @@ class Worker(asyncio.SubprocessProtocol):
                 hello = await heard
         except TimeoutError:
             hello = b""
+        finally:
+            self._forget()  # also where nobody waits any more, for the daemon is ending
         if hello != READY:
-            self._forget()
             raise SolveLost("the worker did not start")
 
     def ask(self, data: bytes, budget_s: float, done: Callable[[Answer | None, str], None]) -> None:
@@ -99,7 +101,7 @@ class Worker(asyncio.SubprocessProtocol):
 
         self._expect(answered)
         self._timer = self._loop.call_later(budget_s, late)
-        self._stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+        self._stdin.write(framed(data))
 
     async def solve(self, data: bytes, budget_s: float) -> Answer:
         """As `ask`, awaited. Raises SolveLost, and the process is then gone or going."""

@@ -89,7 +89,8 @@ class Store:
                 self._db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
             self._db.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            reason = "another daemon uses it" if "locked" in str(error) else str(error)
+            used = "another daemon uses it; give this one a state.dir of its own"
+            reason = used if "locked" in str(error) else str(error)
             raise BadInput(f"{path}: {reason}") from None
         except (sqlite3.DatabaseError, OSError) as error:
             raise BadInput(f"{path}: {error}; move it away to begin without state") from None

@@ -22,7 +22,7 @@ from cosched.site import DeviceShare, ModelRef, Site
 from cosched.workloads.base import Floats, ServedModel, WorkloadContext
 from cosched.workloads.quality import QualityTable, load_quality
 
-SESSION_PART: Final = 0.2  # of a slice that has no room for all models: for KV caches
+SESSION_PART: Final = 0.2  # of a slice is for KV caches at least, where nodes need not hold all models
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ def _node_memory(profiles: SiteProfiles, index: int, *, placed: bool) -> float:
         return node.memory_bytes
     slice_bytes = node.fraction * device.memory_bytes
     weights = sum(s.model.weight_bytes(s.ref.weight_bits, device.weight_format) for s in profiles.models.values())
-    if weights >= slice_bytes and placed:
-        return SESSION_PART * slice_bytes
+    if placed:
+        return max(slice_bytes - weights, SESSION_PART * slice_bytes)
     if weights >= slice_bytes:
         raise BadInput(
             f"{profiles.site.name}: nodes: {node.id}: the models' weights take {weights / 1e9:.1f} GB of "

@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cosched.control_messages import RayNode
 from cosched.drivers.dispatch import processes
+from cosched.drivers.dispatch.backoff import Backoff
 from cosched.drivers.dispatch.messages import Claim, NodeSpec
 from cosched.drivers.dispatch.node_actor import NAMESPACE, NodeActor, Registry
 from cosched.errors import CoschedError
@@ -37,8 +38,7 @@ HEAD: Final = {"node:__internal_head__": 0.001}  # resource that Ray gives to th
 REGISTRY: Final = "registry"
 PROBE_S: Final = 3.0  # a GCS that listens accepts a connection within
 ANSWER_S: Final = 20.0  # what a working cluster answers within
-AGAIN_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)  # from the death of a local Ray node to its next start ...
-SOUND_S: Final = 60.0  # ... which begins anew for one that has lived so long
+AGAIN_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)  # from the death of a local Ray node to its next start
 
 
 class NoCluster(CoschedError):
@@ -51,7 +51,7 @@ class Raylet:
 
     node: Any  # ray's own account of its processes
     began_s: float
-    deaths: int = 0  # in a row
+    backoff: Backoff = field(default_factory=lambda: Backoff(AGAIN_S))
     due_s: float = 0.0  # when it is started again, 0 = it lives
 
     @property
@@ -108,11 +108,10 @@ class Local:
             if raylet.process.poll() is None:
                 continue
             if not raylet.due_s:
-                raylet.deaths = raylet.deaths + 1 if now_s - raylet.began_s < SOUND_S else 1
-                raylet.due_s = now_s + AGAIN_S[min(raylet.deaths, len(AGAIN_S)) - 1]
+                raylet.due_s = now_s + raylet.backoff.died(now_s - raylet.began_s)
             elif now_s >= raylet.due_s and node not in ray_nodes():  # two with its label would be one too many
                 self._cluster.remove_node(raylet.node, allow_graceful=False)
-                self._raylets[node] = Raylet(self._start(node), time.monotonic(), raylet.deaths)
+                self._raylets[node] = Raylet(self._start(node), time.monotonic(), raylet.backoff)
 
     def note(self) -> None:
         """Write down its processes."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +21,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayT
 
 from cosched.control_messages import LayerRange, RayNode
 from cosched.drivers.dispatch import cluster, messages
+from cosched.drivers.dispatch.backoff import Backoff
 from cosched.drivers.dispatch.follow import Follower
 from cosched.drivers.dispatch.messages import (
     Ack,
@@ -41,8 +44,10 @@ from cosched.drivers.dispatch.messages import (
     runs,
     single,
 )
+from cosched.drivers.dispatch.silence import Silent, answered
 
 DISCOVERY_S: Final = 1.0  # between two looks at Ray's nodes
+THERE_S: Final = 1.0  # a cluster that works answers within; it needs some milliseconds
 START_S: Final = 120.0  # an actor that loads its runtime takes this long at most to answer for the first time
 BACKOFF_S: Final = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  # between two starts of an actor that dies again and again
 NEWS_S: Final = 1.0  # a node is told of this often even when nothing has changed
@@ -67,7 +72,9 @@ class Node:
     handle: Any = None
     ray_node: RayNode | None = None  # that carries its label
     drained_on: str = ""  # the Ray node that was given up
-    deaths: int = 0  # in a row, without a report in between
+    backoff: Backoff = field(default_factory=lambda: Backoff(BACKOFF_S))
+    began_s: float = math.inf  # when its actor reported for the first time
+    pause_s: float = 0.0  # before its actor is started again
     undelivered: int = 0
     refused: int = 0  # of older daemons, as reported
     told_s: float = 0.0
@@ -173,8 +180,24 @@ class Dispatcher:
         for node in self._nodes:
             before, node.ray_node = node.ray_node, alive.get(node.spec.id)
             if node.ray_node is not None and (before is None or before.id != node.ray_node.id):
-                node.deaths = 0  # another machine, or the same one again
+                node.backoff, node.pause_s = Backoff(BACKOFF_S), 0.0  # another machine, or the same one again
             node.news = msgspec.structs.replace(node.news, ray=node.ray_node)
+
+    async def _is_cluster_there(self, node: Node) -> bool:
+        """Whether the cluster answers at once; where it does not, wait until it does. Nodes order and ask it things.
+
+        A network that is cut, or a head that stands still, silences all nodes alike; those that serve go on serving.
+        """
+        look = asyncio.ensure_future(self.discover())
+        if (await asyncio.wait({look}, timeout=THERE_S))[0]:
+            look.result()
+            return True
+        before = node.news.state, node.news.why
+        node.say(before[0], "the cluster's head does not answer")
+        self._news(node)
+        await look
+        node.say(*before)
+        return False
 
     async def _tend(self, node: Node) -> None:
         while not self._is_fenced:
@@ -192,8 +215,8 @@ class Dispatcher:
 
     async def _start(self, node: Node) -> None:
         """Have an actor where a Ray node is there for it. Raises Gone."""
-        if node.deaths:
-            await asyncio.sleep(BACKOFF_S[min(node.deaths, len(BACKOFF_S)) - 1])
+        pause_s, node.pause_s = node.pause_s, 0.0
+        await asyncio.sleep(pause_s)
         if node.ray_node is None:
             if node.news.state != messages.LOST:
                 node.say(messages.ABSENT, _absent(node))
@@ -235,7 +258,7 @@ class Dispatcher:
                 await self._reported(node, report)
 
     async def _reported(self, node: Node, report: Report) -> None:
-        node.deaths = 0
+        node.began_s = min(node.began_s, time.monotonic())
         if report.refused > node.refused:
             node.refused = report.refused
             self._tell(Contested(node=node.spec.id, who=report.refused_who))
@@ -262,7 +285,7 @@ class Dispatcher:
 
     async def _lose(self, node: Node, why: str) -> None:
         handle, node.handle = node.handle, None
-        node.deaths += 1
+        node.pause_s, node.began_s = node.backoff.died(time.monotonic() - node.began_s), math.inf
         node.forget()
         node.say(messages.LOST, why)
         self._news(node)
@@ -283,17 +306,18 @@ class Dispatcher:
         Raises Gone.
         """
         patience_s = patience_s or self._begin.silent_s
+        there = partial(self._is_cluster_there, node)
         try:
-            async with asyncio.timeout(patience_s):
-                answer: Answer = _answer.decode(await getattr(node.handle, method).remote(*arguments))
+            asked = getattr(node.handle, method).remote(*arguments)
+            answer: Answer = _answer.decode(await answered(asked, patience_s, there))
         except ActorDiedError as error:
             raise Gone(_cause(error)) from None
         except ActorUnavailableError as error:
-            node.undelivered += 1
+            node.undelivered = node.undelivered + 1 if await there() else 0
             if node.undelivered >= UNAVAILABLE:
                 raise Gone(_cause(error)) from None
             return None
-        except TimeoutError:
+        except Silent:
             raise Gone(f"no answer within {patience_s:g} s") from None
         except RayError as error:
             raise Gone(_cause(error)) from None

@@ -72,6 +72,7 @@ class Holding:
     def settle(self) -> None:
         """Load and unload until all is as asked, or nothing more can be done for now."""
         self._changed.clear()
+        failed = ""
         in_use: dict[Layer, str] = {}  # and by whom
         given_up: set[Layer] = set()  # what came to nothing: whoever reads the report asks again
         while (step := self._next(in_use, given_up)) is not None:
@@ -81,10 +82,18 @@ class Holding:
             except InUse as error:
                 in_use[layer] = str(error)
             except CoschedError as error:
-                self.failed = f"{'load' if is_load else 'unload'} {layer[0]}: {error}"
+                failed = f"{'load' if is_load else 'unload'} {layer[0]}: {error}"
+                self._say(failed)
                 given_up.add(layer)
             if (layer in self._held()) != is_load:
                 given_up.add(layer)
+        self._say(failed)
+
+    def _say(self, failed: str) -> None:
+        """Report what failed; what was asked meanwhile has not been tried yet."""
+        with self._lock:
+            if not self._changed.is_set():
+                self.failed = failed
 
     def _next(self, in_use: Mapping[Layer, str], given_up: set[Layer]) -> tuple[Layer, bool] | None:
         """Return the next layer, and whether it is to be loaded or given back; None when there is none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -23,6 +24,7 @@ from cosched import control_messages as api
 from cosched.build import Plant
 from cosched.core.commands import Plan
 from cosched.drivers.dispatch import capacity, messages
+from cosched.drivers.dispatch.backoff import Backoff
 from cosched.drivers.dispatch.messages import (
     Assigned,
     Begin,
@@ -36,7 +38,7 @@ from cosched.drivers.dispatch.messages import (
     Taken,
     Update,
 )
-from cosched.drivers.dispatch.process import LENGTH_BYTES
+from cosched.drivers.framing import LENGTH_BYTES, framed
 from cosched.drivers.store import Store, StoreFailed
 from cosched.settings import Cluster
 from cosched.workloads.base import PointTable
@@ -98,6 +100,7 @@ class Link:
         self._contest_until_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
+        self._connected_s = math.inf  # when this dispatcher had a cluster
         self._ready = False  # for the next Update
         self._waiting = False  # there is one
         self._known: dict[str, tuple[int, Assigned]] = {}  # task -> row of its point, and what the dispatcher was told
@@ -160,34 +163,33 @@ class Link:
     async def _keep(self) -> None:
         """Have a dispatcher; when it ends, another one after a while."""
         await self._clean()
-        tries = 0
+        backoff, loop = Backoff(RETRY_S), asyncio.get_running_loop()
         while self._settings.mode != OFF and not self.fenced_by:
-            worked = await self._work()
+            self._connected_s = math.inf
+            try:
+                await self._work()
+            except OSError as error:  # no process to be had, for one: the machine has no memory for it
+                self.why = f"no dispatcher: {error}"
+            await self._end_process()
             if self.fenced_by:
                 return
-            tries = 0 if worked else tries + 1
-            await asyncio.sleep(RETRY_S[min(tries, len(RETRY_S) - 1)])
+            self.why = self.why or "the dispatcher ended; the log says why"
+            self._say("unreachable")
+            await asyncio.sleep(backoff.died(loop.time() - self._connected_s))
 
-    async def _work(self) -> bool:
-        """Start a dispatcher and listen to it until it ends; return whether it had a cluster."""
+    async def _work(self) -> None:
+        """Start a dispatcher and listen to it until it ends. Raises OSError where it cannot be started."""
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "cosched.drivers.dispatch.process",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._ready = False
         self._send(self._begin())
-        had_cluster = False
         with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):
             while True:
-                async with asyncio.timeout(None if had_cluster else CONNECT_S):
+                async with asyncio.timeout(CONNECT_S if math.isinf(self._connected_s) else None):
                     news = await self._read(process)
-                had_cluster = had_cluster or isinstance(news, Connected)
                 self._hear(news)
-        await self._end_process()
-        if not self.fenced_by:
-            self.why = self.why or "the dispatcher ended; the log says why"
-            self._say("unreachable")
-        return had_cluster
 
     async def _read(self, process: asyncio.subprocess.Process) -> News:
         assert process.stdout is not None  # noqa: S101  # it was asked for
@@ -196,9 +198,8 @@ class Link:
         return news
 
     def _send(self, message: Begin | Update) -> None:
-        data = _encode(message)
         if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+            self._process.stdin.write(framed(_encode(message)))
 
     def _specs(self) -> tuple[NodeSpec, ...]:
         """Nodes with what they are to hold at present."""
@@ -274,6 +275,7 @@ class Link:
 
     def _connected(self, news: Connected) -> None:
         self.epoch, self.address, self.why = news.epoch, news.address, ""
+        self._connected_s = asyncio.get_running_loop().time()
         self._remember(EPOCH, str(news.epoch))
         log.info("in command of the cluster", epoch=news.epoch, address=news.address)
         if news.took_over:
@@ -386,13 +388,12 @@ class Link:
             address=self.address,
             epoch=self.epoch,
             why=self.fenced_by or self.why,
-            nodes=tuple(self._view(n) for n in self.nodes.values()),
+            nodes=self._views(),
         )
 
-    def _view(self, news: NodeNews) -> api.ClusterNode:
-        shared = {name: getattr(news, name) for name in api.ClusterNode.__struct_fields__}
-        known = {"agent": self._agents.get(news.node), "short_bytes": self.short_bytes.get(news.node, 0.0)}
-        return api.ClusterNode(**{**shared, **known})
+    def _views(self) -> tuple[api.ClusterNode, ...]:
+        short_bytes = self.short_bytes
+        return tuple(_view(n, self._agents.get(name), short_bytes.get(name, 0.0)) for name, n in self.nodes.items())
 
 
 def _ended(task: asyncio.Task[None]) -> None:
@@ -409,6 +410,11 @@ def _assigned(task: str, table: PointTable, point: int) -> Assigned:
 
 def _served(news: NodeNews) -> tuple[str, str]:
     return news.endpoint, news.public_key
+
+
+def _view(news: NodeNews, agent: NodeReport | None, short_bytes: float) -> api.ClusterNode:
+    shared = {name: getattr(news, name) for name in api.ClusterNode.__struct_fields__}
+    return api.ClusterNode(**{**shared, "agent": agent, "short_bytes": short_bytes})
 
 
 def _shown(news: NodeNews) -> tuple[object, ...]:

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cosched.drivers.dispatch.messages import Begin, Failed, News, Update
+from cosched.drivers.framing import LENGTH_BYTES, framed
 from cosched.errors import CoschedError
 
 if TYPE_CHECKING:
     from cosched.drivers.dispatch.cluster import Local
     from cosched.drivers.dispatch.dispatcher import Dispatcher
 
-LENGTH_BYTES: Final = 4
 REAP_S: Final = 0.1  # a local Ray node that has died is noticed within
 NOTE_S: Final = 2.0  # between two notes of which processes a local cluster has
 FAREWELL_S: Final = 1.0  # to give up command of a cluster
@@ -68,9 +68,8 @@ class Pipe:
 
     def tell(self, news: News) -> None:
         """Say something."""
-        data = msgspec.msgpack.encode(news)
         with contextlib.suppress(BrokenPipeError):  # the daemon is gone: stdin says so too
-            self._out.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+            self._out.write(framed(msgspec.msgpack.encode(news)))
             self._out.flush()
 
 
