@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -37,6 +38,13 @@ def test_a_sheet_keeps_rows_in_order_and_finds_medians():
     ]
     assert sheet.median("c", "s", "ms") == 2.0
     assert 2.9 < sheet.p99("c", "s", "ms") <= 3.0
+
+
+def test_rows_of_a_sheet_go_into_json():
+    """With a bound of NumPy's, as certificates have."""
+    sheet = Sheet()
+    sheet.add("c", "s", "value", [np.float64(1.0)], bound=np.float64(2.0))
+    assert msgspec.json.decode(msgspec.json.encode(sheet.rows))[0]["bound"] == 2.0
 
 
 def test_times_are_of_this_process():

@@ -194,3 +194,20 @@ def test_a_million_points_are_solved_in_bounded_time_and_memory(tmp_path: Path):
     assert len(answer["tasks"]) == 31_250
     assert 0.999 * answer["bound"] <= answer["value"] <= answer["bound"]
     assert 5_000 < answer["value"] < 25_000
+
+
+def test_what_libraries_print_is_not_in_the_result(tmp_path: Path):
+    """HiGHS prints to C's stdout now and then, whatever it is asked; here any C code does, before and after."""
+    (tmp_path / "problem.json").write_text(json.dumps(GOOD))
+    code = f"""
+import ctypes
+from solvers import registry
+from cosched.cli.main import main
+c, joint = ctypes.CDLL(None), registry.get("joint")
+registry.get = lambda name: lambda problem: (c.printf(b"noise from C\\n"), joint(problem))[1]
+main(["solve", {str(tmp_path / "problem.json")!r}, "--json"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["value"] == 1.0
+    assert done.stderr == "noise from C\n"

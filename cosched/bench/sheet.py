@@ -28,7 +28,7 @@ class Sheet:
         self.rows.append(
             BenchRow(
                 suite=SUITE, case=case, subject=subject, figure=figure, p50=p50, p99=p99, n=len(values), value=mean,
-                bound=bound,
+                bound=None if bound is None else float(bound),  # NumPy's do not go into JSON
             )
         )  # fmt: skip
         self._values[case, subject, figure] = tuple(values)

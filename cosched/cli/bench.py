@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cosched.cli.common import EXIT_FAILED
+from cosched.cli.common import EXIT_FAILED, own_stdout
 
 if TYPE_CHECKING:
     from cosched.bench.model import Result
@@ -36,6 +36,7 @@ def bench(
     """
     from cosched.bench import suites
 
+    own_stdout()
     names = list(suites.SUITES) if suite is None else [suite]
     runs = [(name, suites.get(name)) for name in names]
     _refuse_lost_work(json_file, sweep_file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -27,6 +28,15 @@ PATIENCE_S: Final = 2.0  # what is done sooner needs no bar
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 OUR_ERRORS: Final = (CoschedError, SolverError, TelemetryError)
+
+
+def own_stdout() -> None:
+    """Let what C and C++ libraries print go to stderr, as HiGHS does unasked: stdout is for results."""
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+        sys.stdout = open(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115, PTH123
 
 
 def one_line(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.markup import escape
 
-from cosched.cli.common import JsonFlag, progress
+from cosched.cli.common import JsonFlag, own_stdout, progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +42,7 @@ def solve(
     """
     from solvers import codec, power, registry, second_stage
 
+    own_stdout()
     goal = second_stage.parse_goal(objective) if objective is not None else None
     function = registry.get(solver)
     where = str(problem) if str(problem) != "-" else "stdin"
