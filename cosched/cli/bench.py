@@ -36,13 +36,12 @@ def bench(
     """
     from cosched.bench import suites
 
-    own_stdout()
     names = list(suites.SUITES) if suite is None else [suite]
     runs = [(name, suites.get(name)) for name in names]
     _refuse_lost_work(json_file, sweep_file)
     results: list[Result] = []
     for name, run in runs:
-        with _bar(name) as progress:
+        with _bar(name) as progress, own_stdout():
             results.append(run(seeds=seeds, progress=progress))
         if json_file != STDOUT:
             _show(name, results[-1])

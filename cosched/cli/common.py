@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import sys
@@ -30,13 +31,21 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON
 OUR_ERRORS: Final = (CoschedError, SolverError, TelemetryError)
 
 
-def own_stdout() -> None:
-    """Let what C and C++ libraries print go to stderr, as HiGHS does unasked: stdout is for results."""
-    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
-        sys.stdout.flush()
-        kept = os.dup(1)
-        os.dup2(2, 1)
-        sys.stdout = open(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115, PTH123
+@contextlib.contextmanager
+def own_stdout() -> Iterator[None]:
+    """Let what C and C++ libraries print meanwhile go to stderr, as HiGHS does unasked: stdout is for results."""
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started us
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def one_line(text: str) -> str:

@@ -42,17 +42,17 @@ def solve(
     """
     from solvers import codec, power, registry, second_stage
 
-    own_stdout()
     goal = second_stage.parse_goal(objective) if objective is not None else None
     function = registry.get(solver)
     where = str(problem) if str(problem) != "-" else "stdin"
     parsed, snr = codec.read(_read(problem), where, lambda tasks: progress(tasks, "reading tasks"))
     started = time.perf_counter()
-    solution = function(parsed) if snr is None else power.solve(parsed, snr, function)
-    if goal is not None and snr is None:
-        solution = second_stage.second_stage(parsed, solution, goal)
-    elif goal is not None and snr is not None:
-        solution = power.second_stage(parsed, snr, solution, goal)
+    with own_stdout():
+        solution = function(parsed) if snr is None else power.solve(parsed, snr, function)
+        if goal is not None and snr is None:
+            solution = second_stage.second_stage(parsed, solution, goal)
+        elif goal is not None and snr is not None:
+            solution = power.second_stage(parsed, snr, solution, goal)
     solve_ms = 1e3 * (time.perf_counter() - started)
     if json:
         typer.echo(codec.solution_to_json(parsed, solution, solve_ms, snr))
