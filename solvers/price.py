@@ -356,7 +356,10 @@ class Tables:
 
 
 def _start(table: Table, price: Floats | None) -> Floats:
-    return np.zeros(len(table.room) - 1) if price is None else _floats(np.asarray(price, dtype=np.float64))
+    """Prices to start from; zeros, as for a cold start, where there are none or not all are finite."""
+    if price is None or not np.isfinite(price).all():
+        return np.zeros(len(table.room) - 1)
+    return _floats(np.asarray(price, dtype=np.float64))
 
 
 def _run(ready: Tables, mode: int, price: Floats | None, chosen: Ints | None, options: Mapping[str, float]) -> _Answer:

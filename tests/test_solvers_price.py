@@ -366,6 +366,17 @@ def test_where_all_fits_in_fractions_nearly_all_fits_in_whole_points(load: float
     assert found.certificate.value >= found.certificate.bound - problem.n_resources * problem.value.max()
 
 
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, -1.0, 0.0, 1e200, 1e-200])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_no_warm_prices_break_the_proof(bad: float, everywhere: bool):
+    problem = instances.make(300, 3).problem
+    cold = price.solve(problem)
+    warm = np.where(everywhere | (np.arange(problem.n_resources) == 2), bad, cold.prices)
+    solution = price.solve(problem, warm=warm)
+    assert check.verify(problem, solution) == []
+    assert solution.certificate.bound >= cold.certificate.bound * (1.0 - 1e-4)
+
+
 def same(a: Solution, b: Solution) -> bool:
     arrays = zip((a.chosen, a.share, a.prices), (b.chosen, b.share, b.prices), strict=True)
     return a.certificate == b.certificate and all(x.tobytes() == y.tobytes() for x, y in arrays)
