@@ -10,6 +10,7 @@ import numpy as np
 
 from solvers._jit import fetch, inlined, lean, nopython
 from solvers._kernel import (
+    AWAY,
     DEAD,
     DOUBLE,
     HIGH,
@@ -17,6 +18,7 @@ from solvers._kernel import (
     PAIR,
     PLAIN,
     RIGID,
+    WIDTH,
     Prices,
     Table,
     at_least,
@@ -24,7 +26,7 @@ from solvers._kernel import (
     with_couplings,
 )
 from solvers._point import Point, legs, price_point
-from solvers._screen import AWAY, WIDTH, Screen, holds, renew
+from solvers._screen import Screen, holds, renew
 from solvers.problem import Floats, Ints
 
 NOBODY: Final = -2  # rival of a task that does not waver

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from solvers._kernel import ACTIVITY, AWAY, DEAD, DOUBLE, HIGH, LOW, OTHER, REACH, RIGID
 from solvers.problem import Floats, Ints
 
 if TYPE_CHECKING:
     from solvers._kernel import Prices, Table
     from solvers._screen import Screen
 
-LOW, HIGH, RIGID, OTHER, ACTIVITY = 0, 1, 2, 3, 4  # fields of Table.cell
-A, FLOOR, CAP = 0, 2, 3  # ... and of what is made of them here
-REACH: Final = 0.1  # of solvers._screen, which imports this file
-AWAY: Final = 0.08000008
-DEAD: Final = 0
-DOUBLE: Final = 3
+A, FLOOR, CAP = 0, 2, 3  # rows of what is made of a table's cells here
 ROUNDS: Final = 80  # of the search between two phases
 
 

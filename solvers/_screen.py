@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from solvers import _reference
 from solvers._jit import COMPILED, inlined, nopython
-from solvers._kernel import DEAD, OTHER, PAIR, PLAIN, RIGID, Modes, Prices, Raw, Table, prepare_task, room_of
+from solvers._kernel import (
+    AWAY,
+    DEAD,
+    OTHER,
+    PAIR,
+    PLAIN,
+    REACH,
+    RIGID,
+    Modes,
+    Prices,
+    Raw,
+    Table,
+    prepare_task,
+    room_of,
+)
 from solvers.problem import Floats, Ints
-
-REACH: Final = 0.1  # part by which prices may move until every point is looked at anew
-WIDTH: Final = 0.08  # of a task's greatest value: what two choices differ by when the task is said to waver
-AWAY: Final = 1.000001 * WIDTH  # what points that are not listed are worse by
 
 
 class Screen(NamedTuple):

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from solvers._dual import Dual, worth
 from solvers._fit import FIT, ROOT, Set, fit, put
 from solvers._jit import inlined, lean, merged, nopython
-from solvers._kernel import DEAD, EDGE, HIGH, LOW, PLAIN, RIGID, Prices, Table, prices_of
+from solvers._kernel import DEAD, EDGE, HIGH, LOW, PLAIN, RIGID, WIDTH, Prices, Table, prices_of
 from solvers._oracle import Look
 from solvers._point import Point, price_point
-from solvers._screen import WIDTH, Screen, holds
+from solvers._screen import Screen, holds
 from solvers._settle import balance
 from solvers.problem import Floats, Ints
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from daemon_cases import Place, Radio, cosched, radio, until
+from daemon_cases import Place, Radio, cosched, radio, repeated, until
 
 from cosched.client import Client
 from cosched.control_messages import ClusterNode, Lease
@@ -78,24 +78,17 @@ def whole(client: Client, model: str) -> set[str]:
 @contextmanager
 def asked_for(client: Client, channel: Radio, model: str, tokens: int = LONG) -> Iterator[None]:
     """Tasks of a model arrive, three a second, and are released as soon as they are decided."""
-    ended = threading.Event()
+    numbers = itertools.count()
+    with Client(client.endpoint, timeout_s=60) as mine:
 
-    def ask() -> None:
-        n = 0
-        with Client(client.endpoint, timeout_s=60) as mine:
-            while not ended.wait(0.3):
-                channel.report(*[3.0] * 8)
-                mine.submit(f"{model}-{n}", f"ue{n % 4}", work(model, tokens))
-                mine.release(f"{model}-{n}")
-                n += 1
+        def ask() -> None:
+            n = next(numbers)
+            channel.report(*[3.0] * 8)
+            mine.submit(f"{model}-{n}", f"ue{n % 4}", work(model, tokens))
+            mine.release(f"{model}-{n}")
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+        with repeated(ask, 0.3):
+            yield
 
 
 class Runner:
