@@ -14,19 +14,25 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from solvers._fit import Set, elastic_room, new_set, put, scaled, serve, worth_of
 from solvers._jit import lean, nopython
 from solvers._kernel import ACTIVITY, DEAD, DOUBLE, EDGE, RIGID, Prices, Table, at_least, prices_of
 from solvers._point import A, ACT, CAP, FLOOR, Point, bill, cheapest, load, stretch
 from solvers._search import SAME
-from solvers._sparse_dual import BEYOND, HEATS, Blur, nets, new_blur
+from solvers._settle import _write
+from solvers._sparse_dual import BEYOND, HEATS, MEMORY, Blur, Tail, _descent, _moved, _remember, nets, new_blur
 from solvers.problem import Floats, Ints
 
-CREDITS: Final = (1.0, 1.0, 1.0, 0.5, 0.5, 0.0)  # a round each: part of the price that what a task leaves is worth
+ROUNDS: Final = 10  # of balancing and putting in
+UPGRADES: Final = 3  # the last rounds, in which those served may get more valuable points
+ENOUGH: Final = 0.002  # part of the worth of all room: where less is left, nobody is asked to move
+BALANCE: Final = 25  # looks at those served for prices that leave room everywhere
 DRIFT: Final = 5.0  # growth of the log price of a resource of which more is taken than planned, per part of it
 SCARCE: Final = 20.0  # ... of one of which less is left, once everybody has been asked
 SWING: Final = 3.0  # no log price is further from that of the bound
 PLAIN_PRICE: Final = 0.02  # of the mean price: what even a resource that the bound finds worthless costs when full
 VICTIMS: Final = 16  # that one point may try to push out
+PUSH: Final = 0.2  # part of a resource that somebody else is to have: what is there costs more by so much
 LOOKS: Final = 20  # at tasks to push out, per task and round, on average
 
 
@@ -229,13 +235,79 @@ def _first_round(t: Table, k: Pack, rank: Ints, price: Floats, p: Prices, o: Poi
 
 
 @nopython
-def _round(t: Table, k: Pack, rank: Ints, credit: float, p: Prices, o: Point) -> None:
-    """Take everybody out and put him back in, one by one, where he costs least; those not served as well."""
+def _upgrade(t: Table, k: Pack, rank: Ints, p: Prices, o: Point) -> None:
+    """Give everybody who is served the most valuable point that fits."""
     for i in rank:
-        old = _take_out(t, k, i, k.keep, p) if k.chosen[i] >= 0 else -1
-        j = _best_place(t, k, i, credit, p, o)
-        if (j < 0 or not _place(t, k, i, j, k.spare, p)) and old >= 0:
-            _place(t, k, i, old, k.keep, p)
+        if k.chosen[i] >= 0 and t.value[k.chosen[i]] < t.most[i] - SAME:
+            old = _take_out(t, k, i, k.keep, p)
+            j = _best_place(t, k, i, 0.0, p, o)
+            if j < 0 or t.value[j] <= t.value[old] + SAME or not _place(t, k, i, j, k.spare, p):
+                _place(t, k, i, old, k.keep, p)
+
+
+@nopython
+def _balance(t: Table, k: Pack, z: Set, price: Floats, o: Point) -> None:
+    """Move shares towards the cheapest ones at common prices (R,) at which room is left everywhere; prices move, too.
+
+    One by one tasks end in a deadlock: where all is full nobody can take more of one resource to give back another.
+    The prices are those of the second stage (solvers/_settle.py), by the steps of solvers/_sparse_dual.py.
+    """
+    n, looks = price.shape[0], 0
+    for i in range(k.chosen.shape[0]):
+        put(t, z, i, k.chosen[i])
+    elastic_room(t, z)
+    tail = Tail(np.zeros((MEMORY, n)), np.zeros((MEMORY, n)), np.zeros(MEMORY))
+    slope, then, step, new, bend = np.zeros(n), np.zeros(n), np.zeros(n), price.copy(), np.zeros(n)
+    c = scaled(t, z, new, serve(t, z, prices_of(t, new), o), o)
+    price[:] = new
+    height, head = c.height - worth_of(z, price), _pulled(z, price, slope, bend) * 0
+    while looks < BALANCE:
+        falls, part, before = _descent(tail, head, slope, bend, step), 1.0, height
+        if falls >= 0.0:
+            tail.scale[:] = 0.0
+            falls = _descent(tail, head, slope, bend, step)
+        for _ in range(3):
+            _moved(t, price, step, part, new)
+            height = serve(t, z, prices_of(t, new), o).height - worth_of(z, new)
+            looks += 1
+            if height >= before - 1e-4 * part * falls:
+                break
+            part *= 0.3
+        _pulled(z, new, then, bend)
+        head = _remember(tail, head, price, new, slope, then)
+        price[:], slope[:] = new, then
+    _write(t, z, price, False, z.share, o)
+    _towards(t, k, z.share)
+
+
+@nopython
+def _pulled(z: Set, price: Floats, slope: Floats, bend: Floats) -> int:
+    """Slope and diagonal of the second derivative (R,) of minus the second stage's dual in log prices."""
+    for r in range(price.shape[0]):
+        slope[r] = price[r] * (z.room[r] - z.use[1, r])
+        bend[r] = 0.5 * z.pull[r, r] + 0.02 * price[r] * z.room[r]
+    return 0
+
+
+@nopython
+def _towards(t: Table, k: Pack, share: Floats) -> None:
+    """Move shares towards others (N, S) as far as all fits: what both keep, everything between them keeps."""
+    n, part = k.left.shape[0], 1.0
+    other = np.zeros(n)
+    for i in t.order:
+        j = k.chosen[i]
+        for s in range(share.shape[1] if j >= 0 else 0):
+            r, more = t.slot[j, s], t.cell[j, ACTIVITY, s] * (share[i, s] - k.share[i, s])
+            other[r] += more
+            for c in range(t.link.shape[0]):
+                if t.link[c, 0] == r:
+                    other[t.link[c, 1]] += t.kappa[c] * more
+    for r in range(n - 1):
+        if other[r] > k.left[r]:
+            part = min(part, max(0.0, k.left[r]) / other[r])
+    for i in range(share.shape[0]):
+        for s in range(share.shape[1] if k.chosen[i] >= 0 else 0):
+            k.share[i, s] += part * (share[i, s] - k.share[i, s])
 
 
 @nopython
@@ -309,6 +381,43 @@ def _push_out(t: Table, k: Pack, i: int, j: int, other: int, p: Prices, o: Point
 
 
 @lean
+def _shifted(t: Table, k: Pack, i: int, p: Prices, o: Point) -> None:
+    """Let task i have what costs least by now and is worth no less than what it has."""
+    old, best, least = _take_out(t, k, i, k.keep, p), -1, math.inf
+    for j in range(t.first[i], t.first[i + 1]):
+        if t.mode[j] == DEAD or t.value[j] < t.value[old] - SAME or at_least(t, j, p) >= least:
+            continue
+        cost = _cost(t, k, i, j, p, o)
+        if cost < least:
+            best, least = j, cost
+            for s in range(o.x.shape[0]):
+                k.spare[s] = o.x[s]
+    if best < 0 or not _place(t, k, i, best, k.spare, p):
+        _place(t, k, i, old, k.keep, p)
+
+
+@lean
+def _make_room(t: Table, k: Pack, i: int, j: int, start: Ints, task: Ints, p: Prices, o: Point) -> bool:
+    """Serve task i by point j after the others on its resources have moved to where more is left, as far as needed."""
+    for s in range(t.slot.shape[1]):
+        r = t.slot[j, s]
+        k.expected[r] = PUSH * t.room[r]
+        _reprice(t, k, r, p)
+    done = False
+    for s in range(t.slot.shape[1]):
+        r = t.slot[j, s]
+        for m in range(start[r], start[r + 1]) if r < k.base.shape[0] and not done else range(0):
+            if not done and _takes(t, k, task[m], r) > 0.0:
+                _shifted(t, k, task[m], p, o)
+                done = _cost(t, k, i, j, p, o) < math.inf and _place(t, k, i, j, o.x, p)
+    for s in range(t.slot.shape[1]):
+        r = t.slot[j, s]
+        k.expected[r] = 0.0
+        _reprice(t, k, r, p)
+    return done
+
+
+@lean
 def _squeeze_in(
     t: Table, k: Pack, i: int, start: Ints, task: Ints, looks: int, p: Prices, o: Point
 ) -> int:
@@ -364,8 +473,8 @@ def _ranked(t: Table, net: Floats, cost: Floats) -> Ints:
 
 
 @nopython
-def _asking(t: Table, price: Floats, net: Floats, cost: Floats) -> None:
-    """Every task's best net value (N,) at prices (R,), which may be below 0, and what that point costs (N,)."""
+def _asking(t: Table, price: Floats, net: Floats, cost: Floats, likely: Ints) -> None:
+    """Every task's best net value (N,) at prices (R,), which may be below 0, what that point costs, and which it is."""
     p = prices_of(t, price)
     for i in range(t.most.shape[0]):
         net[i], cost[i] = -math.inf, 0.0
@@ -373,7 +482,7 @@ def _asking(t: Table, price: Floats, net: Floats, cost: Floats) -> None:
             if t.mode[j] != DEAD:
                 least = at_least(t, j, p)
                 if t.value[j] - least > net[i]:
-                    net[i], cost[i] = t.value[j] - least, least
+                    net[i], cost[i], likely[i] = t.value[j] - least, least, j
 
 
 @nopython
@@ -386,24 +495,52 @@ def _value(t: Table, k: Pack) -> float:
 
 
 @nopython
+def _idle(t: Table, k: Pack) -> float:
+    """Part of the worth of all room that is left."""
+    left = worth = 0.0
+    for r in range(k.base.shape[0]):
+        left += k.base[r] * k.left[r]
+        worth += k.base[r] * t.room[r]
+    return left / worth if worth > 0.0 else 0.0
+
+
+@nopython
+def _put_in(t: Table, k: Pack, rank: Ints, likely: Ints, p: Prices, o: Point) -> None:
+    """Serve whom there is room for, then whom room can be made for, while enough is left."""
+    for i in rank:
+        if k.chosen[i] < 0:
+            j = _best_place(t, k, i, 1.0, p, o)
+            if j >= 0:
+                _place(t, k, i, j, k.spare, p)
+    start, task = _members(t, k, rank)
+    for i in rank:
+        if k.chosen[i] < 0 and _idle(t, k) > ENOUGH:
+            _make_room(t, k, i, likely[i], start, task, p, o)
+
+
+@nopython
 def pack(t: Table, price: Floats, o: Point) -> Pack:
     """Plan from the prices (R,) of the bound."""
-    k, n_tasks = new_pack(t, price), t.most.shape[0]
-    net, cost = np.empty(n_tasks), np.empty(n_tasks)
-    _asking(t, price, net, cost)
+    k, n_tasks, z = new_pack(t, price), t.most.shape[0], new_set(t)
+    net, cost, likely = np.empty(n_tasks), np.empty(n_tasks), np.full(n_tasks, -1, dtype=np.int64)
+    _asking(t, price, net, cost, likely)
     rank, p = _ranked(t, net, cost), prices_of(t, k.base)
-    chosen, share, best = k.chosen.copy(), k.share.copy(), 0.0
+    chosen, share, best, balanced = k.chosen.copy(), k.share.copy(), 0.0, k.base.copy()
     for r in range(k.base.shape[0]):
         _reprice(t, k, r, p)
     _first_round(t, k, rank, price, p, o)
-    for credit in CREDITS:
+    for turn in range(ROUNDS):
         _recount(t, k, p)
-        _round(t, k, rank, credit, p, o)
-        start, task = _members(t, k, rank)
-        looks = LOOKS * n_tasks
-        for i in rank:
-            if k.chosen[i] < 0 and looks > 0:
-                looks = _squeeze_in(t, k, i, start, task, looks, p, o)
+        _balance(t, k, z, balanced, o)
+        _recount(t, k, p)
+        _put_in(t, k, rank, likely, p, o)
+        if turn >= ROUNDS - UPGRADES:
+            _upgrade(t, k, rank, p, o)
+            start, task = _members(t, k, rank)
+            looks = LOOKS * n_tasks
+            for i in rank:
+                if k.chosen[i] < 0 and looks > 0:
+                    looks = _squeeze_in(t, k, i, start, task, looks, p, o)
         value = _value(t, k)
         if value > best:
             best = value
