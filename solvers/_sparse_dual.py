@@ -183,7 +183,7 @@ def _dot(a: Floats, b: Floats) -> float:
 
 
 @nopython
-def _descent(tail: Tail, head: int, slope: Floats, bend: Floats, step: Floats) -> float:
+def descent(tail: Tail, head: int, slope: Floats, bend: Floats, step: Floats) -> float:
     """Step in log prices by the two loops of limited-memory BFGS, none longer than LONGEST; returns its slope (< 0)."""
     part, n = np.zeros(MEMORY), slope.shape[0]
     for r in range(n):
@@ -206,7 +206,7 @@ def _descent(tail: Tail, head: int, slope: Floats, bend: Floats, step: Floats) -
 
 
 @nopython
-def _remember(tail: Tail, head: int, old: Floats, new: Floats, before: Floats, after: Floats) -> int:
+def remember(tail: Tail, head: int, old: Floats, new: Floats, before: Floats, after: Floats) -> int:
     """Keep a step from prices `old` to `new` and what it did to the gradient; returns the next head."""
     for r in range(old.shape[0]):
         tail.step[head, r] = math.log(new[r] / old[r]) if old[r] > 0.0 and new[r] > 0.0 else 0.0
@@ -220,7 +220,7 @@ def _remember(tail: Tail, head: int, old: Floats, new: Floats, before: Floats, a
 
 
 @nopython
-def _moved(t: Table, price: Floats, step: Floats, part: float, new: Floats) -> None:
+def moved(t: Table, price: Floats, step: Floats, part: float, new: Floats) -> None:
     """Prices (R,) a part of a step away, rounded, none below what matters."""
     least = FADED * worth(t, price)
     for r in range(price.shape[0]):
@@ -241,19 +241,19 @@ def _at_heat(t: Table, start: Least, heat: float, most: int, b: Blur, o: Point) 
         if bound < least:
             least = bound
             best[:] = price
-        falls, part, before = _descent(tail, head, slope, b.bend, step), 1.0, height
+        falls, part, before = descent(tail, head, slope, b.bend, step), 1.0, height
         if falls >= 0.0:  # what is remembered misleads: the diagonal alone
             tail.scale[:] = 0.0
-            falls = _descent(tail, head, slope, b.bend, step)
+            falls = descent(tail, head, slope, b.bend, step)
         for _ in range(HALVES):
-            _moved(t, price, step, part, new)
+            moved(t, price, step, part, new)
             height, bound = blurred(t, new, heat, b, o)
             looks += 1
             if height <= before + ARMIJO * part * falls or looks >= most:
                 break
             part *= 0.4
         off = _slope(t, new, b, then)
-        head = _remember(tail, head, price, new, slope, then)
+        head = remember(tail, head, price, new, slope, then)
         calm = calm + 1 if before - height < CALM * abs(height) else 0
         price[:], slope[:] = new, then
     if bound < least:

@@ -1,10 +1,8 @@
-"""From prices to a plan where resources are many: tasks are put in one by one, each beside all others as they stand.
+"""A plan in the making where resources are many: tasks are put in one by one, each beside all others as they stand.
 
 Whether a set of points fits together asks, in solvers/_fit.py, for matrices of resources x resources. Here a task's
 shares are the cheapest within what is left on its resources, so a plan fits at every moment. Prices follow what is
-left: a resource that is not full costs next to nothing, and a round in which everybody is taken out and put back
-in moves use from where it is scarce to where it is not. Who is not served then may push out one that is, if that one
-finds another place, or is worth less.
+left: what is scarce costs more than at the bound's prices, what is not costs less.
 """
 
 from __future__ import annotations
@@ -14,26 +12,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers._fit import Set, elastic_room, new_set, put, scaled, serve, worth_of
 from solvers._jit import lean, nopython
-from solvers._kernel import ACTIVITY, DEAD, DOUBLE, EDGE, RIGID, Prices, Table, at_least, prices_of
+from solvers._kernel import ACTIVITY, DEAD, DOUBLE, EDGE, RIGID, Prices, Table, at_least
 from solvers._point import A, ACT, CAP, FLOOR, Point, bill, cheapest, load, stretch
-from solvers._search import SAME
-from solvers._settle import _write
-from solvers._sparse_dual import BEYOND, HEATS, MEMORY, Blur, Tail, _descent, _moved, _remember, nets, new_blur
 from solvers.problem import Floats, Ints
 
-ROUNDS: Final = 10  # of balancing and putting in
-UPGRADES: Final = 3  # the last rounds, in which those served may get more valuable points
-ENOUGH: Final = 0.002  # part of the worth of all room: where less is left, nobody is asked to move
-BALANCE: Final = 25  # looks at those served for prices that leave room everywhere
 DRIFT: Final = 5.0  # growth of the log price of a resource of which more is taken than planned, per part of it
-SCARCE: Final = 20.0  # ... of one of which less is left, once everybody has been asked
 SWING: Final = 3.0  # no log price is further from that of the bound
 PLAIN_PRICE: Final = 0.02  # of the mean price: what even a resource that the bound finds worthless costs when full
-VICTIMS: Final = 16  # that one point may try to push out
-PUSH: Final = 0.2  # part of a resource that somebody else is to have: what is there costs more by so much
-LOOKS: Final = 20  # at tasks to push out, per task and round, on average
 
 
 class Pack(NamedTuple):
@@ -67,7 +53,7 @@ def new_pack(t: Table, price: Floats) -> Pack:
 
 
 @lean
-def _reprice(t: Table, k: Pack, r: int, p: Prices) -> None:
+def reprice(t: Table, k: Pack, r: int, p: Prices) -> None:
     """Price of r by what is left of it, in all that p holds."""
     if r >= k.base.shape[0]:
         return
@@ -90,7 +76,7 @@ def _share_price(t: Table, r: int, p: Prices) -> None:
 
 
 @lean
-def _shift(t: Table, k: Pack, j: int, share: Floats, sign: float, p: Prices) -> None:
+def shift(t: Table, k: Pack, j: int, share: Floats, sign: float, p: Prices) -> None:
     """Give back (+1) or take (-1) what point j takes with its shares (S,); prices follow."""
     for s in range(share.shape[0]):
         r = t.slot[j, s]
@@ -101,8 +87,8 @@ def _shift(t: Table, k: Pack, j: int, share: Floats, sign: float, p: Prices) -> 
         for c in range(t.link.shape[0]):
             if t.link[c, 0] == r:
                 k.left[t.link[c, 1]] += sign * t.kappa[c] * counted
-                _reprice(t, k, t.link[c, 1], p)
-        _reprice(t, k, r, p)
+                reprice(t, k, t.link[c, 1], p)
+        reprice(t, k, r, p)
 
 
 @lean
@@ -143,7 +129,7 @@ def _overfilled(t: Table, k: Pack, j: int) -> bool:
 
 
 @lean
-def _cost(t: Table, k: Pack, i: int, j: int, p: Prices, o: Point) -> float:
+def cost_of(t: Table, k: Pack, i: int, j: int, p: Prices, o: Point) -> float:
     """What point j of task i costs beside all others, its shares into o.x; inf: it does not fit."""
     load(t, j, o)
     if not _capped(t, k, j, o):
@@ -159,11 +145,11 @@ def _cost(t: Table, k: Pack, i: int, j: int, p: Prices, o: Point) -> float:
 
 
 @lean
-def _place(t: Table, k: Pack, i: int, j: int, share: Floats, p: Prices) -> bool:
+def place(t: Table, k: Pack, i: int, j: int, share: Floats, p: Prices) -> bool:
     """Give task i point j with shares (S,); False, and nothing done, where that overfills a resource."""
-    _shift(t, k, j, share, -1.0, p)
+    shift(t, k, j, share, -1.0, p)
     if _overfilled(t, k, j):
-        _shift(t, k, j, share, 1.0, p)
+        shift(t, k, j, share, 1.0, p)
         return False
     k.chosen[i] = j
     for s in range(share.shape[0]):
@@ -172,378 +158,28 @@ def _place(t: Table, k: Pack, i: int, j: int, share: Floats, p: Prices) -> bool:
 
 
 @lean
-def _take_out(t: Table, k: Pack, i: int, keep: Floats, p: Prices) -> int:
+def take_out(t: Table, k: Pack, i: int, keep: Floats, p: Prices) -> int:
     """Take task i out; returns its point, its shares go into keep (S,)."""
     j = k.chosen[i]
     for s in range(keep.shape[0]):
         keep[s] = k.share[i, s]
         k.share[i, s] = 0.0
     k.chosen[i] = -1
-    _shift(t, k, j, keep, 1.0, p)
+    shift(t, k, j, keep, 1.0, p)
     return int(j)
 
 
 @lean
-def _best_place(t: Table, k: Pack, i: int, credit: float, p: Prices, o: Point) -> int:
+def best_place(t: Table, k: Pack, i: int, credit: float, p: Prices, o: Point) -> int:
     """Task i's point of the greatest value less `credit` times its cost that fits, its shares in k.spare; -1: none."""
     best, top = -1, -math.inf
     for j in range(t.first[i], t.first[i + 1]):
         if t.mode[j] == DEAD or t.value[j] - credit * at_least(t, j, p) <= top:
             continue
-        cost = _cost(t, k, i, j, p, o)
+        cost = cost_of(t, k, i, j, p, o)
         if cost < math.inf and t.value[j] - credit * cost > top:
             best, top = j, t.value[j] - credit * cost
             for s in range(o.x.shape[0]):
                 k.spare[s] = o.x[s]
     k.spare_net[0] = top
     return best
-
-
-@lean
-def _expect(t: Table, k: Pack, i: int, price: Prices, heat: float, b: Blur, p: Prices, o: Point) -> None:
-    """Take what task i is to have on average, its choice blurred at the prices of the bound, from what is expected."""
-    warm, first = heat * t.most[i], t.first[i]
-    top, whole = nets(t, i, price, BEYOND * warm, b, o), 0.0
-    for m in range(t.first[i + 1] - first):
-        whole += math.exp((b.net[m] - top) / warm)
-    whole += math.exp(-top / warm)
-    for m in range(t.first[i + 1] - first):
-        part = math.exp((b.net[m] - top) / warm) / whole
-        if part > 0.0:
-            for s in range(t.slot.shape[1]):
-                r = t.slot[first + m, s]
-                k.expected[r] -= part * (b.counted[m, s] + t.cell[first + m, RIGID, s])
-                for c in range(t.link.shape[0]):
-                    if t.link[c, 0] == r:
-                        k.expected[t.link[c, 1]] -= part * t.kappa[c] * b.counted[m, s]
-                        _reprice(t, k, t.link[c, 1], p)
-                _reprice(t, k, r, p)
-
-
-@nopython
-def _first_round(t: Table, k: Pack, rank: Ints, price: Floats, p: Prices, o: Point) -> None:
-    """Serve who is worth his cost, in turn; prices keep what is taken near the fractional plan of those asked so far."""
-    bound, b = prices_of(t, price), new_blur(t)
-    for i in rank:
-        _expect(t, k, i, bound, HEATS[-1], b, p, o)
-        j = _best_place(t, k, i, 1.0, p, o)
-        if j >= 0 and k.spare_net[0] > 0.0:
-            _place(t, k, i, j, k.spare, p)
-    k.steep[0] = SCARCE
-    for r in range(k.expected.shape[0]):
-        k.expected[r] = 0.0
-
-
-@nopython
-def _upgrade(t: Table, k: Pack, rank: Ints, p: Prices, o: Point) -> None:
-    """Give everybody who is served the most valuable point that fits."""
-    for i in rank:
-        if k.chosen[i] >= 0 and t.value[k.chosen[i]] < t.most[i] - SAME:
-            old = _take_out(t, k, i, k.keep, p)
-            j = _best_place(t, k, i, 0.0, p, o)
-            if j < 0 or t.value[j] <= t.value[old] + SAME or not _place(t, k, i, j, k.spare, p):
-                _place(t, k, i, old, k.keep, p)
-
-
-@nopython
-def _balance(t: Table, k: Pack, z: Set, price: Floats, o: Point) -> None:
-    """Move shares towards the cheapest ones at common prices (R,) at which room is left everywhere; prices move, too.
-
-    One by one tasks end in a deadlock: where all is full nobody can take more of one resource to give back another.
-    The prices are those of the second stage (solvers/_settle.py), by the steps of solvers/_sparse_dual.py.
-    """
-    n, looks = price.shape[0], 0
-    for i in range(k.chosen.shape[0]):
-        put(t, z, i, k.chosen[i])
-    elastic_room(t, z)
-    tail = Tail(np.zeros((MEMORY, n)), np.zeros((MEMORY, n)), np.zeros(MEMORY))
-    slope, then, step, new, bend = np.zeros(n), np.zeros(n), np.zeros(n), price.copy(), np.zeros(n)
-    c = scaled(t, z, new, serve(t, z, prices_of(t, new), o), o)
-    price[:] = new
-    height, head = c.height - worth_of(z, price), _pulled(z, price, slope, bend) * 0
-    while looks < BALANCE:
-        falls, part, before = _descent(tail, head, slope, bend, step), 1.0, height
-        if falls >= 0.0:
-            tail.scale[:] = 0.0
-            falls = _descent(tail, head, slope, bend, step)
-        for _ in range(3):
-            _moved(t, price, step, part, new)
-            height = serve(t, z, prices_of(t, new), o).height - worth_of(z, new)
-            looks += 1
-            if height >= before - 1e-4 * part * falls:
-                break
-            part *= 0.3
-        _pulled(z, new, then, bend)
-        head = _remember(tail, head, price, new, slope, then)
-        price[:], slope[:] = new, then
-    _write(t, z, price, False, z.share, o)
-    _towards(t, k, z.share)
-
-
-@nopython
-def _pulled(z: Set, price: Floats, slope: Floats, bend: Floats) -> int:
-    """Slope and diagonal of the second derivative (R,) of minus the second stage's dual in log prices."""
-    for r in range(price.shape[0]):
-        slope[r] = price[r] * (z.room[r] - z.use[1, r])
-        bend[r] = 0.5 * z.pull[r, r] + 0.02 * price[r] * z.room[r]
-    return 0
-
-
-@nopython
-def _towards(t: Table, k: Pack, share: Floats) -> None:
-    """Move shares towards others (N, S) as far as all fits: what both keep, everything between them keeps."""
-    n, part = k.left.shape[0], 1.0
-    other = np.zeros(n)
-    for i in t.order:
-        j = k.chosen[i]
-        for s in range(share.shape[1] if j >= 0 else 0):
-            r, more = t.slot[j, s], t.cell[j, ACTIVITY, s] * (share[i, s] - k.share[i, s])
-            other[r] += more
-            for c in range(t.link.shape[0]):
-                if t.link[c, 0] == r:
-                    other[t.link[c, 1]] += t.kappa[c] * more
-    for r in range(n - 1):
-        if other[r] > k.left[r]:
-            part = min(part, max(0.0, k.left[r]) / other[r])
-    for i in range(share.shape[0]):
-        for s in range(share.shape[1] if k.chosen[i] >= 0 else 0):
-            k.share[i, s] += part * (share[i, s] - k.share[i, s])
-
-
-@nopython
-def _members(t: Table, k: Pack, rank: Ints) -> tuple[Ints, Ints]:
-    """Tasks served on each resource, those worth least for what they take first: (R + 2,) starts, tasks."""
-    start = np.zeros(k.base.shape[0] + 3, dtype=np.int64)
-    for i in range(k.chosen.shape[0]):
-        if k.chosen[i] >= 0:
-            for s in range(t.slot.shape[1]):
-                start[t.slot[k.chosen[i], s] + 2] += 1
-    for r in range(1, start.shape[0]):
-        start[r] += start[r - 1]
-    task = np.empty(start[-1], dtype=np.int64)
-    for place in range(rank.shape[0] - 1, -1, -1):
-        i = rank[place]
-        if k.chosen[i] >= 0:
-            for s in range(t.slot.shape[1]):
-                r = t.slot[k.chosen[i], s]
-                task[start[r + 1]] = i
-                start[r + 1] += 1
-    return start, task
-
-
-@lean
-def _lacking(t: Table, k: Pack, j: int, s: int, o: Point) -> float:
-    """What slot s of the loaded point j needs at least, beyond what is left, where the others take all there is."""
-    rest_a = rest_b = 1.0
-    for z in range(o.x.shape[0]):
-        r = o.slot[z]
-        if z != s and r < k.base.shape[0]:
-            cap = min(o.cell[CAP, z], (k.left[r] - t.cell[j, RIGID, z]) / o.cell[ACT, z])
-            if cap <= 0.0 or cap < o.cell[FLOOR, z]:
-                if o.cell[A, z] > 0.0 or o.cell[A + 1, z] > 0.0 or cap < o.cell[FLOOR, z]:
-                    return math.inf
-                continue
-            rest_a -= o.cell[A, z] / cap
-            rest_b -= o.cell[A + 1, z] / cap
-    if rest_a <= 0.0 or rest_b <= 0.0:
-        return math.inf
-    need = max(o.cell[FLOOR, s], o.cell[A, s] / rest_a, o.cell[A + 1, s] / rest_b)
-    if need > o.cell[CAP, s]:
-        return math.inf
-    return float(need * o.cell[ACT, s] + t.cell[j, RIGID, s] - k.left[o.slot[s]])
-
-
-@lean
-def _takes(t: Table, k: Pack, i: int, r: int) -> float:
-    """What task i takes of r; 0 where it is not served."""
-    taken, j = 0.0, k.chosen[i]
-    if j >= 0:
-        for s in range(t.slot.shape[1]):
-            if t.slot[j, s] == r:
-                taken += t.cell[j, ACTIVITY, s] * k.share[i, s] + t.cell[j, RIGID, s]
-    return taken
-
-
-@lean
-def _push_out(t: Table, k: Pack, i: int, j: int, other: int, p: Prices, o: Point) -> bool:
-    """Serve task i by point j in place of another task, which finds a place elsewhere or is worth less."""
-    had = _take_out(t, k, other, k.keep, p)
-    loss = t.value[had]
-    if _cost(t, k, i, j, p, o) < math.inf and _place(t, k, i, j, o.x, p):
-        to = _best_place(t, k, other, 0.0 if loss - t.value[j] > SAME else 1.0, p, o)
-        if to >= 0 and t.value[j] + t.value[to] - loss > SAME and _place(t, k, other, to, k.spare, p):
-            return True
-        if t.value[j] - loss > SAME:
-            return True
-        _take_out(t, k, i, k.spare, p)
-    _place(t, k, other, had, k.keep, p)
-    return False
-
-
-@lean
-def _shifted(t: Table, k: Pack, i: int, p: Prices, o: Point) -> None:
-    """Let task i have what costs least by now and is worth no less than what it has."""
-    old, best, least = _take_out(t, k, i, k.keep, p), -1, math.inf
-    for j in range(t.first[i], t.first[i + 1]):
-        if t.mode[j] == DEAD or t.value[j] < t.value[old] - SAME or at_least(t, j, p) >= least:
-            continue
-        cost = _cost(t, k, i, j, p, o)
-        if cost < least:
-            best, least = j, cost
-            for s in range(o.x.shape[0]):
-                k.spare[s] = o.x[s]
-    if best < 0 or not _place(t, k, i, best, k.spare, p):
-        _place(t, k, i, old, k.keep, p)
-
-
-@lean
-def _make_room(t: Table, k: Pack, i: int, j: int, start: Ints, task: Ints, p: Prices, o: Point) -> bool:
-    """Serve task i by point j after the others on its resources have moved to where more is left, as far as needed."""
-    for s in range(t.slot.shape[1]):
-        r = t.slot[j, s]
-        k.expected[r] = PUSH * t.room[r]
-        _reprice(t, k, r, p)
-    done = False
-    for s in range(t.slot.shape[1]):
-        r = t.slot[j, s]
-        for m in range(start[r], start[r + 1]) if r < k.base.shape[0] and not done else range(0):
-            if not done and _takes(t, k, task[m], r) > 0.0:
-                _shifted(t, k, task[m], p, o)
-                done = _cost(t, k, i, j, p, o) < math.inf and _place(t, k, i, j, o.x, p)
-    for s in range(t.slot.shape[1]):
-        r = t.slot[j, s]
-        k.expected[r] = 0.0
-        _reprice(t, k, r, p)
-    return done
-
-
-@lean
-def _squeeze_in(
-    t: Table, k: Pack, i: int, start: Ints, task: Ints, looks: int, p: Prices, o: Point
-) -> int:
-    """Try to serve task i, which has no place, by pushing somebody out; returns the looks that are left."""
-    for j in range(t.first[i], t.first[i + 1]):
-        if t.mode[j] == DEAD:
-            continue
-        load(t, j, o)
-        if _cost(t, k, i, j, p, o) < math.inf and _place(t, k, i, j, o.x, p):
-            return looks
-        for s in range(t.slot.shape[1]):
-            r, tried = t.slot[j, s], 0
-            if r >= k.base.shape[0]:
-                continue
-            load(t, j, o)
-            lacking = _lacking(t, k, j, s, o)
-            for m in range(start[r], start[r + 1]) if lacking < math.inf else range(0):
-                other = task[m]
-                if tried >= VICTIMS or looks <= 0:
-                    break
-                if other == i or _takes(t, k, other, r) < lacking:
-                    continue
-                tried += 1
-                looks -= 1
-                if _push_out(t, k, i, j, other, p, o):
-                    return looks
-    return looks
-
-
-@nopython
-def _recount(t: Table, k: Pack, p: Prices) -> None:
-    """What is left, summed anew: what came and went leaves the last bits wrong."""
-    for r in range(k.left.shape[0]):
-        k.left[r] = t.room[r]
-    for i in t.order:
-        if k.chosen[i] >= 0:
-            _shift(t, k, k.chosen[i], k.share[i], -1.0, p)
-    for r in range(k.base.shape[0]):
-        _reprice(t, k, r, p)
-
-
-@nopython
-def _ranked(t: Table, net: Floats, cost: Floats) -> Ints:
-    """Tasks that can be served, the most value for their cost first, equals by id."""
-    score, many = np.zeros(t.most.shape[0]), 0
-    who = np.empty(t.most.shape[0], dtype=np.int64)
-    for i in t.order:
-        if t.most[i] > 0.0:
-            who[many] = i
-            score[many] = -(net[i] + cost[i]) / max(cost[i], 1e-12 * t.most[i])
-            many += 1
-    return who[np.argsort(score[:many], kind="mergesort")]
-
-
-@nopython
-def _asking(t: Table, price: Floats, net: Floats, cost: Floats, likely: Ints) -> None:
-    """Every task's best net value (N,) at prices (R,), which may be below 0, what that point costs, and which it is."""
-    p = prices_of(t, price)
-    for i in range(t.most.shape[0]):
-        net[i], cost[i] = -math.inf, 0.0
-        for j in range(t.first[i], t.first[i + 1]):
-            if t.mode[j] != DEAD:
-                least = at_least(t, j, p)
-                if t.value[j] - least > net[i]:
-                    net[i], cost[i], likely[i] = t.value[j] - least, least, j
-
-
-@nopython
-def _value(t: Table, k: Pack) -> float:
-    total = 0.0
-    for i in t.order:
-        if k.chosen[i] >= 0:
-            total += t.value[k.chosen[i]]
-    return total
-
-
-@nopython
-def _idle(t: Table, k: Pack) -> float:
-    """Part of the worth of all room that is left."""
-    left = worth = 0.0
-    for r in range(k.base.shape[0]):
-        left += k.base[r] * k.left[r]
-        worth += k.base[r] * t.room[r]
-    return left / worth if worth > 0.0 else 0.0
-
-
-@nopython
-def _put_in(t: Table, k: Pack, rank: Ints, likely: Ints, p: Prices, o: Point) -> None:
-    """Serve whom there is room for, then whom room can be made for, while enough is left."""
-    for i in rank:
-        if k.chosen[i] < 0:
-            j = _best_place(t, k, i, 1.0, p, o)
-            if j >= 0:
-                _place(t, k, i, j, k.spare, p)
-    start, task = _members(t, k, rank)
-    for i in rank:
-        if k.chosen[i] < 0 and _idle(t, k) > ENOUGH:
-            _make_room(t, k, i, likely[i], start, task, p, o)
-
-
-@nopython
-def pack(t: Table, price: Floats, o: Point) -> Pack:
-    """Plan from the prices (R,) of the bound."""
-    k, n_tasks, z = new_pack(t, price), t.most.shape[0], new_set(t)
-    net, cost, likely = np.empty(n_tasks), np.empty(n_tasks), np.full(n_tasks, -1, dtype=np.int64)
-    _asking(t, price, net, cost, likely)
-    rank, p = _ranked(t, net, cost), prices_of(t, k.base)
-    chosen, share, best, balanced = k.chosen.copy(), k.share.copy(), 0.0, k.base.copy()
-    for r in range(k.base.shape[0]):
-        _reprice(t, k, r, p)
-    _first_round(t, k, rank, price, p, o)
-    for turn in range(ROUNDS):
-        _recount(t, k, p)
-        _balance(t, k, z, balanced, o)
-        _recount(t, k, p)
-        _put_in(t, k, rank, likely, p, o)
-        if turn >= ROUNDS - UPGRADES:
-            _upgrade(t, k, rank, p, o)
-            start, task = _members(t, k, rank)
-            looks = LOOKS * n_tasks
-            for i in rank:
-                if k.chosen[i] < 0 and looks > 0:
-                    looks = _squeeze_in(t, k, i, start, task, looks, p, o)
-        value = _value(t, k)
-        if value > best:
-            best = value
-            chosen[:], share[:] = k.chosen, k.share
-    k.chosen[:], k.share[:] = chosen, share
-    return k
