@@ -1,10 +1,10 @@
-"""A first placement without a search: node after node a knapsack of ranges, at prices of compute (docs/exact.md).
+"""A first placement without a search: node after node the ranges that are worth most (docs/exact.md).
 
 CP-SAT may use its time up before it has a first plan; holding nothing, or what is held now, is always possible, and
-this is better than both. Prices of compute come from the linear program without memory, whose dual function is a
-proven bound as well. At them classes are worth what they gain beyond the compute they take, so each node's ranges are
-a multiple-choice knapsack; what it serves is no longer there for the next. Whatever ranges are held, a small linear
-program says who is served by them, then in whole parts.
+this is not worse than either. Node by node one model's range is changed at a time while that adds value to what the
+other nodes leave of the classes, a few passes over all nodes. Whatever ranges are held, a small linear program says who
+is served by them, in whole parts then. The same program with all ranges and without memory has prices of compute, at
+which its dual function is a proven bound.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-CELLS: Final = 400  # of a node's memory: what the knapsack reckons in, sizes rounded up
-PASSES: Final = 3  # over the nodes
-SLACK: Final = 1e-9  # of the bound: rounding of the linear program's prices
+PASSES: Final = (1.0, 0.8, 0.6, 0.4, 0.4, 0.2)  # over the nodes: part of a class's price that serving it costs
+CHANGES: Final = 12  # of one node's ranges in a pass
+ROUNDED: Final = 2e-5  # of a node's memory, kept free: the search rounds sizes up
+SLACK: Final = 1e-9  # rounding of the linear program's prices
+TINY: Final = 1e-12  # load of what takes none
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,9 @@ class Start:
 
 def start(p: Program) -> Start:
     """The best of keeping what is there and of what the knapsacks say."""
-    price, bound = _compute_prices(p)
+    price, bound = _bound(p)
     best = Start(np.zeros(0, np.int64), np.zeros(len(p.value), np.int64), 0.0, bound)
-    for held in (p.kept, *_knapsacks(p, price)):
+    for held in (p.kept, *_ascend(p, price)):
         served = serve(p, held)
         value = worth(p, held, served)
         if value > best.value:
@@ -122,7 +124,7 @@ def _loads(p: Program) -> tuple[Ints, Ints, Floats]:
 
 
 def _linear(p: Program, ways: Ints, load: tuple[Ints, Ints, Floats]) -> tuple[Floats, Floats]:
-    """Fractions (W,) of the open ways that are worth most, memory left out, and prices (N,) of all of a node's compute."""
+    """Fractions (W,) of the open ways that are worth most, memory left out, and prices (D + N,) of classes and of nodes' compute."""
     from scipy.optimize import linprog  # 0.2 s: only where it is used
     from scipy.sparse import coo_matrix
 
@@ -138,23 +140,24 @@ def _linear(p: Program, ways: Ints, load: tuple[Ints, Ints, Floats]) -> tuple[Fl
     matrix = coo_matrix((entry, (row, column)), shape=(len(limits), len(ways))).tocsr()
     result = linprog(-p.value[ways], A_ub=matrix, b_ub=limits, bounds=(0, None), method="highs")
     if result.x is None:
-        return np.zeros(len(ways)), np.zeros(len(p.room))
+        return np.zeros(len(ways)), np.zeros(len(limits))
     prices = np.maximum(0.0, -np.asarray(result.ineqlin.marginals, dtype=np.float64))
-    return np.clip(result.x, 0.0, 1.0), prices[p.n_demands :]
+    return np.clip(result.x, 0.0, 1.0), prices
 
 
-def _compute_prices(p: Program) -> tuple[Floats, float]:
-    """Prices (N,) of all of a node's compute, and the bound that they prove, memory left out."""
+def _bound(p: Program) -> tuple[Floats, float]:
+    """Prices (D,) of classes, and a proven bound from those of compute (N,); memory is left out of both."""
     some = np.flatnonzero(p.value > 0)
     load = _loads(p)
-    price = _linear(p, some, load)[1] if len(some) else np.zeros(len(p.room))
+    both = _linear(p, some, load)[1] if len(some) else np.zeros(p.n_demands + len(p.room))
+    price = both[p.n_demands :]
     best = np.zeros(p.n_demands)
     np.maximum.at(best, p.demand, _net(p, load, price))
     saved: dict[tuple[int, int], float] = {}
     for node, model, cost in zip(p.node.tolist(), p.model.tolist(), p.cost.tolist(), strict=True):
         saved[node, model] = max(saved.get((node, model), 0.0), -cost)
     bound = math.fsum(best) + math.fsum(price * (p.room > 0)) + math.fsum(saved.values())
-    return price, bound * (1.0 + SLACK)
+    return both[: p.n_demands], bound * (1.0 + SLACK)
 
 
 def _net(p: Program, load: tuple[Ints, Ints, Floats], price: Floats) -> Floats:
@@ -165,80 +168,85 @@ def _net(p: Program, load: tuple[Ints, Ints, Floats], price: Floats) -> Floats:
     return np.where(full, 0.0, p.value - paid)
 
 
-def _knapsacks(p: Program, price: Floats) -> list[Ints]:
-    """Ranges to hold, after each pass over the nodes."""
-    load = _loads(p)
-    net, alone = _net(p, load, price), np.bincount(p.pieces[:, 0], minlength=len(p.value)) == 1
-    mine: list[list[tuple[int, int, int, float, float]]] = [[] for _ in p.size]  # by range: way, class, node, net, part
-    for (way, choice, _), part in zip(p.pieces.tolist(), load[2].tolist(), strict=True):
-        if alone[way] and net[way] > 0:
-            mine[choice].append((way, int(p.demand[way]), int(p.node[choice]), float(net[way]), part))
-    on_node: list[list[int]] = [[] for _ in p.room]
-    for choice, node in enumerate(p.node.tolist()):
-        on_node[node].append(choice)
-    rest, found = np.ones(p.n_demands), []
-    taken: list[dict[int, float]] = [{} for _ in p.room]
-    held: list[list[int]] = [[] for _ in p.room]
-    for _ in range(PASSES):
-        for node in range(len(p.room)):
-            for demand, part in taken[node].items():
-                rest[demand] += part
-            held[node] = _fill(p, on_node[node], mine, rest)
-            taken[node] = _take(held[node], mine, rest)
-        found.append(np.array(sorted(c for some in held for c in some), dtype=np.int64))
+class _Node:
+    """One node's ranges by model, and what each opens: (class, value of all of it, part of the compute that takes)."""
+
+    def __init__(self) -> None:
+        self.ranges: dict[int, list[int]] = {}
+        self.opens: dict[int, list[tuple[int, float, float]]] = {}
+        self.held: list[int] = []
+        self.taken: dict[int, float] = {}
+
+
+def _nodes(p: Program) -> list[_Node]:
+    """Ways of one piece by node."""
+    found = [_Node() for _ in p.room]
+    for choice, (node, model) in enumerate(zip(p.node.tolist(), p.model.tolist(), strict=True)):
+        found[node].ranges.setdefault(model, []).append(choice)
+    alone = np.bincount(p.pieces[:, 0], minlength=len(p.value)) == 1
+    _, _, part = _loads(p)
+    by_class: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for (way, choice, _), load in zip(p.pieces.tolist(), part.tolist(), strict=True):
+        if alone[way] and p.value[way] > 0 and p.room[p.node[choice]] > 0:
+            by_class.setdefault((choice, int(p.demand[way])), []).append((float(p.value[way]), load))
+    for (choice, demand), ways in sorted(by_class.items()):
+        opens = found[int(p.node[choice])].opens.setdefault(choice, [])
+        opens += [(demand, value, load) for value, load in sorted(set(ways))]
     return found
 
 
-def _best_ways(
-    choice: int, mine: Sequence[Sequence[tuple[int, int, int, float, float]]]
-) -> dict[int, tuple[float, float]]:
-    """By class: net value and load of the best way that a range opens by itself."""
-    best: dict[int, tuple[float, float]] = {}
-    for _, demand, _, net, part in mine[choice]:
-        if net > best.get(demand, (0.0, 0.0))[0]:
-            best[demand] = (net, part)
-    return best
+def _ascend(p: Program, price: Floats) -> list[Ints]:
+    """Ranges to hold after each pass: node after node what is worth most while the others stay as they are.
+
+    Whoever serves a class pays its price (D,), for others could serve it; less from pass to pass, since memory is short.
+    """
+    nodes, rest, found = _nodes(p), [1.0] * p.n_demands, []
+    for part_of_price in PASSES:
+        paid = (part_of_price * price).tolist()
+        for node in nodes:
+            for demand, part in node.taken.items():
+                rest[demand] += part
+            _choose(p, node, rest, paid)
+            for demand, part in node.taken.items():
+                rest[demand] -= part
+        found.append(np.array(sorted(c for node in nodes for c in node.held), dtype=np.int64))
+    return found
 
 
-def _fill(
-    p: Program, choices: Sequence[int], mine: Sequence[Sequence[tuple[int, int, int, float, float]]], rest: Floats
-) -> list[int]:
-    """Ranges of one node, one per model at most, worth most to the classes that are left: a knapsack by memory."""
-    models = sorted({int(p.model[c]) for c in choices})
-    best, picks = np.zeros(CELLS + 1), []
-    for model in models:
-        level, pick = best.copy(), np.full(CELLS + 1, -1)
-        for choice in (c for c in choices if p.model[c] == model):
-            gain = -float(p.cost[choice])
-            gain += math.fsum(net * rest[demand] for demand, (net, _) in sorted(_best_ways(choice, mine).items()))
-            cells = min(CELLS + 1, math.ceil(p.size[choice] * CELLS - 1e-9))
-            if gain > 0 and cells <= CELLS:
-                with_it = np.full(CELLS + 1, -np.inf)
-                with_it[cells:] = best[: CELLS + 1 - cells] + gain
-                pick = np.where(with_it > level, choice, pick)
-                level = np.maximum(level, with_it)
-        best = level
-        picks.append(pick)
-    held, cell = [], CELLS
-    for pick in reversed(picks):
-        choice = int(pick[cell])
-        if choice >= 0:
-            held.append(choice)
-            cell -= math.ceil(p.size[choice] * CELLS - 1e-9)
-    return held
+def _choose(p: Program, node: _Node, rest: Sequence[float], paid: Sequence[float]) -> None:
+    """Change one model's range at a time, the best change first, until none adds value."""
+    held = {int(p.model[c]): c for c in node.held}
+    best, node.taken = _gain(p, node, list(held.values()), rest, paid)
+    for _ in range(CHANGES):
+        top, change = best, None
+        for model, ranges in sorted(node.ranges.items()):
+            others = [c for m, c in held.items() if m != model]
+            room = 1.0 - math.fsum(p.size[c] for c in others)
+            for choice in (None, *ranges):
+                if choice is None or p.size[choice] <= room - ROUNDED:
+                    gain, _ = _gain(p, node, others if choice is None else [*others, choice], rest, paid)
+                    if gain > top * (1.0 + SLACK) + SLACK:
+                        top, change = gain, (model, choice)
+        if change is None:
+            break
+        model, choice = change
+        held.pop(model, None)
+        if choice is not None:
+            held[model] = choice
+        best, node.taken = _gain(p, node, list(held.values()), rest, paid)
+    node.held = sorted(held.values())
 
 
-def _take(
-    held: Sequence[int], mine: Sequence[Sequence[tuple[int, int, int, float, float]]], rest: Floats
-) -> dict[int, float]:
-    """Parts of classes that a node serves by the ranges that it holds, best net value for its load first."""
-    wishes = [(net / max(part, 1e-12), demand, part) for c in held for demand, (net, part) in _best_ways(c, mine).items()]
-    taken: dict[int, float] = {}
-    left = 1.0
-    for _, demand, part in sorted(wishes, key=lambda w: (-w[0], w[1])):
-        amount = min(float(rest[demand]), left / part if part > 0 else 1.0)
+def _gain(
+    p: Program, node: _Node, held: Sequence[int], rest: Sequence[float], paid: Sequence[float]
+) -> tuple[float, dict[int, float]]:
+    """What ranges are worth on a node to what is left of the classes (D,), and which parts of them it serves."""
+    ways = [(d, value - paid[d], load) for c in held for d, value, load in node.opens.get(c, ()) if value > paid[d]]
+    left, total, taken = 1.0, -math.fsum(p.cost[c] for c in held), {}
+    for demand, value, load in sorted(ways, key=lambda w: (-w[1] / max(w[2], TINY), w)):
+        amount = min(rest[demand] - taken.get(demand, 0.0), left / load if load > 0 else 1.0)
         if amount > 0:
             taken[demand] = taken.get(demand, 0.0) + amount
-            rest[demand] -= amount
-            left -= amount * part
-    return taken
+            left -= amount * load
+            total += amount * value
+    return total, taken
