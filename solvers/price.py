@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers import sparse
 from solvers._dual import Bundle, Dual, best_scale, minimise, new_bundle, starting_prices, worth
 from solvers._fit import FIT, Set, fit, new_set, put
 from solvers._jit import cached, lean, merged, nopython, source_digest
@@ -388,13 +387,9 @@ def solve(
     to the bound (1e-4), `second_stage` (1): with 0 shares stay as small as the deadlines allow, in proportion to need,
     as weights of a work-conserving sharing should be. The certificate's bound is the dual function at the prices
     returned. Status.LIMIT: the evaluations were used up before the prices settled; plan and certificate hold.
-
-    From 128 resources up solvers/sparse.py takes over, and says so: the plan's solver is `joint-sparse`.
     """
     options = options or {}
     ready = tables or Tables(problem, warm)
-    if problem.n_resources >= sparse.MANY:
-        return sparse.solution(problem, sparse.run(ready.table, _start(ready.table, warm), options, plan=True))
     answer = _run(ready, _SOLVE if options.get("second_stage", 1.0) else _TIGHT, warm, None, options)
     admitted = answer.chosen >= 0
     return Solution(
@@ -413,10 +408,6 @@ def dual_bound(
     problem: Problem, *, warm: Floats | None = None, evaluations: int = EVALUATIONS, tolerance: float = TOLERANCE
 ) -> tuple[float, Floats]:
     """Return (a proven upper bound on the value of any plan, the prices (R,) at which it holds)."""
-    if problem.n_resources >= sparse.MANY:
-        table = Tables(problem).table
-        found = sparse.run(table, _start(table, warm), {}, plan=False)
-        return found.bound, found.price
     options = {"evaluations": float(evaluations), "tolerance": tolerance}
     answer = _run(Tables(problem, warm), _BOUND, warm, None, options)
     return answer.bound, answer.price

@@ -22,7 +22,7 @@ class Solver(Protocol):
 
 
 SOLVERS: Final[dict[str, str]] = {
-    "joint": "solvers.price:solve",
+    "joint": "solvers.joint:solve",
     "exact": "solvers.exact:solve",
     "grid": "solvers.grid:solve",
     "sharded": "solvers.sharded:solve",
