@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from cosched.access import Access
 from telemetry import bus
-from telemetry.messages import Message, UeReport, UeReportBatch
+from telemetry.messages import Message, UeReport
 from telemetry.wire import Intake
 
 NS: Final = 1e-9
 SLICE: Final = 100  # messages in one go, about a millisecond: a submit or a solver's answer waits no longer than that
 
 
-class Known(Container[str], Protocol):
-    """UEs that were heard of."""
-
-    def __len__(self) -> int: ...
-
-
 class Ingest:
-    """Drains one bus; `known` are its UEs.
+    """Drains one bus.
 
     What is plausible and permitted goes to reports(UE reports that came one after the other, at_ns), anything else to
     report(message, at_ns).
@@ -33,17 +27,14 @@ class Ingest:
         intake: Intake,
         reports: Callable[[Sequence[UeReport], int], None],
         report: Callable[[Message, int], None],
-        known: Known,
         clock: Callable[[], int],
     ) -> None:
         self._socket = socket
         self._intake = intake
         self._reports = reports
         self._report = report
-        self._known = known
         self._clock = clock
         self.access: Access | None = None
-        self.max_ues = 1 << 30
 
     def drain(self) -> bool:
         """Take in what has arrived, up to a slice of it, all at one instant; True when there may be more."""
@@ -64,14 +55,11 @@ class Ingest:
             if named is not None and (reason := named.publish(user, message)):
                 self._intake.refuse(user, reason)
                 continue
-            if not isinstance(message, UeReport) or len(self._known) + len(run) >= self.max_ues:
-                self._hand_over(run, at_ns)
-            if len(self._known) >= self.max_ues and self._is_new(message):
-                self._intake.refuse(getattr(message, "source", ""), f"more than {self.max_ues} UEs")
-            elif isinstance(message, UeReport):
+            if isinstance(message, UeReport):
                 run.append(message)
-            else:
-                self._report(message, at_ns)
+                continue
+            self._hand_over(run, at_ns)
+            self._report(message, at_ns)
         self._hand_over(run, at_ns)
         return len(frames) + self._socket.malformed - malformed == SLICE
 
@@ -79,8 +67,3 @@ class Ingest:
         if run:
             self._reports(run, at_ns)
             run.clear()
-
-    def _is_new(self, message: Message) -> bool:
-        if isinstance(message, UeReport):
-            return message.ue not in self._known
-        return isinstance(message, UeReportBatch) and any(ue not in self._known for ue in message.ue)
