@@ -39,11 +39,15 @@ class Curve:
 
 
 class Frame(NamedTuple):
-    """One message of the telemetry bus. `user`: what the authenticator calls the sender, "" without CURVE."""
+    """One message of the telemetry bus. `user`: what the authenticator calls the sender, "" without CURVE.
+
+    peer: the connection that it came by, on a plain one.
+    """
 
     topic: bytes
     payload: bytes
     user: str
+    peer: str = ""
 
 
 class Asked(NamedTuple):
@@ -160,6 +164,14 @@ def user_of(frame: zmq.Frame) -> str:
         return ""
 
 
+def connection_of(frame: zmq.Frame) -> str:
+    """Return a name for the connection that a frame came by: its descriptor here, as long as it lives."""
+    try:
+        return f"#{frame.get(zmq.SRCFD)}"
+    except zmq.ZMQError:  # inproc
+        return "#"
+
+
 def _unusable(endpoint: str, error: zmq.ZMQError) -> BadEndpoint:
     malformed = error.errno in {errno.EINVAL, errno.EPROTONOSUPPORT}
     form = "an endpoint is written as tcp://127.0.0.1:5551 or ipc:///run/x.sock"
@@ -197,7 +209,8 @@ class Telemetry(Bus):
                 if topic.more:
                     last = receive(zmq.NOBLOCK, copy=False)
                     if not last.more:
-                        out.append(Frame(topic.bytes, last.bytes, user_of(last) if named else ""))
+                        user = user_of(last) if named else ""
+                        out.append(Frame(topic.bytes, last.bytes, user, "" if user else connection_of(last)))
                         continue
                 self.malformed += 1
                 while last.more:

@@ -25,6 +25,7 @@ from cosched.core.reasons import Reason
 from cosched.core.snapshot import Snapshot, TaskRow
 from cosched.drivers import journal
 from cosched.drivers.capture import Capture
+from cosched.drivers.holders import Held
 from cosched.drivers.leases import Board
 from cosched.drivers.progress import Tracker
 from cosched.drivers.record import decision_message
@@ -79,8 +80,8 @@ class Engine:
     alarm: Callable[[str, str], None]
     on_plan: Callable[[Plan], None] = lambda _: None
     on_offer: Callable[[TaskOffer], None] = lambda _: None
-    trackers: dict[str, Tracker] = field(default_factory=dict)
-    waiting: dict[str, Waiting] = field(default_factory=dict)
+    trackers: Held[Tracker] = field(default_factory=Held)
+    waiting: Held[Waiting] = field(default_factory=Held)
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     plan: Plan | None = None
