@@ -252,6 +252,7 @@ class Daemon:
 
     def _tick(self) -> None:
         settings, now_ns = self.loaded.settings, self.clock()
+        self.engine.beat()
         self._watch_input(now_ns)
         self.control.watch(now_ns * NS)
         idle = self.engine.core.is_quiet
@@ -273,7 +274,7 @@ class Daemon:
                 self.engine.end(task, Reason.FENCED)
             self.engine.flush()
         if not self.engine.core.state.tasks:
-            self.cluster.nothing(self.engine.plan.generation if self.engine.plan is not None else 0)
+            self.cluster.nothing(self.engine.core.generation)
 
     def _cluster_changed(self) -> None:
         """Nodes or command of the cluster are lost or won: plan with the nodes that there are."""

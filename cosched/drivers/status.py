@@ -38,7 +38,7 @@ def of(daemon: Daemon) -> api.Status:
         mode_since_s=now_s - modes.since_s,
         alarms=modes.alarms,
         uptime_s=now_s - daemon.started_ns * NS,
-        generation=engine.plan.generation if engine.plan is not None else 0,
+        generation=engine.core.generation,
         tasks=len(engine.trackers),
         promised=_promised(engine.trackers, plan),
         value=plan.value if plan is not None else 0.0,
