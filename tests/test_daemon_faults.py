@@ -266,12 +266,6 @@ def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
     Store(tmp_path / "state.sqlite").close()
 
 
-def test_state_that_is_no_database_is_refused_with_the_mend(tmp_path: Path) -> None:
-    (tmp_path / "state.sqlite").write_bytes(b"no database" * 1000)
-    with pytest.raises(BadInput, match="move it away"):
-        Store(tmp_path / "state.sqlite")
-
-
 def test_a_full_disk_stops_recording_with_an_alarm(tmp_path: Path) -> None:
     """The limit on file size stands in for the disk: the system refuses the write in the same way."""
     settings = load(environ={}).settings.capture

@@ -104,6 +104,7 @@ class Daemon:
     def _first_engine(self, plant: build.Plant) -> Engine:
         now_ns = self.clock()
         stored = self.store.load(now_ns)
+        self.alarm("storage", self.store.notice)
         if stored.policy in POLICIES:
             self.policy_chosen = stored.policy
         settings = self.loaded.settings
