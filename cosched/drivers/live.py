@@ -27,6 +27,7 @@ from cosched.drivers.capture import Capture
 from cosched.drivers.control import SOURCE, Control, Refused
 from cosched.drivers.dispatch.link import Link
 from cosched.drivers.engine import Engine
+from cosched.drivers.greeter import Greeter
 from cosched.drivers.holders import over_quota
 from cosched.drivers.ingest import Ingest
 from cosched.drivers.inquiry import Inquiry, NotAnswered
@@ -95,6 +96,7 @@ class Daemon:
         self.ingest = Ingest(self.sockets.telemetry, self.intake, *takers, self.engine.reported_s, self.clock)
         self.ingest.access, self.ingest.max_ues = self.access, settings.telemetry.max_ues
         self.shadow = ShadowFeed(settings.shadow.window_s, self._shadow_window)
+        self.greeter = Greeter(self.sockets.decisions, self.engine.board, self.clock)
         self.control = Control(
             self, self._answer, self.spawn, settings.control.max_waiting, settings.control.max_message_bytes
         )
@@ -153,9 +155,11 @@ class Daemon:
         pumps = [
             bus.Pump(loop, self.sockets.telemetry, self.ingest.drain, REST_S),
             self._router_pump,
-            bus.Pump(loop, self.sockets.decisions, self._greet),
+            bus.Pump(loop, self.sockets.decisions, self.greeter.drain),
         ]
         self._decisions_pump = pumps[-1]
+        self.greeter.again = self._decisions_pump.again
+        self.sockets.gate.attach(loop, self.alarm)
         if self.authenticator is not None:
             pumps.append(bus.Pump(loop, self.authenticator, self.authenticator.drain))
         return pumps
@@ -227,12 +231,6 @@ class Daemon:
     def _answer(self, route: tuple[bytes, ...], payload: bytes) -> None:
         self.sockets.control.answer(route, payload)
         self._router_pump.again()
-
-    def _greet(self) -> bool:
-        """Send new subscribers what they asked for."""
-        for topic in self.sockets.decisions.subscribed():
-            self.engine.board.subscribed(topic, self.clock())
-        return False
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -475,7 +473,8 @@ class Daemon:
         self.engine.capture.close(self.clock())
         self.engine.flush()
         self.store.close()
-        self.sockets.close(LINGER_MS)
+        self.greeter.stop()
+        await self.sockets.close(LINGER_MS)
         if self.authenticator is not None:
             self.authenticator.close()
         if self.exporter is not None:
