@@ -173,6 +173,17 @@ class Access:
             return ""
         return _speak_for(state, about, "act")
 
+    def may_run(self, user: str, task: str) -> str:
+        """Whether `user` may run a task at a host of cosched.runtime; who has no patterns of tasks may run any."""
+        if not user:
+            return ""
+        state = self._states.get(user)
+        if state is None:
+            return "not allowed any more"
+        if state.identity.role not in SCOPED or not state.identity.tasks:
+            return ""
+        return _speak_for(state, [("task", task)], "run")
+
     def publish(self, user: str, message: Message) -> str:
         """Whether `user` may speak for everything that a telemetry message is about."""
         if not user:
