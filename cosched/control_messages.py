@@ -418,5 +418,7 @@ FAULTS: Final[dict[str, str]] = {
     "draining": "the daemon takes no new task at present",
     "busy": "too many requests wait, or this identity sends too many",
     "refused_configuration": "the new configuration is wrong as a whole; the old one stays",
+    "quota": "this identity or UE has as many tasks, or as much of the site, as it may",
+    "internal": "a defect of the daemon; it goes on, and its log says more",
     "not_done": "the daemon could not do it now; the message says why",
 }

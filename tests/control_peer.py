@@ -110,7 +110,7 @@ class Peer:
             self.control.wait(0.01)
             for asked in self.control.drain():
                 self.control.answer(asked.route, self._answer(asked.payload))
-            for topic in self.decisions.subscribed():
+            for topic in self.decisions.subscribed()[0]:
                 for task, leases in self.current.items():
                     if f"{api.DECISION_TOPIC}{task}".encode().startswith(topic):
                         for lease in leases:

@@ -6,9 +6,11 @@ its lease is over.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -161,17 +163,24 @@ class Board:
         data = self._ended.get(task)
         return None if data is None else msgspec.msgpack.decode(data, type=Ended)
 
-    def subscribed(self, topic: bytes, now_ns: int) -> None:
-        """Tell a new subscriber of `topic` the present decisions of all that it asked for."""
-        for task in list(self._matching(topic)):
-            if (lease := self.current(task, now_ns)) is not None:
-                self._tell(lease)
+    def tell(self, task: str, now_ns: int) -> None:
+        """Tell the present decision of a task again, if there is one: somebody has subscribed to it."""
+        if (lease := self.current(task, now_ns)) is not None:
+            self._tell(lease)
 
-    def _matching(self, topic: bytes) -> Iterator[str]:
-        name = topic.decode("utf-8", "replace")
-        if name.removeprefix(DECISION_TOPIC) in self._ended:
-            yield name.removeprefix(DECISION_TOPIC)
-        yield from (task for task in self.held if (DECISION_TOPIC + task).startswith(name))
+    def asked_for(self, topics: Iterable[bytes]) -> list[str]:
+        """Tasks that subscriptions to `topics`, which are beginnings of names, are about; each once."""
+        living, found = sorted(self.held), dict[str, None]()
+        for topic in sorted(topics):
+            name = topic.decode("utf-8", "replace")
+            if DECISION_TOPIC.startswith(name):
+                found |= dict.fromkeys(living)
+            elif (task := name.removeprefix(DECISION_TOPIC)) != name:
+                if task in self._ended:
+                    found[task] = None
+                first = bisect.bisect_left(living, task)
+                found |= dict.fromkeys(itertools.takewhile(lambda t: t.startswith(task), living[first:]))  # noqa: B023
+        return list(found)
 
     def _remember(self, offer: TaskOffer, lease: Lease) -> None:
         self._ended[offer.task] = msgspec.msgpack.encode(Ended(offer, lease))
