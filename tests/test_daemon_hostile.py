@@ -76,22 +76,16 @@ def test_hostile_frames_leave_a_daemon_as_it_was(tmp_path: Path) -> None:
         report = repeated(lambda: source.report(2.0, 2.1, 2.2, 2.3), 0.1)
         with report:
             assert client.submit("bystander", "ue3", SESSION).reason == "admitted"
-            for flood, frames, share in (
-                (flood_bus, bus, 0.1),
-                (flood_control, control, 0.1),
-                (flood_bus, bus, 1.0),
-                (flood_control, control, 1.0),
-            ):
+            for flood, frames in ((flood_bus, bus), (flood_control, control)):
+                flood(place, frames, FRAMES // 10, seconds)  # what is filled once
                 before = resident_mb(daemon)
-                sent = flood(place, frames, int(share * FRAMES), seconds)
-                counts = client.status().counts
+                sent = flood(place, frames, FRAMES, seconds)
+                status = client.status()
                 after = resident_mb(daemon)
-                print(f"\n{flood.__name__}: {sent} frames, {before:.0f} -> {after:.0f} MB, {counts}")
+                seen = f"{status.ingest.messages} messages, {len(status.ingest.refused)} kinds of refusals"
+                print(f"\n{flood.__name__}: {sent} frames, {before:.0f} -> {after:.0f} MB; {seen}")  # noqa: T201
                 assert daemon.process.poll() is None, daemon.log()[-2000:]
-                assert counts.get("internal", 0) == 0, daemon.log()[-2000:]
-                if share == 1.0:
-                    assert after <= before * (1 + GROWTH) + 20
-        status = client.status()
-        print(status.ingest.messages, len(status.ingest.refused), status.alarms)
+                assert not [a for a in status.alarms if a.startswith("request")], daemon.log()[-2000:]
+                assert after <= before * (1 + GROWTH)
         client.release("bystander")
         assert daemon.stop()[0] == 0

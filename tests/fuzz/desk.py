@@ -90,7 +90,7 @@ class Desk(Daemon):
         self.answers: list[bytes] = []
         self.accepted = 0
         self.frames = Frames()
-        empty = SimpleNamespace(malformed=0, unread=0, endpoints=["ipc:///x"], counted=lambda: [])
+        empty = SimpleNamespace(malformed=0, unread=0, endpoints=["ipc:///x"], counted=list)
         self.sockets = SimpleNamespace(telemetry=self.frames, control=empty, gate=empty, decisions=empty)
         self.cluster = SimpleNamespace(view=api.ClusterView, memory_notice="", short_bytes={})
         self.placer = SimpleNamespace(view=api.PlacementView)
