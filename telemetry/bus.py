@@ -32,7 +32,9 @@ KEEPALIVE: Final = (  # of tcp, in seconds and probes: a host that is gone is no
 )
 HANDSHAKE_MS: Final = 5_000  # a peer that never finishes its CURVE handshake holds nothing for longer
 QUEUE: Final = 100_000  # messages a client's socket holds before it drops (PUB) or the pipe fills
-TAKEN: Final = 1_000  # messages that the daemon takes in of one peer before it has read them: the rest waits at the peer
+TAKEN: Final = (
+    1_000  # messages that the daemon takes in of one peer before it has read them: the rest waits at the peer
+)
 ANSWERS: Final = 10_000  # ... and that it holds for a peer that does not take them; what is beyond is dropped
 TOPIC_BYTES: Final = 8_192  # of what a subscriber may send in one message; a handshake has 500
 BACKLOG: Final = 1_024  # connections that wait until libzmq accepts them

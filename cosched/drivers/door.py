@@ -108,7 +108,7 @@ class Door:
             try:
                 peer, address = entry.listener.accept()
             except BlockingIOError:
-                return
+                return None
             except OSError as error:  # gone again, or no descriptor left: both pass
                 self.refused[entry.name, FULL] += error.errno in {errno.EMFILE, errno.ENFILE}
                 return self._mute(entry)

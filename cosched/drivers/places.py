@@ -78,7 +78,7 @@ def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
     return Sockets(**{name: socket for name, (socket, _, _) in sockets.items()}, gate=Gate(entries, most))  # type: ignore[arg-type]
 
 
-def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:  # noqa: FBT001
+def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:
     """Open one endpoint: ipc is plain, tcp asks for keys where there are some."""
     guarded = has_keys and endpoint.startswith("tcp://")
     if endpoint.startswith("ipc://"):
