@@ -93,8 +93,8 @@ class Daemon:
         self.cluster = self._cluster_link(plant)
         self.placer = Placer(settings.cluster, self.engine, self.cluster, self.store)
         takers = (self._reports, self._report)
-        self.ingest = Ingest(self.sockets.telemetry, self.intake, *takers, self.engine.reported_s, self.clock)
-        self.ingest.access, self.ingest.max_ues = self.access, settings.telemetry.max_ues
+        self.ingest = Ingest(self.sockets.telemetry, self.intake, *takers, self.clock)
+        self.ingest.access = self.access
         self.shadow = ShadowFeed(settings.shadow.window_s, self._shadow_window)
         self.greeter = Greeter(self.sockets.decisions, self.engine.board, self.clock)
         self.control = Control(
