@@ -71,10 +71,14 @@ def main() -> int:
             told = time.monotonic()
             say(f"{events} events, {seed - args.seed} seeds, {len(bad)} failed, {events / (told - began):.0f} events/s")
     wall_s, cpu_s = time.monotonic() - began, time.process_time() - cpu
-    say(f"seeds {args.seed} to {seed - 1} ({seed - args.seed}), {events} events, {lives} lives, {sum(faults.values())} faults")
+    say(
+        f"seeds {args.seed} to {seed - 1} ({seed - args.seed}), {events} events, {lives} lives, {sum(faults.values())} faults"
+    )
     say(f"{captures} captures verified ({plans} plans), {dict(sorted(counts.items()))}")
     say("faults: " + ", ".join(f"{n} {name}" for name, n in sorted(faults.items())))
-    say(f"{wall_s:.0f} s, {cpu_s:.0f} s of CPU: {events / max(wall_s, 1e-9):.0f} events/s, {events / max(cpu_s, 1e-9):.0f} per CPU second")
+    say(
+        f"{wall_s:.0f} s, {cpu_s:.0f} s of CPU: {events / max(wall_s, 1e-9):.0f} events/s, {events / max(cpu_s, 1e-9):.0f} per CPU second"
+    )
     say(f"failed: {bad}" if bad else "all invariants held")
     return int(bool(bad))
 

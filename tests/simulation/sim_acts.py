@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -67,7 +66,9 @@ def arrive(world: World, frames: list[Frame]) -> None:
     life.bus.frames += frames
     while life.ingest.drain():
         pass
-    world.awake |= {ue: 0.0 for ue, at in life.engine.reported_s.items() if before.get(ue) != at or at == world.now_ns * NS}
+    world.awake |= {
+        ue: 0.0 for ue, at in life.engine.reported_s.items() if before.get(ue) != at or at == world.now_ns * NS
+    }
 
 
 def ask(world: World, step: Step, payload: bytes) -> None:
@@ -125,7 +126,11 @@ def cell_of(world: World, ue: int, x: float = 0.0) -> str:
 def radio(world: World, step: Step) -> None:
     ue = pick(step.b, N_UES)
     value = None if step.c < 0.05 else 0.3 + 5 * step.c
-    bus(world, step, UeReport(**stamp(world), source=f"ran/{ue}", ue=f"ue{ue}", cell=cell_of(world, ue), ul_efficiency_bps_hz=value))
+    bus(
+        world,
+        step,
+        UeReport(**stamp(world), source=f"ran/{ue}", ue=f"ue{ue}", cell=cell_of(world, ue), ul_efficiency_bps_hz=value),
+    )
 
 
 def handover(world: World, step: Step) -> None:
@@ -146,7 +151,11 @@ def batch(world: World, step: Step) -> None:
 
 def cell(world: World, step: Step) -> None:
     full = 1.0 if step.c > 0.97 else 0.5 * step.c * step.c
-    bus(world, step, CellReport(**stamp(world), source="cell", cell=cell_of(world, pick(step.b, 2)), background_ul_fraction=full))
+    bus(
+        world,
+        step,
+        CellReport(**stamp(world), source="cell", cell=cell_of(world, pick(step.b, 2)), background_ul_fraction=full),
+    )
 
 
 def node(world: World, step: Step) -> None:
@@ -190,7 +199,9 @@ def timing(world: World, step: Step) -> None:
 # --- clients --------------------------------------------------------------------------------------------------------
 
 
-def submit_args(step: Step, task: str, work_of: Callable[[float, float, float], dict[str, Any]] = work) -> dict[str, Any]:
+def submit_args(
+    step: Step, task: str, work_of: Callable[[float, float, float], dict[str, Any]] = work
+) -> dict[str, Any]:
     ue = "stranger" if step.a > 0.97 else f"ue{pick(step.c, N_UES)}"
     return {
         "task": task, "ue": ue, "work": work_of(step.a, step.b, step.c), "weight": 1.0 if step.b < 0.7 else 0.2 + 5 * step.c,
@@ -214,7 +225,9 @@ def flood(world: World, step: Step) -> None:
     payloads = []
     for i in range(5 + pick(step.a, 30)):
         one = step._replace(a=(step.a * (i + 1)) % 1, b=(step.b * (i + 3)) % 1, c=(step.c * (i + 7)) % 1)
-        payloads.append(request("submit", str(world.number()), submit_args(one, f"flood{world.number()}"), as_json=step.b < 0.5))
+        payloads.append(
+            request("submit", str(world.number()), submit_args(one, f"flood{world.number()}"), as_json=step.b < 0.5)
+        )
     requested(world, payloads)
 
 
@@ -404,7 +417,6 @@ def second(world: World, _: Step) -> None:
     try:
         Store(world.disk.state / "state.sqlite")
     except BadInput:
-        gc.collect()  # its process ends
         return
     hold(False, "a second daemon gets the state")
 

@@ -129,9 +129,7 @@ class Life:
         takers = (self.engine.reports, self._report)
         self.ingest = Ingest(self.bus, self.intake, *takers, self.engine.reported_s, clock)
         self.ingest.max_ues = settings.telemetry.max_ues
-        self.control = Control(
-            self, send, self.spawn, settings.control.max_waiting, settings.control.max_message_bytes
-        )
+        self.control = Control(self, send, self.spawn, settings.control.max_waiting, settings.control.max_message_bytes)
         self.engine.begin_capture()
 
     # --- what happens -------------------------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def virtual(world: World) -> Iterator[None]:
         strftime=time.strftime, gmtime=lambda: time.gmtime(min(world.wall_ns * 1e-9, 4e9)),
     )  # fmt: skip
     held = structlog.get_config()
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""], cache_logger_on_first_use=False)
+    structlog.configure(
+        logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""], cache_logger_on_first_use=False
+    )
     with contextlib.ExitStack() as stack:
         for module in (capture, leases, store):
             stack.enter_context(patch.object(module, "time", clock))

@@ -25,9 +25,10 @@ class Broken(AssertionError):
     """An invariant does not hold."""
 
 
-def hold(condition: object, what: str) -> None:
+def hold(condition: object, what: str, *about: object) -> None:
+    """What is about it is put into words only where it does not hold: this is called a hundred times an event."""
     if not condition:
-        raise Broken(what)
+        raise Broken(" ".join([what, *map(str, about)]).strip())
 
 
 def newcomers(core: Core) -> list[Task]:
@@ -41,23 +42,23 @@ def validate_core(core: Core) -> None:
     state = core.state
     n_cells = len(state.site.cells)
     for name, task in state.tasks.items():
-        hold(task.offer.task == name, f"task {name} is filed under another name")
-        hold(0 <= task.point < task.table.n_points, f"task {name} runs at point {task.point}")
-        hold(0 <= task.cell < n_cells, f"task {name} is in cell {task.cell}")
-        hold(task.ue == state.channel.index(task.offer.ue) >= 0, f"task {name}: no channel of its UE")
-        hold(state.cell_of_ue.get(task.offer.ue, task.cell) == task.cell, f"task {name} is not where its UE is")
+        hold(task.offer.task == name, "task", name, "is filed under another name")
+        hold(0 <= task.point < task.table.n_points, "task", name, "runs at point", task.point)
+        hold(0 <= task.cell < n_cells, "task", name, "is in cell", task.cell)
+        hold(task.ue == state.channel.index(task.offer.ue) >= 0, "task", name, ": no channel of its UE")
+        hold(state.cell_of_ue.get(task.offer.ue, task.cell) == task.cell, "task", name, "is not where its UE is")
     rows = [t.row for t in state.tasks.values() if t.row >= 0]
     hold(len(set(rows)) == len(rows), "two tasks share a row of progress")
     hold(not set(rows) & set(state._free_rows), "a row of progress is in use and free")
     hold(len(rows) + len(state._free_rows) == len(state.progress), "rows of progress are lost")
     fresh = newcomers(core)
     names = Counter(t.offer.task for t in fresh)
-    hold(max(names.values(), default=0) <= 1, f"newcomers twice: {names.most_common(1)}")
-    hold(not names.keys() & state.tasks.keys(), f"newcomers that run: {names.keys() & state.tasks.keys()}")
+    hold(max(names.values(), default=0) <= 1, "newcomers twice:", names.most_common(1))
+    hold(not names.keys() & state.tasks.keys(), "newcomers that run:", names.keys() & state.tasks.keys())
     hold(all(t.point == -1 for t in fresh), "a newcomer has a point")
     for name, array in (("prices", state.prices), ("variance", state.variance), ("background", state.background)):
-        hold(np.isfinite(array).all() and (array >= 0).all(), f"{name} {array}")
-    hold(np.isfinite(core._use).all(), f"planned use {core._use}")
+        hold(np.isfinite(array).all() and (array >= 0).all(), "", name, array)
+    hold(np.isfinite(core._use).all(), "planned use", core._use)
     hold(core._open is None or core._open[0] == core._request, "the open request is not the latest")
 
 
@@ -66,7 +67,7 @@ def validate_snapshot(core: Core, fresh: Core) -> None:
     taken = core.snapshot()
     text = msgspec.json.encode(taken)
     lost = fresh.restore(msgspec.json.decode(text, type=Snapshot))
-    hold(not lost, f"a successor has no place for {lost}")
+    hold(not lost, "a successor has no place for", lost)
     hold(msgspec.json.encode(fresh.snapshot()) == text, "a successor's snapshot is another")
 
 
@@ -75,20 +76,20 @@ def validate_engine(engine: Engine, now_s: float) -> None:
     core = engine.core
     living, running = set(engine.trackers), set(core.state.tasks)
     dropped = {d.task for d in core._dropped}
-    hold(running <= living, f"the core runs what nobody follows: {sorted(running - living)}")
-    hold(living - running <= dropped, f"followed, and not run: {sorted(living - running - dropped)}")
+    hold(running <= living, "the core runs what nobody follows:", sorted(running - living))
+    hold(living - running <= dropped, "followed, and not run:", sorted(living - running - dropped))
     ending = {offer.task for offer, _ in engine._ends}
     hold(ending <= set(engine._drops), "an end that is not to be stored")
     held = set(engine.board.held)
-    hold(living <= held | set(engine.waiting), f"no lease of {sorted(living - held)}")
-    hold(held - living <= ending, f"leases of the ended: {sorted(held - living - ending)}")
+    hold(living <= held | set(engine.waiting), "no lease of", sorted(living - held))
+    hold(held - living <= ending, "leases of the ended:", sorted(held - living - ending))
     asked = {t.offer.task for t in newcomers(core)}
-    hold(asked <= set(engine.waiting), f"asked for, and nobody waits: {sorted(asked - set(engine.waiting))}")
+    hold(asked <= set(engine.waiting), "asked for, and nobody waits:", sorted(asked - set(engine.waiting)))
     lost = set(engine.waiting) - asked - dropped
-    hold(not lost, f"waited for, and not asked: {sorted(lost)}")
-    hold(not living & set(engine.waiting), f"lives, and waits: {sorted(living & set(engine.waiting))}")
+    hold(not lost, "waited for, and not asked:", sorted(lost))
+    hold(not living & set(engine.waiting), "lives, and waits:", sorted(living & set(engine.waiting)))
     hold(all(w.replies for w in engine.waiting.values()), "somebody waits whom nobody answers")
-    hold(all(n >= 0 for n in engine.counts.values()), f"counts {engine.counts}")
+    hold(all(n >= 0 for n in engine.counts.values()), "counts", engine.counts)
     hold(all(-math.inf < at_s <= now_s + NS for at_s in engine.reported_s.values()), "reports from the future")
     hold(len(engine.board._ended) <= ENDED, "the ended are not forgotten")
 
@@ -96,37 +97,35 @@ def validate_engine(engine: Engine, now_s: float) -> None:
 def validate_stored(engine: Engine, rows: Iterable[str]) -> None:
     """What is on disk is what lives, but for ends that the disk has refused."""
     stored, living = set(rows), set(engine.trackers)
-    hold(living <= stored, f"lives, and is not stored: {sorted(living - stored)}")
+    hold(living <= stored, "lives, and is not stored:", sorted(living - stored))
     over = stored - set(engine._drops) - living
-    hold(not over, f"stored, and does not live: {sorted(over)}")
+    hold(not over, "stored, and does not live:", sorted(over))
 
 
-def validate_plan(
-    engine: Engine, plan: Plan, *, reserved: bool, stored: bool, least_use: Floats | float = 0.0
-) -> None:
+def validate_plan(engine: Engine, plan: Plan, *, reserved: bool, stored: bool, least_use: Floats | float = 0.0) -> None:
     """Hold a plan that goes out against the state of now. reserved: shares of its policy are held for good."""
     core, state = engine.core, engine.core.state
     hold(len(set(plan.tasks)) == len(plan.tasks), "a task twice in a plan")
     told = [d.task for d in plan.decisions]
-    hold(len(set(told)) == len(told), f"decided twice in one plan: {sorted(told)}")
+    hold(len(set(told)) == len(told), "decided twice in one plan:", sorted(told))
     hold(plan.valid_until_s - plan.at_s <= core.settings.lease_s + NS, "a lease longer than leases are")
     for name in ("share", "prbs", "node_weight", "planned_use", "variance", "prices", "efficiency"):
         array = getattr(plan, name)
-        hold(np.isfinite(array).all() and (array >= 0).all(), f"plan {plan.generation}: {name} {array}")
+        hold(np.isfinite(array).all() and (array >= 0).all(), "plan", plan.generation, ":", name, array)
     rows = {name: i for i, name in enumerate(plan.tasks) if name in state.tasks}
     not_run = set(plan.tasks) - rows.keys()
     taken_back = set() if stored else {d.task for d in plan.decisions if d.reason in ACCEPTED}
-    hold(not_run <= taken_back, f"planned, and not run: {sorted(not_run - taken_back)}")
+    hold(not_run <= taken_back, "planned, and not run:", sorted(not_run - taken_back))
     came = {d.task for d in plan.decisions if d.point >= 0}
     use = np.zeros((2, len(state.prices)))  # promised, memory
     moved = np.zeros(len(state.prices))
     n_cells, n_nodes = len(state.site.cells), len(state.site.nodes)
     for name, i in rows.items():
         task = state.tasks[name]
-        hold(task.point == plan.point[i], f"{name} is planned at {plan.point[i]} and runs at {task.point}")
+        hold(task.point == plan.point[i], "", name, "is planned at", plan.point[i], "and runs at", task.point)
         node = int(task.table.node[task.point])
-        hold(node not in state.places.barred, f"{name} is planned on node {node}, which is gone")
-        hold(not task.is_stranded(state.places), f"{name} is planned on layers that are gone")
+        hold(node not in state.places.barred, "", name, "is planned on node", node, ", which is gone")
+        hold(not task.is_stranded(state.places), "", name, "is planned on layers that are gone")
         if node == LOCAL:
             continue
         memory = n_cells + n_nodes + node
@@ -137,8 +136,7 @@ def validate_plan(
             use[0, n_cells + node] += plan.share[i, 1]
     room = core._session_bytes * (1 + OVER)
     full = (use[1, n_cells + n_nodes :] > room) & (moved[n_cells + n_nodes :] > 0)
-    hold(not full.any(), f"memory is overfilled: {use[1, n_cells + n_nodes:]} of {room}")
-    hold((plan.planned_use <= np.maximum(1.0, least_use) + OVER).all(), f"planned {plan.planned_use}")
+    hold(not full.any(), "memory is overfilled:", use[1, n_cells + n_nodes :], "of", room)
+    hold((plan.planned_use <= np.maximum(1.0, least_use) + OVER).all(), "planned", plan.planned_use)
     if reserved:
-        hold((use[0] <= 1.0 + OVER).all(), f"reserved {use[0]}")
-
+        hold((use[0] <= 1.0 + OVER).all(), "reserved", use[0])

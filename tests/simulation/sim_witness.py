@@ -44,16 +44,16 @@ class Witness:
             self.asked[task] += 1
 
     def answer(self, route: bytes, response: Response) -> None:
-        hold(route in self.open, f"request {route!r} is answered twice, or was never made")
+        hold(route in self.open, "request", route, "is answered twice, or was never made")
         task = self.open.pop(route)
         if task:
             self.asked[task] -= 1
         self.answered["" if response.ok else response.error.code] += 1
         if task and response.ok:
             lease = msgspec.json.decode(response.result, type=Lease)
-            hold(lease.task == task, f"an answer about {lease.task} to a submit of {task}")
+            hold(lease.task == task, "an answer about", lease.task, "to a submit of", task)
             if lease.valid_for_ms > 0 and lease.reason in ACCEPTED:
-                hold(task in self.alive, f"{task} is answered {lease.reason}, and was never published")
+                hold(task in self.alive, "", task, "is answered", lease.reason, ", and was never published")
 
     # --- decisions ----------------------------------------------------------------------------------------------
 
@@ -62,9 +62,21 @@ class Witness:
             return
         lease = msgspec.json.decode(payload, type=Lease)
         hold(topic.decode() == DECISION_TOPIC + lease.task, "a topic of another task")
-        hold(lease.valid_until_ns <= self.now_ns + round(self.lease_s * S_NS) + 1, f"{lease.task}: a lease without end")
-        hold(0 <= lease.valid_for_ms <= 1e3 * self.lease_s + SLACK_MS, f"{lease.task}: valid for {lease.valid_for_ms} ms")
-        hold(lease.plan == lease.seq <= self.made, f"{lease.task}: told of plan {lease.plan}, which is not made")
+        hold(
+            lease.valid_until_ns <= self.now_ns + round(self.lease_s * S_NS) + 1,
+            "",
+            lease.task,
+            ": a lease without end",
+        )
+        hold(
+            0 <= lease.valid_for_ms <= 1e3 * self.lease_s + SLACK_MS,
+            "",
+            lease.task,
+            ": valid for",
+            lease.valid_for_ms,
+            "ms",
+        )
+        hold(lease.plan == lease.seq <= self.made, "", lease.task, ": told of plan", lease.plan, ", which is not made")
         if self.is_greeting:
             self._greeted(lease)
         elif lease.point:
@@ -75,34 +87,52 @@ class Witness:
     def _greeted(self, lease: Lease) -> None:
         """A new subscriber hears what was told last."""
         if lease.point:
-            hold(lease.task in self.alive, f"{lease.task} is told to a new subscriber, and does not live")
-            hold(lease.plan >= self.alive[lease.task], f"{lease.task}: plan {lease.plan} after {self.alive[lease.task]}")
+            hold(lease.task in self.alive, "", lease.task, "is told to a new subscriber, and does not live")
+            hold(
+                lease.plan >= self.alive[lease.task],
+                "",
+                lease.task,
+                ": plan",
+                lease.plan,
+                "after",
+                self.alive[lease.task],
+            )
 
     def _lives(self, lease: Lease) -> None:
         task = lease.task
-        hold(lease.bandwidth_hz >= 0 and lease.node_share >= 0, f"{task}: negative shares")
+        hold(lease.bandwidth_hz >= 0 and lease.node_share >= 0, "", task, ": negative shares")
         if task not in self.alive:
-            hold(self.asked[task] > 0, f"{task} is decided ({lease.reason}) after its end, or was never submitted")
-            hold(lease.reason in ACCEPTED, f"{task} begins with {lease.reason}")
+            hold(
+                self.asked[task] > 0, "", task, "is decided (", lease.reason, ") after its end, or was never submitted"
+            )
+            hold(lease.reason in ACCEPTED, "", task, "begins with", lease.reason)
             self.coming.discard(task)
             self.reasons[lease.reason] += 1
         else:
-            hold(lease.plan >= self.alive[task], f"{task}: plan {lease.plan} after {self.alive[task]}")
+            hold(lease.plan >= self.alive[task], "", task, ": plan", lease.plan, "after", self.alive[task])
         self.alive[task] = lease.plan
 
     def _ended(self, lease: Lease) -> None:
         task = lease.task
-        hold(task in self.alive or self.asked[task] > 0, f"{task} ends ({lease.reason}), and did not live")
-        hold(lease.plan >= self.alive.get(task, 0), f"{task}: its end is of plan {lease.plan}, told was {self.alive.get(task)}")
-        hold(lease.valid_for_ms == 0, f"{task} ends with a lease")
+        hold(task in self.alive or self.asked[task] > 0, "", task, "ends (", lease.reason, "), and did not live")
+        hold(
+            lease.plan >= self.alive.get(task, 0),
+            "",
+            task,
+            ": its end is of plan",
+            lease.plan,
+            ", told was",
+            self.alive.get(task),
+        )
+        hold(lease.valid_for_ms == 0, "", task, "ends with a lease")
         silent_s = self.awake.get(lease.ue, 0.0)
-        hold(lease.reason != "stale" or silent_s > self.stale_s - 0.5, f"{task} ends as stale after {silent_s:.1f} s")
+        hold(lease.reason != "stale" or silent_s > self.stale_s - 0.5, "", task, "ends as stale after", silent_s, "s")
         self.alive.pop(task, None)
         self.leaving.discard(task)
         self.reasons[lease.reason] += 1
 
     def planned(self, generation: int) -> None:
-        hold(generation > self.generation, f"plan {generation} after plan {self.generation}")
+        hold(generation > self.generation, "plan", generation, "after plan", self.generation)
         self.generation = generation
 
     # --- the disk -----------------------------------------------------------------------------------------------
@@ -129,10 +159,10 @@ class Witness:
     def risen(self, living: set[str], generation: int) -> None:
         """A daemon that goes on from the disk: nobody who was told of is lost, nobody is there who never was."""
         lost = self.alive.keys() - living - self.leaving - self.undone
-        hold(not lost, f"accepted, and lost: {sorted(lost)}")
+        hold(not lost, "accepted, and lost:", sorted(lost))
         new = living - self.alive.keys() - self.coming - self.undone
-        hold(not new, f"back after their end: {sorted(new)}")
-        hold(generation >= self.generation, f"begins at plan {generation}, told was {self.generation}")
+        hold(not new, "back after their end:", sorted(new))
+        hold(generation >= self.generation, "begins at plan", generation, ", told was", self.generation)
         self.generation = max(self.generation, generation)
         self.alive = {task: self.alive.get(task, 0) for task in living}
         self.leaving.clear()

@@ -40,7 +40,8 @@ SITES = (
     'v = 1\nname = "node-bound"\ncells = [{ id = "cell0", ul_prbs = 48, scs_khz = 15, one_way_s = 0.012 }]\n'
     'nodes = [{ id = "edge0", device = "a100", fraction = 0.25, host = "vllm", decode_batch = 2 }]\n' + DEVICES,
     'v = 1\nname = "two"\ncells = [{ id = "cell0", ul_prbs = 48, scs_khz = 15 }, { id = "cell1", ul_prbs = 51, scs_khz = 30 }]\n'
-    'nodes = [{ id = "edge0", device = "a100", fraction = 0.5 }, { id = "edge1", device = "h100", fraction = 0.5 }]\n' + DEVICES,
+    'nodes = [{ id = "edge0", device = "a100", fraction = 0.5 }, { id = "edge1", device = "h100", fraction = 0.5 }]\n'
+    + DEVICES,
     'v = 1\nname = "little-memory"\ncells = [{ id = "cell0", ul_prbs = 273, scs_khz = 30 }, { id = "cell1", ul_prbs = 51, scs_khz = 30 }]\n'
     'nodes = [{ id = "edge0", device = "h100", memory_bytes = 4e8 }, { id = "edge1", device = "h100", memory_bytes = 8e8 }]\n'
     + DEVICES,
@@ -176,7 +177,9 @@ class World:
     def send(self, route: tuple[bytes, ...], payload: bytes) -> None:
         self.point()
         codec = msgspec.json if payload[:1] == b"{" else msgspec.msgpack
-        self.witness.answer(route[0], codec.decode(payload, type=Response) if codec is msgspec.json else packed(payload))
+        self.witness.answer(
+            route[0], codec.decode(payload, type=Response) if codec is msgspec.json else packed(payload)
+        )
 
     def solve(self, command: Solve) -> None:
         self.point()
@@ -185,7 +188,9 @@ class World:
 
     def planned(self, plan: Plan) -> None:
         self.witness.planned(plan.generation)
-        validate_plan(self.life.engine, plan, reserved=self.reserved, least_use=self.background, stored=not self.disk_refused)
+        validate_plan(
+            self.life.engine, plan, reserved=self.reserved, least_use=self.background, stored=not self.disk_refused
+        )
 
     def not_stored(self, drops: list[str]) -> None:
         self.disk_refused = True
@@ -263,4 +268,3 @@ def packed(payload: bytes) -> Response:
     result = found.pop("result", msgspec.UNSET)
     raw = msgspec.UNSET if result is msgspec.UNSET else msgspec.Raw(msgspec.json.encode(result))
     return msgspec.structs.replace(msgspec.convert(found, Response), result=raw)
-
