@@ -108,6 +108,11 @@ def _ingest(daemon: Daemon, now_s: float) -> api.Ingest:
     counts = [(s, r, n) for (s, r), n in sorted(intake.quarantine.counts.items())]
     if daemon.sockets.telemetry.malformed:
         counts.append(("", "not a topic and a payload", daemon.sockets.telemetry.malformed))
+    if daemon.sockets.control.malformed:
+        counts.append(("", "a request without a payload", daemon.sockets.control.malformed))
+    if daemon.sockets.control.unread:
+        counts.append(("", "answers left unread", daemon.sockets.control.unread))
+    counts += [(f"({name})", reason, n) for name, reason, n in daemon.sockets.gate.counted()]
     if daemon.authenticator is not None:
         counts += [("(handshake)", reason, n) for reason, n in sorted(daemon.authenticator.refused.items())]
     return api.Ingest(
