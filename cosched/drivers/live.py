@@ -38,6 +38,7 @@ from cosched.drivers.shadow_feed import ShadowFeed, Window
 from cosched.drivers.store import Store, StoreFailed
 from cosched.drivers.zap import Authenticator
 from cosched.errors import BadInput, CoschedError
+from cosched.log import flush, unblock
 from cosched.settings import Loaded
 from solvers.solution import Solution
 from telemetry import bus
@@ -469,12 +470,14 @@ class Daemon:
 
 def serve(loaded: Loaded) -> int:
     """Run a daemon until it is told to end. Raises BadInput, BadEndpoint when it cannot begin."""
+    unblock()
     os.umask(0o007)  # sockets, state and captures: owner and group
 
     async def main() -> int:
         daemon = Daemon(loaded)
         code = await daemon.run()
         if daemon.is_compiling:  # all is closed and on disk; Python would wait for the compiler, a minute and more
+            flush()
             os._exit(code)
         return code
 
