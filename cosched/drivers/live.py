@@ -83,6 +83,8 @@ class Daemon:
         self.authenticator = Authenticator(self.access) if self.access is not None else None
         self.sockets = places.bind(loaded, keys)
         self.exporter = places.exporter(loaded)
+        for line in places.warnings(loaded):
+            log.warning("configuration", what=line)
         self.pool = Pool(settings.solver.budget_s, self._solved)
         self.intake = Intake(settings.telemetry.max_message_bytes)
         self.engine = self._first_engine(plant)

@@ -113,3 +113,11 @@ def exporter(loaded: Loaded) -> Exporter | None:
     from cosched.drivers.metrics import Exporter  # prometheus_client takes 30 ms to import
 
     return Exporter(listen)
+
+
+def warnings(loaded: Loaded) -> list[str]:
+    """What is right, and yet should be known, one line each."""
+    listen = loaded.settings.metrics.listen
+    if not listen or bus.is_loopback(f"tcp://{listen}"):
+        return []
+    return [f"metrics.listen = '{listen}': whoever reaches this machine can read the metrics; there are no keys for them"]
