@@ -42,6 +42,7 @@ from cosched.drivers.shadow_feed import ShadowFeed, Window
 from cosched.drivers.store import Store, StoreFailed
 from cosched.drivers.zap import Authenticator
 from cosched.errors import BadInput, CoschedError
+from cosched.log import flush, unblock
 from cosched.settings import Loaded
 from solvers.solution import Solution
 from telemetry import bus
@@ -86,6 +87,8 @@ class Daemon:
         self.authenticator = Authenticator(self.access) if self.access is not None else None
         self.sockets = places.bind(loaded, keys)
         self.exporter = places.exporter(loaded)
+        for line in places.warnings(loaded):
+            log.warning("configuration", what=line)
         self.pool = Pool(settings.solver.budget_s, self._solved)
         self.inquiry = Inquiry()
         self.intake = Intake(settings.telemetry.max_message_bytes)
@@ -505,12 +508,14 @@ class Daemon:
 
 def serve(loaded: Loaded) -> int:
     """Run a daemon until it is told to end. Raises BadInput, BadEndpoint when it cannot begin."""
+    unblock()
     os.umask(0o007)  # sockets, state and captures: owner and group
 
     async def main() -> int:
         daemon = Daemon(loaded)
         code = await daemon.run()
         if daemon.is_compiling:  # all is closed and on disk; Python would wait for the compiler, a minute and more
+            flush()
             os._exit(code)
         return code
 
