@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
+import pytest
 import torch
 from runtime_cases import HIDDEN, LAYERS, VOCAB
 
@@ -18,9 +21,11 @@ from cosched.runtime import activation, kv
 from cosched.runtime.engine import token_frame, token_ids
 from cosched.runtime.errors import BadFrame, Refused
 from cosched.runtime.kv import KvCache, KvLayout
+from cosched.runtime.link import Link
 from cosched.runtime.model import ModelSource
 from cosched.runtime.peers import check_endpoint
 from cosched.runtime.protocol import (
+    Answer,
     Body,
     Close,
     Export,
@@ -36,6 +41,7 @@ from cosched.runtime.protocol import (
     request_of,
 )
 from cosched.runtime.sampling import Sampling, choose
+from telemetry.calls import Caller, wait_for
 
 CPU, F32 = torch.device("cpu"), torch.float32
 LAYOUT = KvLayout(2, HIDDEN // 8, F32, CPU)
@@ -50,10 +56,8 @@ def decoded(data: bytes) -> str:
     """
     cut = 2 + int.from_bytes(data[:2])
     frames = [data[2:cut], data[cut:]]
-    try:
+    with contextlib.suppress(BadFrame):
         answer_of(frames)
-    except BadFrame:
-        pass
     try:
         body = request_of(frames).body
         match body:
@@ -146,7 +150,9 @@ class Attacker:
         ]
         return bodies[self._int(0, len(bodies))]
 
-    def open(self, name: str, start: int, sampling: Sampling, onward: Onward | None = None, stop: int = LAYERS) -> Message:
+    def open(
+        self, name: str, start: int, sampling: Sampling, onward: Onward | None = None, stop: int = LAYERS
+    ) -> Message:
         return self.ask(
             Open(
                 session=name, task="t", model=self.source.name, fingerprint=self.source.fingerprint, start=start,
@@ -222,7 +228,9 @@ class Attacker:
         step = {"type": "Step", "session": own, "position": n, "tokens": 1}
         more = {"type": "Step", "session": own, "position": 0, "tokens": n}
         layers = {"type": "Export", "session": own, "start": n, "stop": LAYERS}
-        ids = self.ask(Step(session=own, position=0, tokens=1), struct.pack("<i", (-1, VOCAB, 2**31 - 1)[self._int(0, 3)]))
+        ids = self.ask(
+            Step(session=own, position=0, tokens=1), struct.pack("<i", (-1, VOCAB, 2**31 - 1)[self._int(0, 3)])
+        )
         return [self.raw(step, b"\0" * 4), self.raw(more, b"\0" * 4), self.raw(layers), ids][self._int(0, 4)]
 
     def foreign(self) -> Message:
@@ -273,10 +281,25 @@ class Attacker:
         return self.ask(Import(session=own, start=0, stop=1), cache.export(0))
 
 
+def opened(source: ModelSource, **other: object) -> Open:
+    asked = Open(session="s", task="t", model=source.name, fingerprint=source.fingerprint, start=0, stop=L)
+    return msgspec.structs.replace(asked, **other)
+
+
+def refusal(link: Link, body: object, tensors: tuple[bytes, ...] = ()) -> str:
+    with pytest.raises(Refused) as caught:
+        link.ask(body, tensors)  # type: ignore[arg-type]
+    return caught.value.code
+
+
+def asked(caller: Caller, message: list[bytes], patience_s: float) -> list[Answer]:
+    caller.send(message)
+    wait_for([caller], patience_s)
+    return [answer_of(frames) for frames in caller.drain()]
+
+
 def forged(values: torch.Tensor, bits: int = 32) -> bytes:
     """An activation's frame with values that `encode` would not take; 8 and 4 bits: with a scale that is infinite."""
-    import zlib
-
     _, tokens, width = values.shape
     if bits == 32:
         payload = kv.raw_bytes(values)

@@ -206,9 +206,10 @@ class Host:
 
     def _clean_up(self, now_s: float) -> None:
         """Close what nobody uses, let go of what has been sent, say what was refused."""
-        for session in self.engine.expire(now_s):
+        left = self.engine.expire(now_s)
+        for session in left:
             self._recount(session.owner, now_s)
-            self.news.say(f"session '{session.name}' closed: not used for {self.engine.limits.idle_s:g} s")
+        self.news.closed(len(left), self.engine.limits.idle_s, now_s)
         for _ in range(min(len(self._unread), TAKEN_IN)):
             account, sent = self._unread.popleft()
             if sent.left:
