@@ -51,6 +51,7 @@ class Task:
     progress: Progress | None = None
     table_cell: int = -1  # that its table was made for: where it was offered
     factors: Factors = ()  # that its table was made with: a session keeps what it was promised by
+    asks: int = 0  # solves that it was in as a newcomer
     row: int = field(default=-1, init=False)  # of State.progress
     _block: tuple[tuple[int, int, int], Where, Block] | None = field(
         default=None, init=False, repr=False, compare=False

@@ -38,7 +38,7 @@ def of(daemon: Daemon) -> api.Status:
         mode_since_s=now_s - modes.since_s,
         alarms=modes.alarms,
         uptime_s=now_s - daemon.started_ns * NS,
-        generation=engine.plan.generation if engine.plan is not None else 0,
+        generation=engine.core.generation,
         tasks=len(engine.trackers),
         promised=_promised(engine.trackers, plan),
         value=plan.value if plan is not None else 0.0,
@@ -108,6 +108,11 @@ def _ingest(daemon: Daemon, now_s: float) -> api.Ingest:
     counts = [(s, r, n) for (s, r), n in sorted(intake.quarantine.counts.items())]
     if daemon.sockets.telemetry.malformed:
         counts.append(("", "not a topic and a payload", daemon.sockets.telemetry.malformed))
+    if daemon.sockets.control.malformed:
+        counts.append(("", "a request without a payload", daemon.sockets.control.malformed))
+    if daemon.sockets.control.unread:
+        counts.append(("", "answers left unread", daemon.sockets.control.unread))
+    counts += [(f"({name})", reason, n) for name, reason, n in daemon.sockets.gate.counted()]
     if daemon.authenticator is not None:
         counts += [("(handshake)", reason, n) for reason, n in sorted(daemon.authenticator.refused.items())]
     return api.Ingest(
