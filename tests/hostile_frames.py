@@ -282,7 +282,7 @@ class Attacker:
 
 
 def opened(source: ModelSource, **other: object) -> Open:
-    asked = Open(session="s", task="t", model=source.name, fingerprint=source.fingerprint, start=0, stop=L)
+    asked = Open(session="s", task="t", model=source.name, fingerprint=source.fingerprint, start=0, stop=LAYERS)
     return msgspec.structs.replace(asked, **other)
 
 

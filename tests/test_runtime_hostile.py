@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -166,7 +167,7 @@ def test_a_fuzzers_way_in_says_what_became_of_bytes(source: ModelSource) -> None
     assert {"BadFrame", "Refused", "Open", "Step", "Import", "Close"} <= seen
 
 
-# --- what nobody foresaw -----------------------------------------------------------------------------------------------
+# --- what nobody foresaw ---------------------------------------------------------------------------------------------
 
 
 def test_a_defect_is_answered_logged_and_counted_and_ends_nothing(
@@ -201,7 +202,7 @@ def test_limits_are_read_or_refused_with_the_nearest() -> None:
             limits_of([bad])
 
 
-# --- all of it at once -------------------------------------------------------------------------------------------------
+# --- all of it at once -----------------------------------------------------------------------------------------------
 
 
 class Bystander:
@@ -248,7 +249,7 @@ class Bystander:
 
 
 def flood(endpoint: str, attackers: list[Attacker], count: int, patience_s: float = 30.0) -> int:
-    """Send `count` messages, some under way at a time; return how many were never answered (connections that closed)."""
+    """Send `count` messages, some under way at a time; return how many were never answered."""
     callers = [Caller(endpoint) for _ in attackers]
     under_way, lost, sent = [0] * len(callers), 0, 0
     heard_s = time.monotonic()
@@ -302,11 +303,10 @@ def test_a_flood_of_hostile_frames_leaves_memory_flat_and_a_bystander_served(tmp
     finally:
         host.kill()
     p99 = {name: 1e3 * sorted(s)[int(0.99 * len(s))] for name, s in (("quiet", quiet), ("flood", busy))}
-    print(f"\n{FRAMES} frames, {0.8 * FRAMES / took_s:.0f} a second; RSS {[r >> 20 for r in rss]} MiB; p99 {p99} ms")  # noqa: T201
     reasons = sum((Counter(counts) for counts in report.refused_by.values()), Counter[str]())
-    print(
-        f"bystander: {calm.runs} runs; {lost} lost, {report.refused} refused, {report.failed} failed: {dict(reasons)}"
-    )
+    said = f"{FRAMES} frames, {0.8 * FRAMES / took_s:.0f} a second; RSS {[r >> 20 for r in rss]} MiB; p99 {p99} ms; "
+    said += f"{calm.runs} runs, {lost} lost, {report.refused} refused, {report.failed} failed: {dict(reasons)}"
+    sys.stderr.write(f"\n{said}\n")
     assert report.failed == 0
     assert lost == 0, "messages without an answer"
     assert rss[-1] - rss[0] < 24 << 20
