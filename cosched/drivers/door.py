@@ -121,7 +121,7 @@ class Door:
             try:
                 peer, address = entry.listener.accept()
             except BlockingIOError:
-                return None
+                return
             except OSError as error:  # gone again, or no descriptor left: both pass
                 self.refused[entry.name, FULL] += error.errno in {errno.EMFILE, errno.ENFILE}
                 break

@@ -120,4 +120,6 @@ def warnings(loaded: Loaded) -> list[str]:
     listen = loaded.settings.metrics.listen
     if not listen or bus.is_loopback(f"tcp://{listen}"):
         return []
-    return [f"metrics.listen = '{listen}': whoever reaches this machine can read the metrics; there are no keys for them"]
+    return [
+        f"metrics.listen = '{listen}': whoever reaches this machine can read the metrics; there are no keys for them"
+    ]

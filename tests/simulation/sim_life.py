@@ -31,13 +31,13 @@ from cosched.errors import BadInput
 from cosched.settings import Loaded
 from solvers.solution import Solution
 from telemetry.bus import Frame
-from telemetry.messages import Message, NodeReport, UeReport
+from telemetry.messages import Message, NodeReport
 from telemetry.wire import Intake
 
 NS = 1e-9
 
 
-class Crash(BaseException):  # noqa: N818  # nothing of the daemon may catch it
+class Crash(BaseException):  # nothing of the daemon may catch it
     """The process is no more."""
 
 
