@@ -107,7 +107,6 @@ class Lease(DecisionMessage, frozen=True, kw_only=True, omit_defaults=False):
     valid_for_ms: float = 0.0  # 0: no lease
     at_unix_s: float = 0.0  # wall clock, a label
     text: str = ""  # the reason in a sentence
-    node_weight: float = 0.0  # with which the node shares itself out to the task
     node_endpoint: str = ""  # where the node takes activations; "": its serving is not started by the daemon
     node_key: str = ""  # CURVE public key of that endpoint; "": a plain connection, on one machine
 
@@ -381,6 +380,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     cluster: ClusterView = ClusterView()
     capture: str = ""  # file being written, "" none
     capture_bytes: int = 0
+    log_dropped: int = 0  # lines that nobody read in time
     config: str = ""  # its path
 
 

@@ -23,7 +23,7 @@ from cosched.resources import config_dir
 PREFIX: Final = "COSCHED_"
 NOT_KEYS: Final = frozenset(  # that other parts read
     {"COSCHED_CONFIG", "COSCHED_KEYS", "COSCHED_KERNEL"}
-    | {f"COSCHED_HOST_{name}" for name in ("MODELS", "BIND", "KEY", "ALLOWED")}
+    | {f"COSCHED_HOST_{name}" for name in ("MODELS", "BIND", "KEY", "ALLOWED", "LIMITS")}
 )
 
 

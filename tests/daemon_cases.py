@@ -59,8 +59,8 @@ class Place:
         return {**clean, **folders, "COSCHED_TELEMETRY_BIND": f'["{self.bus}"]', **own, **self.extra}
 
     @contextlib.contextmanager
-    def daemon(self) -> Iterator[Daemon]:
-        """Start `cosched run`; it is killed at the end if it still runs."""
+    def daemon(self, output: int | None = None, descriptors: int = 0) -> Iterator[Daemon]:
+        """Start `cosched run`; it is killed at the end if it still runs. descriptors: as `ulimit -n` has them."""
         command = [
             sys.executable,
             "-m",
@@ -68,8 +68,11 @@ class Place:
             "run",
             *(["--config", str(self.config)] if self.config else []),
         ]
+        if descriptors:
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen(command, env=self.environment(), stdout=log, stderr=log)
+            out = log if output is None else output
+            process = subprocess.Popen(command, env=self.environment(), stdout=out, stderr=out)
         daemon = Daemon(self, process)
         try:
             yield daemon

@@ -90,7 +90,7 @@ def _flipped(data: bytes, at: int) -> bytes:
 
 
 FORGED = {  # topic: how its first record that can be is changed, and what of the difference is named
-    "decision": (lambda at_ns, text: (at_ns, text.replace(b'"prbs":', b'"prbs":1')), "prbs"),
+    "decision": (lambda at_ns, text: (at_ns, text.replace(b'"weight_prb":', b'"weight_prb":1')), "weight_prb"),
     "plan": (lambda at_ns, text: (at_ns, text.replace(b'"value":', b'"value":1')), "value"),
     "ran.ue": (lambda at_ns, text: (at_ns, text.replace(b'hz":2', b'hz":3')), ""),
     "offered": (lambda at_ns, text: (at_ns, text.replace(b'"ttft_s":2', b'"ttft_s":1')), ""),

@@ -393,6 +393,7 @@ class Core:
         ue = self.state.channel.index(offer.ue)
         if ue < 0 or row.cell not in index or row.table_cell not in index:
             return False
+        cell = self.state.cell_of_ue.get(offer.ue, index[row.cell])  # stored tasks are as of when they were accepted
         table = self._points(offer, index[row.table_cell], row.factors)
         if row.point not in table.point_ids:
             return False
@@ -400,7 +401,7 @@ class Core:
             offer,
             table,
             ue,
-            index[row.cell],
+            cell,
             table.point_ids.index(row.point),
             row.progress,
             index[row.table_cell],

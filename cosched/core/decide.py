@@ -85,6 +85,7 @@ def make_plan(
         node_weight=_node_weight_column(asked, has, rows, share[:, 1]),
         prbs=_prbs(state, layout.cell[has], share[:, 0], promised),
         promised=promised,
+        reserved=_reserved(asked, solution, draft, has),
         efficiency=asked.planned.efficiency[has],
         planned_use=used,
         variance=_variance(asked.planned, rows[promised], draft.share[has][promised]),
@@ -139,6 +140,13 @@ def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
     counted = problem.activity[rows] * share[chosen >= 0] + problem.rigid[rows]
     np.add.at(used, problem.slot[rows].ravel(), counted.ravel())
     return used[:-1] + problem.background
+
+
+def _reserved(asked: Asked, solution: Solution, draft: Draft, tasks: Ints) -> Floats:
+    """(n, S) what the plan counts for `tasks`; who stays though there is no room has the memory that he fills."""
+    problem, rows = asked.problem, draft.chosen[tasks]
+    use = asked.planned.mean_use[rows] if asked.statistical else problem.activity[rows] * draft.share[tasks]
+    return np.where((solution.chosen[tasks] >= 0)[:, None], use, 0.0) + problem.rigid[rows]
 
 
 def _node_weight_column(asked: Asked, tasks: Ints, rows: Ints, share: Floats) -> Floats:

@@ -5,6 +5,7 @@ Every event is recorded before it is handled. What a plan accepts is on disk bef
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -140,6 +141,8 @@ class Engine:
                     self._heard(ue, value is not None, at_ns)
             self.core.handle(events.Telemetry(at_ns * NS, message))
             if isinstance(message, TaskTiming):
+                if (timed := self.trackers.get(message.task)) is not None:
+                    timed.hear(at_ns * NS)
                 self._calibrated()
         elif isinstance(message, TaskProgress) and (tracker := self.trackers.get(message.task)) is not None:
             tracker.tell(message, at_ns * NS)
@@ -191,12 +194,14 @@ class Engine:
             self.counts["standstills"] += 1
             for ue, at_s in self.reported_s.items():
                 self.reported_s[ue] = min(now_s, at_s + stood_s)
+            for tracker in self.trackers.values():
+                tracker.heard_s = min(now_s, tracker.heard_s + stood_s)
             if self.last_sample_s >= 0:
                 self.last_sample_s = min(now_s, self.last_sample_s + stood_s)
         self._beat_s = now_s
 
-    def tick(self, stale_ue_s: float) -> None:
-        """End what is over or stale, then plan again."""
+    def tick(self, stale_ue_s: float, silent_s: float = math.inf) -> None:
+        """End what is over, stale, or not cared for by anybody for `silent_s`; then plan again."""
         self.beat()
         self._rotate()
         self.capture.flush()
@@ -207,6 +212,8 @@ class Engine:
                 self.end(task, Reason.FINISHED)
             elif now_s - self.reported_s.get(tracker.offer.ue, now_s) > stale_ue_s:
                 self.end(task, Reason.STALE)
+            elif now_s - tracker.heard_s > silent_s:
+                self.end(task, Reason.SILENT)
         running = self.core.state.tasks
         told = (t.progress(now_s, running[n].table, running[n].point) for n, t in self.trackers.items() if n in running)
         record = journal.Progresses(tasks=tuple(p for p in told if p is not None))
@@ -345,7 +352,9 @@ class Engine:
 
     def _take_up(self, offer: TaskOffer) -> Tracker:
         self.reported_s.setdefault(offer.ue, self.clock() * NS)
-        return self.trackers.setdefault(offer.task, Tracker(offer, self.core.settings.deadline_margin))
+        tracker = self.trackers.setdefault(offer.task, Tracker(offer, self.core.settings.deadline_margin))
+        tracker.hear(self.clock() * NS)
+        return tracker
 
     def _take_back(self, waiting: Waiting, why: str) -> None:
         """An admission that could not be stored has never been."""

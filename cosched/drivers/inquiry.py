@@ -51,8 +51,8 @@ class Inquiry:
             except asyncio.CancelledError:
                 await self._end()  # what it is at would be taken for the next answer
                 raise
-        if reply.fault is not None:
-            raise NotAnswered(reply.fault)
+        if reply.fault is not None or isinstance(reply.result, msgspec.UnsetType):
+            raise NotAnswered(reply.fault or api.Fault(code="not_done", message="no answer"))
         return msgspec.msgpack.decode(reply.result, type=kind)
 
     async def _there(self) -> Worker:

@@ -24,11 +24,11 @@ from cosched.core.policy import FALLBACK, POLICIES
 from cosched.core.reasons import Reason
 from cosched.drivers import places, reload, status
 from cosched.drivers.capture import Capture
-from cosched.drivers.control import SOURCE, Control, Refused
+from cosched.drivers.control import Control, Refused
 from cosched.drivers.dispatch.link import Link
 from cosched.drivers.engine import Engine
 from cosched.drivers.greeter import Greeter
-from cosched.drivers.holders import over_quota
+from cosched.drivers.holders import over_quota, over_share
 from cosched.drivers.ingest import Ingest
 from cosched.drivers.inquiry import Inquiry, NotAnswered
 from cosched.drivers.leases import Board
@@ -42,6 +42,7 @@ from cosched.drivers.shadow_feed import ShadowFeed, Window
 from cosched.drivers.store import Store, StoreFailed
 from cosched.drivers.zap import Authenticator
 from cosched.errors import BadInput, CoschedError
+from cosched.log import flush, unblock
 from cosched.settings import Loaded
 from solvers.solution import Solution
 from telemetry import bus
@@ -86,6 +87,8 @@ class Daemon:
         self.authenticator = Authenticator(self.access) if self.access is not None else None
         self.sockets = places.bind(loaded, keys)
         self.exporter = places.exporter(loaded)
+        for line in places.warnings(loaded):
+            log.warning("configuration", what=line)
         self.pool = Pool(settings.solver.budget_s, self._solved)
         self.inquiry = Inquiry()
         self.intake = Intake(settings.telemetry.max_message_bytes)
@@ -176,7 +179,9 @@ class Daemon:
         await self.pool.first.wait()
         now_s = self.clock() * NS
         if self.modes.mode is Mode.STARTING:
-            self.engine.tick(self.loaded.settings.telemetry.stale_ue_s)  # restored tasks get their leases first
+            self.engine.tick(
+                settings.telemetry.stale_ue_s, settings.lease.silent_s
+            )  # restored tasks get their leases first
             await self.quiet()
             self.modes.move(Move.READY, now_s)
         self.notifier.ready()
@@ -255,7 +260,7 @@ class Daemon:
         self._watch_input(now_ns)
         self.control.watch(now_ns * NS)
         idle = self.engine.core.is_quiet
-        self.engine.tick(settings.telemetry.stale_ue_s)
+        self.engine.tick(settings.telemetry.stale_ue_s, settings.lease.silent_s)
         if idle and self.engine.core.is_quiet:
             self._planned_ns = now_ns  # nothing to plan
         self._tick_cluster()
@@ -379,12 +384,14 @@ class Daemon:
 
     def may_hold(self, offer: TaskOffer) -> str:
         """Why a task of this UE and identity may not come in beside those that they have, "" when it may."""
-        quota, user = self.loaded.settings.quota, offer.source.removeprefix(SOURCE).removeprefix("/")
-        held = (self.engine.trackers.of, self.engine.waiting.of, self.control.submits.of)
-        if len(self.engine.trackers) >= quota.tasks:
+        quota, user, engine = self.loaded.settings.quota, offer.source.partition("/")[2], self.engine
+        if len(engine.trackers) >= quota.tasks:
             return f"there are {quota.tasks} tasks, and there may not be more"
-        of_source = self.access.limits(user).tasks if user and self.access is not None else quota.tasks
-        return over_quota(offer, held, quota.ue_tasks, of_source)
+        limits = self.access.limits(user) if user and self.access is not None else None
+        most = (quota.ue_tasks, limits.tasks if limits is not None else quota.tasks)
+        share = (quota.ue_share, limits.share if limits is not None else 1.0)
+        held = (engine.trackers.of, engine.waiting.of, self.control.submits.of)
+        return over_quota(offer, held, *most) or over_share(offer, engine.core, engine.plan, *share)
 
     async def whatif(self, args: api.WhatifArgs) -> api.WhatifResult:
         """Plan a changed site beside the live one. Raises Refused, BadInput, SolveLost."""
@@ -501,12 +508,14 @@ class Daemon:
 
 def serve(loaded: Loaded) -> int:
     """Run a daemon until it is told to end. Raises BadInput, BadEndpoint when it cannot begin."""
+    unblock()
     os.umask(0o007)  # sockets, state and captures: owner and group
 
     async def main() -> int:
         daemon = Daemon(loaded)
         code = await daemon.run()
         if daemon.is_compiling:  # all is closed and on disk; Python would wait for the compiler, a minute and more
+            flush()
             os._exit(code)
         return code
 

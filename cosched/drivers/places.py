@@ -26,8 +26,8 @@ INNER: Final = ".door"  # folder in the runtime folder, of what the daemon binds
 SLACK: Final = 4  # a frame this many times too large is counted; beyond, ZeroMQ cuts the connection
 
 
-# What a follower may send: subscriptions, which the daemon remembers. Some 3 000 topics of usual length each, 100 000 in all.
-FOLLOWER: Final = {"burst_bytes": 128 << 10, "rate_bps": 64, "held_bytes": 4 << 20}
+# What followers may send: subscriptions, which the daemon remembers. Of usual length, 5 000 each and 100 000 in all.
+FOLLOWER: Final = {"burst_bytes": 256 << 10, "rate_bps": 64, "held_bytes": 4 << 20, "all_bps": 128 << 10}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
     return Sockets(**{name: socket for name, (socket, _, _) in sockets.items()}, gate=Gate(entries, most))  # type: ignore[arg-type]
 
 
-def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:  # noqa: FBT001
+def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:
     """Open one endpoint: ipc is plain, tcp asks for keys where there are some."""
     guarded = has_keys and endpoint.startswith("tcp://")
     if endpoint.startswith("ipc://"):
@@ -113,3 +113,13 @@ def exporter(loaded: Loaded) -> Exporter | None:
     from cosched.drivers.metrics import Exporter  # prometheus_client takes 30 ms to import
 
     return Exporter(listen)
+
+
+def warnings(loaded: Loaded) -> list[str]:
+    """What is right, and yet should be known, one line each."""
+    listen = loaded.settings.metrics.listen
+    if not listen or bus.is_loopback(f"tcp://{listen}"):
+        return []
+    return [
+        f"metrics.listen = '{listen}': whoever reaches this machine can read the metrics; there are no keys for them"
+    ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from cosched import __version__
+from cosched import __version__, log
 from cosched import control_messages as api
 from cosched.core.commands import Plan
 from cosched.core.planner import resource_ids
@@ -64,6 +64,7 @@ def _made(daemon: Daemon, plan: Plan | None, now_s: float) -> api.Status:
         cluster=msgspec.structs.replace(daemon.cluster.view(), placement=daemon.placer.view()),
         capture=engine.capture.path,
         capture_bytes=engine.capture.n_bytes,
+        log_dropped=log.dropped(),
         config=str(daemon.loaded.path or ""),
     )
 

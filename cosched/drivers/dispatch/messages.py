@@ -7,7 +7,7 @@ dispatcher -> node actor: Order, at most one per plan, answered with Ack or Refu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,10 @@ VERSION: Final = 1  # of what node actors take: daemon and nodes may be updated 
 OLD_EPOCH: Final = "old_epoch"  # codes of a Refusal
 OLD_GENERATION: Final = "old_generation"
 OTHER_VERSION: Final = "other_version"
+MALFORMED: Final = "malformed"
+
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # bytes, weights, shares: neither negative nor infinite nor NaN
+LayerNo = Annotated[int, msgspec.Meta(ge=0, le=4_096)]
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True):
@@ -26,17 +30,17 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     point: str  # id of the operating point
     split: int  # layers that the device keeps
     precision_bits: int
-    weight: float
-    share: float  # of the node, as planned
+    weight: Amount
+    share: Amount  # of the node, as planned
 
 
 class Layers(msgspec.Struct, frozen=True, array_like=True):
     """Decoder layers [first, last) of a model; `weight_bytes` is what they weigh, each alike."""
 
     model: str
-    first: int
-    last: int
-    weight_bytes: float = 0.0
+    first: LayerNo
+    last: LayerNo
+    weight_bytes: Amount = 0.0
 
 
 Layer = tuple[str, int]  # one of a model
@@ -76,7 +80,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     end: tuple[str, ...] = ()
     load: tuple[Layers, ...] = ()
     unload: tuple[Layers, ...] = ()
-    room_bytes: float = 0.0  # for weights
+    room_bytes: Amount = 0.0  # for weights
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
