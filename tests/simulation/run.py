@@ -18,6 +18,7 @@ from sim_play import play, shrink
 from sim_script import Script, draw
 
 STEPS = 700  # of a seed: about a thousand events
+MOST_BAD = 10  # seeds that fail: then it ends
 OUT = Path("out")
 
 
@@ -55,7 +56,7 @@ def main() -> int:
     began, cpu, told = time.monotonic(), time.process_time(), time.monotonic()
     seed, events, lives, plans, captures, bad = args.seed, 0, 0, 0, 0, []
     faults, counts = Counter[str](), Counter[str]()
-    while events < args.events:
+    while events < args.events and len(bad) < MOST_BAD:
         script = draw(seed, STEPS)
         played = play(script)
         world = played.world
