@@ -62,9 +62,7 @@ install: ## as root: put program, configuration, keys and systemd units in their
 	@install -d -m 755 $(ETC) $(ETC)/keys $(UNITS)
 	@test -e $(ETC)/cosched.toml || echo '# What differs from the defaults: cosched config show' > $(ETC)/cosched.toml
 	@test -e $(ETC)/keys/daemon.key || $(PREFIX)/bin/cosched keys new daemon --keys $(ETC)/keys
-	@for unit in systemd/*.service; do \
-	  sed 's,/opt/cosched,$(PREFIX),; s,/etc/cosched,$(ETC),g' $$unit > $(UNITS)/$${unit#systemd/} || exit 1; \
-	done
+	@sh systemd/install.sh '$(PREFIX)' '$(ETC)' '$(UNITS)'
 	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo 'installed; next: systemctl enable --now cosched'
 

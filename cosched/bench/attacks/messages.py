@@ -143,9 +143,11 @@ def submits_and_releases(target: Target, seconds: float) -> int:
     return _ask(
         target,
         seconds,
-        lambda n: ("release", {"task": f"evil{n // 2}"})
-        if n % 2
-        else ("submit", {"task": f"evil{n // 2}", "ue": f"evil{n // 2 % 16}", "work": work}),
+        lambda n: (
+            ("release", {"task": f"evil{n // 2}"})
+            if n % 2
+            else ("submit", {"task": f"evil{n // 2}", "ue": f"evil{n // 2 % 16}", "work": work})
+        ),
     )
 
 
