@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import socket
 import sys
 import threading
 import time
@@ -32,6 +35,7 @@ from cosched.runtime.parts import Part
 from cosched.runtime.protocol import Answer, Import, Look, Step
 from cosched.runtime.sampling import Sampling
 from telemetry.calls import Caller, wait_for
+from telemetry.errors import BadEndpoint
 
 L = cases.LAYERS
 FRAMES = int(os.environ.get("COSCHED_HOSTILE_FRAMES", "100000"))  # of the flood
@@ -200,6 +204,39 @@ def test_limits_are_read_or_refused_with_the_nearest() -> None:
     for bad in ("idle_s=nan", "idle_s=inf", "sessions=-1", "sessions=many"):
         with pytest.raises(BadInput, match=r"^limits: "):
             limits_of([bad])
+
+
+def test_more_connections_than_descriptors_end_nothing(tmp_path: Path) -> None:
+    """Strangers take all descriptors: who is connected is served meanwhile, and newcomers once they are gone."""
+    source, host = cases.seeded(tmp_path), cases.HostProcess(tmp_path, "edge0")
+    crowd: list[socket.socket] = []
+    try:
+        endpoint = host.endpoint()
+        resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, (128, 128))
+        early = Link(endpoint)
+        early.ask(opened(source))
+        address, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        with contextlib.suppress(OSError):
+            for _ in range(300):
+                crowd.append(socket.create_connection((address, int(port)), timeout=1.0))  # noqa: PERF401  # until it fails
+        assert len(crowd) > 128
+        early.ask(Step(session="s", position=0, tokens=1), (token_frame([1]),))
+        for one in crowd:
+            one.close()
+        late = Link(endpoint)
+        late.ask(opened(source))
+        for link in (early, late):
+            link.close()
+    finally:
+        for one in crowd:
+            one.close()
+        host.kill()
+
+
+def test_a_host_serves_over_tcp_alone(source: ModelSource, tmp_path: Path) -> None:
+    host = Host("edge0", [source], bind=[f"ipc://{tmp_path}/host.sock"])
+    with pytest.raises(BadEndpoint, match="a host serves over tcp"):
+        host.start()
 
 
 # --- all of it at once -----------------------------------------------------------------------------------------------
