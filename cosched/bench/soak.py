@@ -204,7 +204,7 @@ def _result(
         rows += [_row(figure, name, numbers) for figure, numbers in figures.items()]
         left = max(SCATTER * error, small) - growth
         claims.append(
-            Claim(text=f"growth of {name} over the last half, what is left to noise", reached=left, asked=0.0)
+            Claim(text=f"growth of {name} over the last half, left to noise", reached=left, asked=0.0)
         )
     rows.append(_row("submit", "ms", soak.took_ms))
     totals = {"submits": soak.submits, "answered": soak.answered, "faults": soak.faults, "captures": captures}
