@@ -224,9 +224,7 @@ def _last(t: Table, opt: Options, now: Ints, ratio: Floats, excess: float, switc
             saved = opt.cost[held] - (0.0 if none else opt.cost[m])
             if saved < excess or not (none or loses > 0.0 or (loses == 0.0 and m > held)):
                 continue
-            if gives < worth - SAME or (
-                gives < worth + SAME and (loses < loss or (loses == loss and saved > most))
-            ):
+            if gives < worth - SAME or (gives < worth + SAME and (loses < loss or (loses == loss and saved > most))):
                 worth, loss, most, where, to = gives, loses, saved, place, -1 if none else m
     return where, to
 
@@ -262,7 +260,9 @@ def _close(
 
 
 @nopython
-def _lessen(t: Table, k: Set, opt: Options, net: Floats, paid: Floats, excess: float, least: float, switch: bool) -> float:
+def _lessen(
+    t: Table, k: Set, opt: Options, net: Floats, paid: Floats, excess: float, least: float, switch: bool
+) -> float:
     """Drop or switch wavering tasks, least loss per cost saved first; returns what is left of the excess.
 
     Where the last change saves a thousand times the excess, another one may give up less: `_close`. paid (N,): what the
