@@ -15,6 +15,7 @@ SUITES: Final[dict[str, str]] = {
     "closed-loop": "cosched.bench.closed_loop:run",
     "bid-prices": "cosched.bench.bid_prices:run",
     "ingest": "cosched.bench.ingest:run",
+    "attack": "cosched.bench.attack:run",
     "replay-speed": "cosched.bench.replay_speed:run",
     "batching": "cosched.bench.batching:run",
     "tick": "cosched.bench.tick:run",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -42,11 +42,11 @@ class _Ends:
         """Nothing of a key waits any more."""
         heapq.heappush(self._idle, (self._ends[key], next(self._numbers), key))
 
-    def passed(self, virtual: float, waiting: Hashable) -> None:
-        """Forget what virtual time has passed. waiting: a container of the keys that are needed."""
+    def passed(self, virtual: float, waiting: Container[Hashable]) -> None:
+        """Forget what virtual time has passed. waiting: keys that are needed."""
         while self._idle and (self._idle[0][0] <= virtual or len(self._idle) > REMEMBERED):
             end, _, key = heapq.heappop(self._idle)
-            if self._ends.get(key) == end and key not in waiting:  # type: ignore[operator]
+            if self._ends.get(key) == end and key not in waiting:
                 del self._ends[key]
 
 

@@ -24,7 +24,7 @@ from cosched.access import OPERATOR, Access
 from cosched.errors import BadInput, CoschedError
 from cosched.runtime.accounts import Account, Accounts, Who
 from cosched.runtime.engine import Engine, check_key
-from cosched.runtime.errors import BadFrame, Refused
+from cosched.runtime.errors import BadFrame, HostLost, Refused
 from cosched.runtime.fair import FairTurns
 from cosched.runtime.limits import Limits
 from cosched.runtime.model import ModelSource
@@ -56,7 +56,8 @@ IDLE_S: Final = 0.1  # how long the loop sleeps at most: then it looks whether i
 PATIENCE_S: Final = 30.0  # with another host that says nothing
 TAKEN_IN: Final = 64  # requests, and bytes of them, between two turns
 TAKEN_BYTES: Final = 32 << 20
-HOPELESS: Final = 100  # turns in a row that fail for a defect of ours: then the thread ends after all
+HOPELESS: Final = 100  # turns in a row in which nothing can be received: then the thread ends after all
+AFTER_DEFECT_S: Final = 0.002
 
 
 class HostGuard(Guard, Protocol):
@@ -115,7 +116,13 @@ class Host:
         return self.endpoints[0]
 
     def start(self) -> None:
-        """Bind and serve, in a thread of its own. Raises BadEndpoint."""
+        """Bind and serve, in a thread of its own. Raises BadEndpoint.
+
+        tcp alone: out of descriptors, libzmq's ipc listener aborts the process (ipc_listener.cpp), its tcp one waits.
+        """
+        for endpoint in self._bind:
+            if not endpoint.startswith("tcp://"):
+                raise BadEndpoint(f"{endpoint}: a host serves over tcp, such as tcp://127.0.0.1:5561")
         max_bytes = self.engine.frame_bytes
         self._served = Served(self._keys, max_bytes)
         try:
@@ -181,28 +188,34 @@ class Host:
             self._served.close(linger_ms=100)
 
     def _turn(self, now_s: float) -> None:
-        """Do a little of everything. Raises what went wrong where that is so turn after turn."""
+        """Do a little of everything; a part that fails keeps none of the others from its turn."""
+        if self._guard is not None:
+            self._attempt(self._guard.drain)
+        self._attempt(lambda: self._clean_up(now_s))
+        is_well = self._attempt(lambda: self._take_in(now_s))
+        self._attempt(lambda: self._peers.turn(now_s))
+        if len(self._queue):
+            self._attempt(lambda: self._serve_one(self._queue.pop(), now_s))
+        self._failed_turns = 0 if is_well else self._failed_turns + 1
+        if self._failed_turns >= HOPELESS:
+            raise HostLost(f"{self.name}: nothing can be received any more")
+
+    def _attempt(self, part: Callable[[], object]) -> bool:
+        """Do a part of a turn; False: it met a defect, outside of any one request."""
         try:
-            if self._guard is not None:
-                self._guard.drain()
-            self._clean_up(now_s)
-            self._take_in(now_s)
-            self._peers.turn(now_s)
-            if len(self._queue):
-                self._serve_one(self._queue.pop(), now_s)
-        except Exception as error:  # a defect, outside of any one request
-            self._failed_turns += 1
+            part()
+        except Exception as error:  # noqa: BLE001  # a defect is counted and said, and never ends the thread
             self._defect(error)
-            if self._failed_turns >= HOPELESS:
-                raise
-        else:
-            self._failed_turns = 0
+            self._stopping.wait(AFTER_DEFECT_S)  # what fails again at once must not fill the time
+            return False
+        return True
 
     def _clean_up(self, now_s: float) -> None:
         """Close what nobody uses, let go of what has been sent, say what was refused."""
-        for session in self.engine.expire(now_s):
+        left = self.engine.expire(now_s)
+        for session in left:
             self._recount(session.owner, now_s)
-            self.news.say(f"session '{session.name}' closed: not used for {self.engine.limits.idle_s:g} s")
+        self.news.closed(len(left), self.engine.limits.idle_s, now_s)
         for _ in range(min(len(self._unread), TAKEN_IN)):
             account, sent = self._unread.popleft()
             if sent.left:

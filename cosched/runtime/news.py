@@ -28,7 +28,8 @@ class News:
         self._taken = 0
         self._told: Counts = {}
         self._told_refused = 0
-        self._told_s = 0.0
+        self._told_s = self._closed_s = float("-inf")
+        self._closed = 0
 
     def say(self, line: str) -> None:
         """Keep a line; what of it is not printable is shown as in Python."""
@@ -40,6 +41,13 @@ class News:
         at = traceback.extract_tb(error.__traceback__)
         where = f"{Path(at[-1].filename).name}:{at[-1].lineno}, from {Path(at[0].filename).name}" if at else "nowhere"
         self.say(f"a defect, answered `internal`: {type(error).__name__}: {str(error)[:SHOWN]} ({where})")
+
+    def closed(self, sessions: int, idle_s: float, now_s: float) -> None:
+        """Say how many sessions were closed because nobody used them, if there are any and it is time."""
+        self._closed += sessions
+        if self._closed and now_s - self._closed_s >= EVERY_S:
+            self.say(f"{self._closed} sessions closed: not used for {idle_s:g} s")
+            self._closed, self._closed_s = 0, now_s
 
     def refused(self, counts: Callable[[], Counts], total: int, now_s: float) -> None:
         """Say what was refused since the last time, by identity and reason, if there is anything and it is time."""

@@ -15,17 +15,17 @@ import msgspec
 from cosched import control_messages as api
 from cosched.control_messages import Shadow
 from cosched.core.commands import Plan, Solve
+from cosched.core.planner import resource_ids
 from cosched.core.policy import POLICIES
 from cosched.core.reasons import Reason
-from cosched.core.planner import resource_ids
 from cosched.drivers import places, question_worker, reload, status
 from cosched.drivers.capture import Capture
 from cosched.drivers.control import Control, Refused
 from cosched.drivers.engine import Engine
+from cosched.drivers.holders import over_quota, over_share
 from cosched.drivers.ingest import Ingest
 from cosched.drivers.leases import Board
 from cosched.drivers.mode import Mode, Modes, Move
-from cosched.drivers.holders import over_quota, over_share
 from cosched.drivers.question_worker import Question, Reply, Why
 from cosched.drivers.store import Kept, Store, StoreFailed
 from cosched.errors import BadInput
@@ -37,7 +37,7 @@ from telemetry.wire import Intake
 NS = 1e-9
 
 
-class Crash(BaseException):  # noqa: N818  # nothing of the daemon may catch it
+class Crash(BaseException):  # nothing of the daemon may catch it
     """The process is no more."""
 
 

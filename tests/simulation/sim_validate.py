@@ -21,7 +21,7 @@ NS = 1e-9
 OVER = 1e-6  # of a resource: a solver's own tolerance, and rounding
 
 
-class Broken(BaseException):  # noqa: N818  # nothing of the daemon may catch it
+class Broken(BaseException):  # nothing of the daemon may catch it
     """An invariant does not hold."""
 
 

@@ -101,7 +101,9 @@ class Witness:
 
     def _lives(self, lease: Lease) -> None:
         task = lease.task
-        hold(lease.bandwidth_hz >= 0 and lease.weight_prb >= 0 and lease.weight_node >= 0, "", task, ": negative shares")
+        hold(
+            lease.bandwidth_hz >= 0 and lease.weight_prb >= 0 and lease.weight_node >= 0, "", task, ": negative shares"
+        )
         if task not in self.alive:
             hold(
                 self.asked[task] > 0, "", task, "is decided (", lease.reason, ") after its end, or was never submitted"
