@@ -20,6 +20,7 @@ from sim_world import World
 
 from cosched import build
 from cosched.drivers import capture, control, ingest, leases
+from telemetry import trace
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # a disk that takes no time, where there is one
 
@@ -43,6 +44,7 @@ def _plant(text: str, where: str, devices: tuple[tuple[str, str], ...]) -> build
     return PLANT(text, where, dict(devices))
 
 
+_json_schema = functools.cache(trace.json_schema)
 PLANT = build.plant
 PROFILES = build.profiles_sha256()
 
@@ -69,6 +71,7 @@ def virtual(world: World) -> Iterator[None]:
         stack.enter_context(patch.object(build, "plant", lambda t, w, d: _plant(t, w, tuple(sorted(d.items())))))
         stack.enter_context(patch.object(build, "profiles_sha256", lambda: PROFILES))
         stack.enter_context(patch("cosched.drivers.engine.profiles_sha256", lambda: PROFILES))
+        stack.enter_context(patch("telemetry.trace.json_schema", _json_schema))
         stack.enter_context(patch("cosched.drivers.reload.configure", lambda _: None))
         try:
             yield
