@@ -23,6 +23,7 @@ class Solver(Protocol):
 
 SOLVERS: Final[dict[str, str]] = {
     "joint": "solvers.joint:solve",
+    "auto": "solvers.auto:solve",
     "exact": "solvers.exact:solve",
     "grid": "solvers.grid:solve",
     "sharded": "solvers.sharded:solve",

@@ -23,9 +23,21 @@ if TYPE_CHECKING:
     import asyncio  # by the types alone: a client that blocks does without
 
 SOCKET_MODE: Final = 0o660  # of ipc sockets: owner and group
-HEARTBEAT_MS: Final = 5_000  # a peer that is silent for three of them is gone
+KEEPALIVE: Final = (  # of tcp, in seconds and probes: a host that is gone is noticed in half a minute
+    (zmq.TCP_KEEPALIVE, 1),
+    (zmq.TCP_KEEPALIVE_IDLE, 10),
+    (zmq.TCP_KEEPALIVE_INTVL, 5),
+    (zmq.TCP_KEEPALIVE_CNT, 3),
+    (zmq.TCP_MAXRT, 20_000),  # ms that what was sent may stay unacknowledged
+)
 HANDSHAKE_MS: Final = 5_000  # a peer that never finishes its CURVE handshake holds nothing for longer
-QUEUE: Final = 100_000  # messages a socket holds before it drops (PUB, XPUB) or the peer's pipe fills
+QUEUE: Final = 100_000  # messages a client's socket holds before it drops (PUB) or the pipe fills
+TAKEN: Final = (
+    1_000  # messages that the daemon takes in of one peer before it has read them: the rest waits at the peer
+)
+ANSWERS: Final = 10_000  # ... and that it holds for a peer that does not take them; what is beyond is dropped
+TOPIC_BYTES: Final = 8_192  # of what a subscriber may send in one message; a handshake has 500
+BACKLOG: Final = 1_024  # connections that wait until libzmq accepts them
 ENOUGH: Final = 2_000  # messages in one go: some 10 ms, then others have their turn
 
 
@@ -39,11 +51,15 @@ class Curve:
 
 
 class Frame(NamedTuple):
-    """One message of the telemetry bus. `user`: what the authenticator calls the sender, "" without CURVE."""
+    """One message of the telemetry bus. `user`: what the authenticator calls the sender, "" without CURVE.
+
+    peer: the connection that it came by, on a plain one.
+    """
 
     topic: bytes
     payload: bytes
     user: str
+    peer: str = ""
 
 
 class Asked(NamedTuple):
@@ -62,7 +78,9 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
 class Bus:
     """One socket with its endpoints. `close` takes it down at once; `close(linger_ms)` sends what is queued first.
 
-    `domain` is what the authenticator (RFC 27) knows the socket by.
+    `domain` is what the authenticator (RFC 27) knows the socket by. There are no heartbeats of libzmq: with a full queue
+    they abort the process (libzmq 4.3.5, stream_engine_base.cpp; issues 3937, 4364, 4767). Dead hosts are noticed by tcp,
+    dead processes by the connection; whoever has to notice more listens for messages (the status, once a second).
     """
 
     domain: ClassVar[str] = ""  # what the authenticator is told of this socket (ZAP, RFC 27)
@@ -76,7 +94,8 @@ class Bus:
         self.socket.setsockopt(zmq.RCVHWM, QUEUE)
         self.socket.setsockopt(zmq.SNDHWM, QUEUE)
         self.socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
-        self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        for option, value in KEEPALIVE:
+            self.socket.setsockopt(option, value)
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if curve is not None:
             self.socket.setsockopt_string(zmq.CURVE_PUBLICKEY, curve.public)
@@ -110,6 +129,26 @@ class Bus:
             if endpoint.startswith("ipc://"):
                 self._files.append(Path(endpoint.removeprefix("ipc://")))
                 self._files[-1].chmod(SOCKET_MODE)
+
+    def bind_behind(self, plain: Path | None, guarded: Path | None, public: Sequence[str]) -> None:
+        """Bind behind a door (cosched/drivers/door.py), which accepts at the `public` endpoints and checks who is there.
+
+        plain, guarded: ipc paths for connections without and with CURVE, in a folder that is the daemon's own.
+        """
+        self.socket.setsockopt(zmq.BACKLOG, BACKLOG)
+        for path, curve in ((plain, 0), (guarded, 1)):  # a domain cannot be taken back: plain goes first
+            if path is None:
+                continue
+            if self._curve is not None:
+                self.socket.setsockopt(zmq.CURVE_SERVER, curve)
+                if curve:
+                    self.socket.setsockopt_string(zmq.ZAP_DOMAIN, self.domain)
+            try:
+                self.socket.bind(f"ipc://{path}")
+            except zmq.ZMQError as error:
+                raise _unusable(f"ipc://{path}", error) from None
+            self._files.append(path)
+        self.endpoints = list(public)
 
     def connect(self, endpoint: str) -> None:
         """Connect; ZeroMQ keeps trying in the background. Raises BadEndpoint for one that is malformed."""
@@ -160,6 +199,14 @@ def user_of(frame: zmq.Frame) -> str:
         return ""
 
 
+def connection_of(frame: zmq.Frame) -> str:
+    """Return a name for the connection that a frame came by: its descriptor here, as long as it lives."""
+    try:
+        return f"#{frame.get(zmq.SRCFD)}"
+    except zmq.ZMQError:  # inproc
+        return "#"
+
+
 def _unusable(endpoint: str, error: zmq.ZMQError) -> BadEndpoint:
     malformed = error.errno in {errno.EINVAL, errno.EPROTONOSUPPORT}
     form = "an endpoint is written as tcp://127.0.0.1:5551 or ipc:///run/x.sock"
@@ -184,6 +231,7 @@ class Telemetry(Bus):
 
     def __init__(self, curve: Curve | None = None, max_bytes: int = -1) -> None:
         super().__init__(zmq.SUB, curve, max_bytes)
+        self.socket.setsockopt(zmq.RCVHWM, TAKEN)
         self.socket.setsockopt(zmq.SUBSCRIBE, b"")
         self.malformed = 0
         self._named = curve is not None
@@ -197,7 +245,8 @@ class Telemetry(Bus):
                 if topic.more:
                     last = receive(zmq.NOBLOCK, copy=False)
                     if not last.more:
-                        out.append(Frame(topic.bytes, last.bytes, user_of(last) if named else ""))
+                        user = user_of(last) if named else ""
+                        out.append(Frame(topic.bytes, last.bytes, user, "" if user else connection_of(last)))
                         continue
                 self.malformed += 1
                 while last.more:
@@ -225,9 +274,13 @@ class Control(Bus):
 
     def __init__(self, curve: Curve | None = None, max_bytes: int = -1) -> None:
         super().__init__(zmq.ROUTER, curve, max_bytes)
+        self.socket.setsockopt(zmq.RCVHWM, TAKEN)
+        self.socket.setsockopt(zmq.SNDHWM, ANSWERS)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # or what is dropped is not told
+        self.malformed = self.unread = 0
 
     def drain(self, limit: int = ENOUGH) -> list[Asked]:
-        """Receive the requests that have arrived; what has no payload is dropped."""
+        """Receive the requests that have arrived; what has no payload is dropped, and counted in `malformed`."""
         out: list[Asked] = []
         for _ in range(limit):
             taken = self._take_named()
@@ -236,12 +289,19 @@ class Control(Bus):
             frames, user = taken
             if len(frames) >= 2:
                 out.append(Asked(tuple(frames[:-1]), frames[-1], user))
+            else:
+                self.malformed += 1
         return out
 
     def answer(self, route: tuple[bytes, ...], payload: bytes) -> None:
-        """Send an answer; a client that has gone gets none."""
-        with contextlib.suppress(zmq.Again):
+        """Send an answer; a client that has gone gets none, nor does one that leaves too many unread (`unread`)."""
+        try:
             self.socket.send_multipart([*route, payload], zmq.NOBLOCK)
+        except zmq.Again:
+            self.unread += 1
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
 
 
 class Decisions(Bus):
@@ -250,7 +310,9 @@ class Decisions(Bus):
     domain = "decisions"
 
     def __init__(self, curve: Curve | None = None) -> None:
-        super().__init__(zmq.XPUB, curve)
+        super().__init__(zmq.XPUB, curve, TOPIC_BYTES)
+        self.socket.setsockopt(zmq.RCVHWM, TAKEN)
+        self.socket.setsockopt(zmq.SNDHWM, ANSWERS)
         self.socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # tells of every new subscriber, not of new topics only
 
     def send(self, topic: bytes, payload: bytes) -> None:
@@ -258,13 +320,15 @@ class Decisions(Bus):
         self.socket.send(topic, zmq.SNDMORE)
         self.socket.send(payload)
 
-    def subscribed(self) -> list[bytes]:
-        """Topics that were subscribed to since the last call."""
-        out = []
-        while (frames := self._take()) is not None:
+    def subscribed(self, limit: int = ENOUGH) -> tuple[set[bytes], bool]:
+        """Topics that were subscribed to since the last call, and whether there may be more."""
+        out: set[bytes] = set()
+        for _ in range(limit):
+            if (frames := self._take()) is None:
+                return out, False
             if len(frames) == 1 and frames[0][:1] == b"\x01":
-                out.append(frames[0][1:])
-        return out
+                out.add(frames[0][1:])
+        return out, True
 
 
 class Follower(Bus):
@@ -333,12 +397,13 @@ class Pump:
     ) -> None:
         self._loop, self._fd, self._work, self._rest_s = loop, bus.fd, work, rest_s
         self._due: asyncio.Handle | None = None
+        self._is_over = False
         self._wake()
         self.again()
 
     def again(self) -> None:
-        """Look once more, soon."""
-        if self._due is None:
+        """Look once more, soon; not after `stop`, for then the socket is being closed."""
+        if self._due is None and not self._is_over:
             self._due = self._loop.call_soon(self._run)
 
     def _run(self) -> None:
@@ -347,7 +412,7 @@ class Pump:
             self._due = None
         if self._work():
             self.again()
-        elif self._rest_s:
+        elif self._rest_s and not self._is_over:
             self._loop.remove_reader(self._fd)
             self._due = self._loop.call_later(self._rest_s, self._wake)
 
@@ -357,6 +422,7 @@ class Pump:
 
     def stop(self) -> None:
         """Call no more."""
+        self._is_over = True
         self._loop.remove_reader(self._fd)
         if self._due is not None:
             self._due.cancel()

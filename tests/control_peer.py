@@ -27,8 +27,8 @@ LEASE = api.Lease(
     cell="cell0",
     node="edge0",
     bandwidth_hz=1.8e6,
-    prbs=10.0,
-    node_share=0.125,
+    weight_prb=10.0,
+    weight_node=0.125,
     predicted_s=(0.4, 0.09),
     slack_s=(0.1, 0.01),
     valid_until_ns=500_000_001,
@@ -110,7 +110,7 @@ class Peer:
             self.control.wait(0.01)
             for asked in self.control.drain():
                 self.control.answer(asked.route, self._answer(asked.payload))
-            for topic in self.decisions.subscribed():
+            for topic in self.decisions.subscribed()[0]:
                 for task, leases in self.current.items():
                     if f"{api.DECISION_TOPIC}{task}".encode().startswith(topic):
                         for lease in leases:

@@ -62,7 +62,7 @@ def board() -> Iterator[tuple[Board, Callable[[Lease], Following]]]:
 
     def follow(first: Lease) -> Following:
         followers.append(Follower(made.decisions.endpoints[0], [TOPIC]))
-        until(lambda: TOPIC in made.decisions.subscribed())
+        until(lambda: TOPIC in made.decisions.subscribed()[0])
         return Following(first, followers[-1], clock=lambda: made.now_s)
 
     try:

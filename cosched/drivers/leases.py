@@ -6,9 +6,11 @@ its lease is over.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -36,6 +38,7 @@ class Held:
     offer: TaskOffer
     decision: Decision
     lease: Lease | None = None
+    share: float = 0.0  # of the node, that it was planned with when its consumer heard of it last
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -62,7 +65,8 @@ class Board:
         """Publish a decision of a plan; return it as the consumer sees it. row: the task's in the plan."""
         lease = self._lease_of(offer, message, decision, plan, row)
         if decision.point >= 0:
-            self.held[offer.task] = Held(offer, decision, lease)
+            share = float(plan.share[row, 1]) if row is not None else 0.0
+            self.held[offer.task] = Held(offer, decision, lease, share)
         else:
             self.held.pop(offer.task, None)
             self._remember(offer, lease)
@@ -87,12 +91,13 @@ class Board:
             elif lease.plan == plan.generation or (
                 lease.valid_until_ns > half_ns
                 and lease.promised == promised
-                and _is_near(lease.prbs, prbs)
-                and _is_near(lease.node_share, share)
+                and _is_near(lease.weight_prb, prbs)
+                and _is_near(held.share, share)
             ):
                 continue
             else:
                 held.lease = self._renewed(lease, held.decision, plan, row)
+            held.share = share
             self._tell(held.lease)
 
     def _first(self, held: Held, plan: Plan, row: int) -> Lease:
@@ -114,7 +119,6 @@ class Board:
             promised=bool(plan.promised[row]),
             valid_for_ms=1e3 * (plan.valid_until_s - plan.at_s),
             at_unix_s=time.time(),
-            node_weight=float(plan.node_weight[row]) if lease.node else 0.0,
             node_endpoint=endpoint,
             node_key=key,
             **grant(self.site, plan, decision, row)._asdict(),
@@ -127,8 +131,7 @@ class Board:
         if row is None or not message.node:
             return lease
         endpoint, key = self.endpoints.get(message.node, NOT_SERVED)
-        weight = float(plan.node_weight[row])
-        return msgspec.structs.replace(lease, node_weight=weight, node_endpoint=endpoint, node_key=key)
+        return msgspec.structs.replace(lease, node_endpoint=endpoint, node_key=key)
 
     def end(self, offer: TaskOffer, reason: str, generation: int, now_ns: int) -> Lease:
         """Tell that a task holds nothing any more."""
@@ -161,17 +164,24 @@ class Board:
         data = self._ended.get(task)
         return None if data is None else msgspec.msgpack.decode(data, type=Ended)
 
-    def subscribed(self, topic: bytes, now_ns: int) -> None:
-        """Tell a new subscriber of `topic` the present decisions of all that it asked for."""
-        for task in list(self._matching(topic)):
-            if (lease := self.current(task, now_ns)) is not None:
-                self._tell(lease)
+    def tell(self, task: str, now_ns: int) -> None:
+        """Tell the present decision of a task again, if there is one: somebody has subscribed to it."""
+        if (lease := self.current(task, now_ns)) is not None:
+            self._tell(lease)
 
-    def _matching(self, topic: bytes) -> Iterator[str]:
-        name = topic.decode("utf-8", "replace")
-        if name.removeprefix(DECISION_TOPIC) in self._ended:
-            yield name.removeprefix(DECISION_TOPIC)
-        yield from (task for task in self.held if (DECISION_TOPIC + task).startswith(name))
+    def asked_for(self, topics: Iterable[bytes]) -> list[str]:
+        """Tasks that subscriptions to `topics`, which are beginnings of names, are about; each once."""
+        living, found = sorted(self.held), dict[str, None]()
+        for topic in sorted(topics):
+            name = topic.decode("utf-8", "replace")
+            if DECISION_TOPIC.startswith(name):
+                found |= dict.fromkeys(living)
+            elif (task := name.removeprefix(DECISION_TOPIC)) != name:
+                if task in self._ended:
+                    found[task] = None
+                first = bisect.bisect_left(living, task)
+                found |= dict.fromkeys(itertools.takewhile(lambda t: t.startswith(task), living[first:]))
+        return list(found)
 
     def _remember(self, offer: TaskOffer, lease: Lease) -> None:
         self._ended[offer.task] = msgspec.msgpack.encode(Ended(offer, lease))

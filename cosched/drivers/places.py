@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cosched import build
 from cosched.access import Access
+from cosched.drivers import folders
+from cosched.drivers.gate import Entry, Gate, listen, most_connections, raise_descriptors
 from cosched.keys import ALLOWED, read_allowed, read_pair
 from cosched.places import runtime_dir, state_dir
 from cosched.settings import Loaded
@@ -19,22 +22,31 @@ from telemetry import bus
 if TYPE_CHECKING:
     from cosched.drivers.metrics import Exporter
 
-DIR_MODE: Final = 0o750  # of folders made for sockets
+INNER: Final = ".door"  # folder in the runtime folder, of what the daemon binds behind its door
 SLACK: Final = 4  # a frame this many times too large is counted; beyond, ZeroMQ cuts the connection
+
+
+# What followers may send: subscriptions, which the daemon remembers. Of usual length, 5 000 each and 100 000 in all.
+FOLLOWER: Final = {"burst_bytes": 256 << 10, "rate_bps": 64, "held_bytes": 4 << 20, "all_bps": 128 << 10}
 
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """What the daemon binds; `keys` is None without CURVE."""
+    """What the daemon binds, and the gate before them."""
 
     telemetry: bus.Telemetry
     control: bus.Control
     decisions: bus.Decisions
+    gate: Gate
+    folder: Path  # that is locked
 
-    def close(self, linger_ms: int) -> None:
+    async def close(self, linger_ms: int) -> None:
         """Close all, after what is queued was sent."""
         for socket in (self.telemetry, self.control, self.decisions):
             socket.close(linger_ms)
+        self.gate.shut()
+        await asyncio.to_thread(self.gate.wait)
+        folders.give_back(self.folder)
 
 
 def place(template: str) -> Path:
@@ -47,27 +59,40 @@ def filled(template: str) -> str:
     return template.replace("{state}", str(state_dir())).replace("{run}", str(runtime_dir()))
 
 
-def endpoints(templates: Sequence[str]) -> list[str]:
-    """Fill in the places; the folders of ipc sockets are made."""
-    found = [filled(t) for t in templates]
-    for endpoint in found:
-        if endpoint.startswith("ipc://"):
-            Path(endpoint.removeprefix("ipc://")).parent.mkdir(mode=DIR_MODE, parents=True, exist_ok=True)
-    return found
+def own(loaded: Loaded) -> None:
+    """Make the folders of state and captures, or see that nobody else can change what is in them. Raises BadInput."""
+    folders.own(place(loaded.settings.state.dir))
+    if loaded.settings.capture.enabled:
+        folders.own(place(loaded.settings.capture.dir))
 
 
 def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
-    """Bind everything. Raises BadEndpoint."""
+    """Take the runtime folder, open all endpoints and bind behind them. Raises BadEndpoint, BadInput."""
     settings = loaded.settings
-    sockets = Sockets(
-        bus.Telemetry(keys, SLACK * settings.telemetry.max_message_bytes),
-        bus.Control(keys, SLACK * settings.control.max_message_bytes),
-        bus.Decisions(keys),
-    )
-    sockets.telemetry.bind(endpoints(settings.telemetry.bind))
-    sockets.control.bind(endpoints(settings.control.bind))
-    sockets.decisions.bind(endpoints(settings.control.decisions))
-    return sockets
+    run = folders.own(runtime_dir())
+    folders.take(run)
+    inner = folders.fresh(run / INNER)
+    sockets: dict[str, tuple[bus.Bus, Sequence[str], Mapping[str, float]]] = {
+        "telemetry": (bus.Telemetry(keys, SLACK * settings.telemetry.max_message_bytes), settings.telemetry.bind, {}),
+        "control": (bus.Control(keys, SLACK * settings.control.max_message_bytes), settings.control.bind, {}),
+        "decisions": (bus.Decisions(keys), settings.control.decisions, FOLLOWER),
+    }
+    entries: list[Entry] = []
+    for name, (socket, templates, limits) in sockets.items():
+        own = [_entry(inner, name, filled(t), keys is not None, limits) for t in templates]
+        plain, guarded = ({e.to for e in own if e.guarded == with_keys} for with_keys in (False, True))
+        socket.bind_behind(next(iter(plain), None), next(iter(guarded), None), [e.endpoint for e in own])
+        entries += own
+    most = most_connections(settings.security.max_connections, raise_descriptors())
+    return Sockets(**{name: socket for name, (socket, _, _) in sockets.items()}, gate=Gate(entries, most), folder=run)  # type: ignore[arg-type]
+
+
+def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:
+    """Open one endpoint: ipc is plain, tcp asks for keys where there are some."""
+    guarded = has_keys and endpoint.startswith("tcp://")
+    if endpoint.startswith("ipc://"):
+        folders.own(Path(endpoint.removeprefix("ipc://")).parent)
+    return Entry(name, listen(endpoint, guarded=guarded), inner / f"{name[0]}{'k' * guarded}", guarded, limits)
 
 
 def plant(loaded: Loaded) -> build.Plant:
@@ -97,3 +122,13 @@ def exporter(loaded: Loaded) -> Exporter | None:
     from cosched.drivers.metrics import Exporter  # prometheus_client takes 30 ms to import
 
     return Exporter(listen)
+
+
+def warnings(loaded: Loaded) -> list[str]:
+    """What is right, and yet should be known, one line each."""
+    listen = loaded.settings.metrics.listen
+    if not listen or bus.is_loopback(f"tcp://{listen}"):
+        return []
+    return [
+        f"metrics.listen = '{listen}': whoever reaches this machine can read the metrics; there are no keys for them"
+    ]
