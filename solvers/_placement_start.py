@@ -244,7 +244,8 @@ def _gain(
 ) -> tuple[float, dict[int, float]]:
     """What ranges are worth on a node to what is left of the classes (D,), and which parts of them it serves."""
     ways = [(d, value - paid[d], load) for c in held for d, value, load in node.opens.get(c, ()) if value > paid[d]]
-    left, total, taken = 1.0, -math.fsum(p.cost[c] for c in held), {}
+    taken: dict[int, float] = {}
+    left, total = 1.0, -math.fsum(p.cost[c] for c in held)
     for demand, value, load in sorted(ways, key=lambda w: (-w[1] / max(w[2], TINY), w)):
         amount = min(rest[demand] - taken.get(demand, 0.0), left / load if load > 0 else 1.0)
         if amount > 0:
