@@ -34,7 +34,7 @@ def restrict(problem: Problem, mean_use: Floats, *, z: float = 1.25, variance0: 
     mean_use: (J, S) u of each slot as a fraction of its resource, nan = hard reservation (a guaranteed task).
     variance0: (R,) > 0 variance at which the tangent is taken; without it, guessed from held points and newcomers.
     Memory and hard slots stay as they are, and so does a resource that no statistical slot is on; a slot whose mean use
-    is more than its cap is hard, for below its mean use the tangent counts nothing or less. A floor below the mean use is
+    is more than its cap is hard: below its mean use the tangent counts nothing or less. A floor below the mean use is
     raised to it. Bounds of the returned problem hold for it, not for the rule. Raises BadProblem.
     """
     soft = _soft(problem, mean_use)  # (J, S)

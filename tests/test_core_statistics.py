@@ -130,7 +130,9 @@ def test_who_is_served_with_less_than_he_uses_counts_with_what_he_has(
     plain = problem_from_data(
         {
             "resources": [{"id": "cell/ul", "background": 0.1}],
-            "tasks": [{"id": f"t{i}", "points": [{"id": "p", "value": 1.0, "phases": phases}]} for i in range(len(use))],
+            "tasks": [
+                {"id": f"t{i}", "points": [{"id": "p", "value": 1.0, "phases": phases}]} for i in range(len(use))
+            ],
         }
     )
     restricted = restrict(plain, use, z=z, variance0=np.array([variance]))

@@ -181,7 +181,10 @@ def test_where_a_goal_asks_nothing_deadlines_hold_all_the_same(seed: int, n_task
 def test_where_nobody_has_a_deadline_nothing_is_asked(name: str):
     phases = [{"slack_s": None, "work_s": {"cell/ul": 0.1}}]
     problem = problem_from_data(
-        {"resources": [{"id": "cell/ul"}], "tasks": [{"id": "t", "points": [{"id": "p", "value": 1.0, "phases": phases}]}]}
+        {
+            "resources": [{"id": "cell/ul"}],
+            "tasks": [{"id": "t", "points": [{"id": "p", "value": 1.0, "phases": phases}]}],
+        }
     )
     plan = price.solve(problem)
     share, bound = share_by(problem, plan, parse_goal(name))

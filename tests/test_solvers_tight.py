@@ -79,7 +79,7 @@ def rigid(value: float, part: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_every_bound_holds_and_the_referees_optimum_is_one_where_capacities_are_exactly_filled(seed: int):
-    """Multiple-choice knapsacks: `exact` and HiGHS find the optimum, no bound is below it, every plan passes the check."""
+    """Multiple-choice knapsacks: `exact` and HiGHS find the optimum, no bound is below it, every plan is checked."""
     weight, value, capacity = knapsack(seed)
     most, problem = optimum(weight, value, capacity), as_problem(weight, value, capacity)
     for name, solve in SOLVERS.items():
