@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from solvers import price
+from solvers import joint
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Problem
 from solvers.solution import Certificate, Solution, Status
@@ -33,7 +33,7 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
     """
     options = dict(options or {})
     limit = float(options.pop("limit_s", LIMIT))
-    plan = price.solve(problem, warm=warm, options=options)
+    plan = joint.solve(problem, warm=warm, options=options)
     certificate = plan.certificate
     small = problem.n_tasks <= TASKS and problem.n_points <= POINTS
     if not small or limit <= 0 or certificate.gap <= CLOSED * max(1.0, certificate.bound):
