@@ -380,6 +380,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     cluster: ClusterView = ClusterView()
     capture: str = ""  # file being written, "" none
     capture_bytes: int = 0
+    log_dropped: int = 0  # lines that nobody read in time
     config: str = ""  # its path
 
 

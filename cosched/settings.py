@@ -36,7 +36,6 @@ class Telemetry(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     bind: tuple[str, ...]
     max_message_bytes: int
-    max_ues: int
     stale_input_s: float
     stale_ue_s: float
 
@@ -225,7 +224,7 @@ def check(settings: Settings, where: str) -> None:
     if settings.core.lease_s < 2 * settings.core.period_s:
         raise BadInput(f"{where}: core.lease_s must be at least two periods, or leases run out between two plans")
     positive = ("solver.budget_s", "telemetry.stale_input_s", "telemetry.stale_ue_s", "capture.max_bytes",
-                "capture.max_age_s", "shadow.window_s", "control.max_waiting", "telemetry.max_ues",
+                "capture.max_age_s", "shadow.window_s", "control.max_waiting", "core.max_ues",
                 "security.max_connections", "lease.silent_s", "lease.life_s",
                 "quota.tasks", "quota.ue_tasks", "quota.ue_share",
                 "cluster.unapplied_periods", "cluster.silent_s", "cluster.placement_s")  # fmt: skip

@@ -52,15 +52,16 @@ class Place:
         return sorted((self.folder / "state" / "captures").glob("*.mcap"))
 
     def environment(self) -> dict[str, str]:
-        usual = {"SOLVER_BUDGET_S": BUDGET_S, "CLUSTER_MODE": "off"}  # a Ray takes seconds: tests of it ask for one
+        # a Ray takes seconds, and few tests report their tasks: what is about either asks for it
+        usual = {"SOLVER_BUDGET_S": BUDGET_S, "CLUSTER_MODE": "off", "LEASE_SILENT_S": "1000"}
         own = {f"COSCHED_{name}": value for name, value in {**usual, **self.settings}.items()}
         clean = {k: v for k, v in os.environ.items() if not k.startswith("COSCHED_") or k == "COSCHED_KERNEL"}
         folders = {"STATE_DIRECTORY": f"{self.folder}/state", "RUNTIME_DIRECTORY": f"{self.folder}/run"}
         return {**clean, **folders, "COSCHED_TELEMETRY_BIND": f'["{self.bus}"]', **own, **self.extra}
 
     @contextlib.contextmanager
-    def daemon(self) -> Iterator[Daemon]:
-        """Start `cosched run`; it is killed at the end if it still runs."""
+    def daemon(self, output: int | None = None, descriptors: int = 0) -> Iterator[Daemon]:
+        """Start `cosched run`; it is killed at the end if it still runs. descriptors: as `ulimit -n` has them."""
         command = [
             sys.executable,
             "-m",
@@ -68,8 +69,11 @@ class Place:
             "run",
             *(["--config", str(self.config)] if self.config else []),
         ]
+        if descriptors:
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen(command, env=self.environment(), stdout=log, stderr=log)
+            out = log if output is None else output
+            process = subprocess.Popen(command, env=self.environment(), stdout=out, stderr=out)
         daemon = Daemon(self, process)
         try:
             yield daemon

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,11 @@ import msgspec
 import pytest
 import yaml
 from control_peer import STATUS
+from daemon_cases import cosched
 from prometheus_client.parser import text_string_to_metric_families
 
 from cosched import control_messages as api
+from cosched.drivers import metrics
 from cosched.drivers.metrics import Exporter, families
 from cosched.errors import BadInput
 
@@ -99,6 +103,47 @@ def test_a_port_that_is_taken_is_refused() -> None:
         port = server.getsockname()[1]
         with pytest.raises(BadInput, match="Address already in use"):
             Exporter(f"127.0.0.1:{port}")
+
+
+def test_half_open_requests_take_no_thread_each_and_a_scraper_comes_through(exporter: Exporter) -> None:
+    exporter.latest = FULL
+    before = threading.active_count()
+    held = [socket.create_connection(("127.0.0.1", exporter.port), timeout=5) for _ in range(300)]
+    for one in held:
+        with contextlib.suppress(OSError):  # gone already
+            one.sendall(b"GET /metrics HTTP/1.1\r\n")
+    assert scraped(exporter)['cosched_mode{"mode": "STEADY"}'] == 1
+    assert threading.active_count() == before
+    assert exporter.evicted >= 300 - metrics.MOST
+    for one in held:
+        one.close()
+
+
+@pytest.mark.parametrize("sent", [b"GET /metrics HTTP/1.1\r\n", b"", b"x" * 100_000], ids=["half", "silent", "long"])
+def test_a_request_that_never_ends_is_ended(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "DEADLINE_S", 0.2)
+    made = Exporter("127.0.0.1:0")
+    with socket.create_connection(("127.0.0.1", made.port), timeout=10) as one:
+        with contextlib.suppress(OSError):
+            one.sendall(sent)
+        with contextlib.suppress(ConnectionResetError):
+            assert one.recv(1) == b""
+    made.close()
+
+
+def test_what_is_no_page_of_ours_is_not_found(exporter: Exporter) -> None:
+    for request in (b"POST /metrics HTTP/1.1\r\n\r\n", b"GET /secret HTTP/1.1\r\n\r\n", b"\xff\xfe\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", exporter.port), timeout=10) as one:
+            one.sendall(request)
+            assert one.recv(100).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize(("listen", "warned"), [("0.0.0.0:9464", 1), ("[::]:9464", 1), ("127.0.0.1:9464", 0), ("", 0)])
+def test_beyond_this_machine_there_is_a_word_of_warning(listen: str, warned: int, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(f'[metrics]\nlisten = "{listen}"\n')
+    done = cosched("config", "check", "--config", str(tmp_path / "c.toml"))
+    assert done.returncode == 0
+    assert done.stderr.count("whoever reaches this machine can read the metrics") == warned
 
 
 # ---- what asks for them

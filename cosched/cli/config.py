@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from cosched.cli.common import JsonFlag, print_json
+from cosched.cli.common import JsonFlag, print_json, warn
 from cosched.cli.run import ConfigOption
 
 app = typer.Typer(
@@ -32,6 +32,8 @@ def check(config: ConfigOption = None) -> None:
     loaded = load(config)
     places.plant(loaded)
     places.security(loaded)
+    for line in places.warnings(loaded):
+        warn(line)
     typer.echo(f"{config or 'defaults'}: right")
 
 

@@ -105,6 +105,9 @@ class Core:
             self.state.timed(event.report)
         else:
             self.state.observe(event.at_s, event.report)
+            if self.state.known.is_due:
+                asked = self._open[1].planned.layout.tasks if self._open is not None else ()
+                self.state.thin_out(event.at_s, (*self._waiting, *asked))
         return []
 
     def _progressed(self, event: Progressed) -> list[Command]:
@@ -314,6 +317,9 @@ class Core:
             request=self._request,
             channel=state.channel.rows(),
             cell_of_ue={ue: cells[cell] for ue, cell in state.cell_of_ue.items()},
+            heard_s=state.known.rows(),
+            ues_due=state.known.due,
+            ues_forgotten=state.known.forgotten,
             loads={name: Load(background=float(b), price=float(p), variance=float(v), use=float(u), bid=float(w))
                    for name, (b, p, v, u, w) in zip(resource_ids(state.site), loads, strict=True)},
             bids=tuple(
@@ -349,6 +355,8 @@ class Core:
         state.channel.restore(snapshot.channel)
         index = state.cell_index
         state.cell_of_ue = {ue: index[cell] for ue, cell in snapshot.cell_of_ue.items() if cell in index}
+        heard = {ue: snapshot.heard_s.get(ue, (snapshot.at_s, snapshot.at_s)) for ue in state.cell_of_ue}
+        state.known.restore(heard, snapshot.ues_due, snapshot.ues_forgotten)
         for i, name in enumerate(resource_ids(state.site)):
             if (load := snapshot.loads.get(name)) is not None:
                 state.background[i], state.prices[i] = load.background, load.price
@@ -385,6 +393,7 @@ class Core:
         ue = self.state.channel.index(offer.ue)
         if ue < 0 or row.cell not in index or row.table_cell not in index:
             return False
+        cell = self.state.cell_of_ue.get(offer.ue, index[row.cell])  # stored tasks are as of when they were accepted
         table = self._points(offer, index[row.table_cell], row.factors)
         if row.point not in table.point_ids:
             return False
@@ -392,7 +401,7 @@ class Core:
             offer,
             table,
             ue,
-            index[row.cell],
+            cell,
             table.point_ids.index(row.point),
             row.progress,
             index[row.table_cell],

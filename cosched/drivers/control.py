@@ -24,6 +24,7 @@ from cosched.drivers.holders import Held
 from cosched.drivers.jobs import Jobs
 from cosched.drivers.mode import IllegalMove, Mode
 from cosched.drivers.progress import lasts_s
+from cosched.drivers.sound import sound
 from cosched.drivers.turns import Turns
 from cosched.errors import CoschedError
 from cosched.profiles.calibration import about
@@ -424,7 +425,13 @@ def _decode(codec: Any, data: bytes | msgspec.Raw, kind: Any, code: str) -> Any:
 
 def _encode(codec: Any, number: str | int, result: object) -> bytes:  # noqa: ANN401
     if isinstance(result, Fault):
-        response = api.Response(v=api.VERSION, id=number, ok=False, error=result)
-    else:
-        response = api.Response(v=api.VERSION, id=number, ok=True, result=msgspec.Raw(codec.encode(result)))
-    return bytes(codec.encode(response))
+        return _encoded(codec, api.Response(v=api.VERSION, id=number, ok=False, error=result))
+    raw = msgspec.Raw(_encoded(codec, result))
+    return _encoded(codec, api.Response(v=api.VERSION, id=number, ok=True, result=raw))
+
+
+def _encoded(codec: Any, value: object) -> bytes:  # noqa: ANN401
+    try:
+        return bytes(codec.encode(value))
+    except OverflowError:  # a number that this encoding does not hold
+        return bytes(codec.encode(sound(value)))

@@ -29,8 +29,9 @@ STALLED_S: Final = 10.0  # a peer that takes nothing of what waits for it for so
 KEEPALIVE_S: Final = 10, 5, 3  # of tcp: silence, seconds between probes, probes; a dead peer is gone in half a minute
 USER_TIMEOUT_MS: Final = 20_000  # of tcp: what was sent and is not acknowledged for so long ends the connection
 CROWD: Final = 0.75  # most of a socket's connections that one uid (ipc) or one address (tcp) may have
-REFUSALS: Final = 20  # connections turned away in one go; those behind them wait for a moment
+ACCEPTED: Final = 20  # connections taken in or turned away in one go; those behind them wait for a moment
 TURN_S: Final = 0.05  # ... of this length
+FREE_BYTES: Final = 1_024  # of a peer that are never held up: a handshake and some subscriptions
 REPORT_S: Final = 0.25  # between two reports of counts
 ENDING_S: Final = 1.0  # what is under way when the daemon ends has this long
 
@@ -39,14 +40,15 @@ FULL: Final = "no connection left"
 CROWDED: Final = "too many connections from one peer"
 TOPICS: Final = "too many subscriptions"
 SLOW: Final = "takes nothing of what waits for it"
-CUT: Final = "cut: not allowed any more"
+CUT: Final = "cut: a key was revoked"
 
 
 class Entry:
     """One listening socket of a daemon's socket `name`; entries of one name share their count of connections.
 
     burst_bytes, rate_bps: what a peer may send, 0 = any amount; held_bytes: what all together may have sent that are
-    connected. A subscriber's bytes are subscriptions, which the daemon has to remember.
+    connected; all_bps: how fast all together are read, after a burst of burst_bytes. A subscriber's bytes are
+    subscriptions, which the daemon has to remember while he is connected, and to hear of again when he goes.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -58,6 +60,16 @@ class Entry:
         self.burst_bytes: float = spec.get("burst_bytes", 0)
         self.rate_bps: float = spec.get("rate_bps", 0)
         self.held_bytes: float = spec.get("held_bytes", 0)
+        self.all_bps: float = spec.get("all_bps", 0)
+        self.tokens = self.burst_bytes
+        self.at_s = time.monotonic()
+        self.chunk = FREE_BYTES if self.all_bps else CHUNK
+
+    def refill(self, now_s: float) -> bool:
+        """Whether there is something left to be read of all."""
+        self.tokens = min(self.burst_bytes, self.tokens + self.all_bps * (now_s - self.at_s))
+        self.at_s = now_s
+        return self.tokens >= 0
 
 
 class Link:
@@ -66,8 +78,8 @@ class Link:
     up: towards the daemon. `peer` is None when the peer has gone or was cut; then what comes down is dropped.
     """
 
-    __slots__ = ("born_s", "down", "entry", "got", "inner", "is_joined", "is_over", "masks", "peer", "stalled_s", "up",
-                 "who")  # fmt: skip
+    __slots__ = ("born_s", "down", "entry", "got", "inner", "is_held_up", "is_joined", "is_over", "masks", "peer",
+                 "stalled_s", "up", "who")  # fmt: skip
 
     def __init__(self, entry: Entry, peer: socket.socket, who: str, now_s: float) -> None:
         self.entry, self.who, self.born_s = entry, who, now_s
@@ -76,6 +88,7 @@ class Link:
         self.up = self.down = b""
         self.got = 0  # bytes of the peer's
         self.is_joined = False  # to the daemon
+        self.is_held_up = False  # not read until there are tokens
         self.is_over = False  # the daemon was told that no more comes
         self.stalled_s = 0.0  # since when `down` waits
         self.masks = [0, 0]  # that epoll has, of peer and inner
@@ -95,6 +108,7 @@ class Door:
         self.muted: list[Entry] = []  # not listened to for a turn
         self.unjoined: deque[Link] = deque()  # the daemon's backlog was full
         self.stalled: set[Link] = set()
+        self.held_up: list[Link] = []
         self.listening = {entry.listener.fileno(): entry for entry in entries}
         for fd in self.listening:
             self.epoll.register(fd, IN)
@@ -103,36 +117,28 @@ class Door:
 
     def accept(self, entry: Entry, now_s: float) -> None:
         """Take in, or turn away, who waits at an entry."""
-        refused = 0
-        for _ in range(64):
+        for _ in range(ACCEPTED):
             try:
                 peer, address = entry.listener.accept()
             except BlockingIOError:
-                return None
+                return
             except OSError as error:  # gone again, or no descriptor left: both pass
                 self.refused[entry.name, FULL] += error.errno in {errno.EMFILE, errno.ENFILE}
-                return self._mute(entry)
+                break
             who = _tune(peer, address)
-            reason = self._full(entry.name, who)
-            if not reason:
+            if reason := self._full(entry.name, who):
+                self.refused[entry.name, reason] += 1
+                peer.close()
+            else:
                 self._join(Link(entry, peer, who, now_s))
-                continue
-            self.refused[entry.name, reason] += 1
-            peer.close()
-            refused += 1
-            if refused == REFUSALS:
-                return self._mute(entry)
-        return None
+        self.epoll.unregister(entry.listener.fileno())
+        self.muted.append(entry)
 
     def _full(self, name: str, who: str) -> str:
         cap = self.caps[name]
         if self.open[name] >= cap:
             return FULL
         return CROWDED if self.crowds[name, who] >= max(1, int(CROWD * cap)) else ""
-
-    def _mute(self, entry: Entry) -> None:
-        self.epoll.unregister(entry.listener.fileno())
-        self.muted.append(entry)
 
     def _join(self, link: Link) -> None:
         """Connect to the daemon; where its backlog is full, later."""
@@ -181,7 +187,11 @@ class Door:
         if link.up or link.is_over:
             return
         if link.peer is not None:
-            data = _receive(link.peer)
+            if link.entry.tokens < 0 and link.got >= FREE_BYTES:
+                link.is_held_up = True
+                self.held_up.append(link)
+                return
+            data = _receive(link.peer, link.entry.chunk)
             if data is None:
                 return
             if data and (reason := self._beyond(link, len(data), now_s)):
@@ -199,6 +209,7 @@ class Door:
         entry = link.entry
         if not entry.burst_bytes:
             return ""
+        entry.tokens -= size
         link.got += size
         self.held[entry.name] += size
         mine = link.got > entry.burst_bytes + min(entry.rate_bps * (now_s - link.born_s), entry.held_bytes)
@@ -223,7 +234,7 @@ class Door:
 
     def watch(self, link: Link) -> None:
         """Tell epoll what is waited for. A socket of which nothing is, is not watched: its hang-up would be told."""
-        readable = link.peer is not None and link.is_joined and not link.up and not link.is_over
+        readable = link.peer is not None and link.is_joined and not (link.up or link.is_over or link.is_held_up)
         peer = (IN if readable else 0) | (OUT if link.down else 0)
         inner = (IN if not link.down else 0) | (OUT if link.up or (link.peer is None and not link.is_over) else 0)
         for i, (sock, mask) in enumerate(((link.peer, peer), (link.inner, inner))):
@@ -261,7 +272,8 @@ class Door:
 
     def cut_all(self, name: str, now_s: float) -> None:
         """Have all go that came with a key: who is still allowed comes again, and is asked again."""
-        for link in [k for k in set(self.links.values()) if k.entry.name == name and k.entry.guarded and k.peer]:
+        links = [k for k in set(self.links.values()) if k.entry.name == name and k.entry.guarded]
+        for link in [k for k in links if k.peer is not None]:
             self.cut(link, CUT)
             if link.is_joined:
                 self.move(link, now_s)
@@ -292,6 +304,13 @@ class Door:
         for _ in range(len(self.unjoined)):
             link = self.unjoined.popleft()
             self._join(link) if link.peer is not None else self.end(link)
+        held_up, self.held_up = self.held_up, []
+        for link in held_up:
+            if not link.entry.refill(now_s) and link.peer is not None:
+                self.held_up.append(link)
+            elif link.peer is not None:
+                link.is_held_up = False
+                self.watch(link)
         for link in [k for k in self.stalled if now_s - k.stalled_s > STALLED_S]:
             self.cut(link, SLOW)
             self.move(link, now_s)
@@ -315,7 +334,7 @@ class Door:
         self.epoll.register(orders, IN)
         last, reported_s, turned_s, until_s = b"", 0.0, 0.0, float("inf")
         while (now_s := time.monotonic()) < until_s and not (until_s < float("inf") and not self.links):
-            wait_s = TURN_S if self.muted or self.unjoined or until_s < float("inf") else REPORT_S
+            wait_s = TURN_S if self.muted or self.unjoined or self.held_up or until_s < float("inf") else REPORT_S
             for fd, events in self.epoll.poll(wait_s):
                 if fd == orders:
                     if not self._order(orders, now_s):
@@ -357,10 +376,10 @@ def _tune(peer: socket.socket, address: Any) -> str:  # noqa: ANN401  # of eithe
     return str(address[0])
 
 
-def _receive(source: socket.socket) -> bytes | None:
+def _receive(source: socket.socket, size: int = CHUNK) -> bytes | None:
     """Return what is there, None when nothing is, b"" at the end."""
     try:
-        return source.recv(CHUNK)
+        return source.recv(size)
     except BlockingIOError:
         return None
     except OSError:  # reset: the end

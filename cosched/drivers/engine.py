@@ -205,6 +205,7 @@ class Engine:
         self.beat()
         self._rotate()
         self.capture.flush()
+        self._watch_ues()
         now_s = self.clock() * NS
         for task, tracker in list(self.trackers.items()):
             if tracker.is_over(now_s):
@@ -221,6 +222,16 @@ class Engine:
         self._feed("tick", journal.Tick(), events.Tick)
         if self._drops and self.core.is_quiet:
             self.flush()  # or else with the plan
+
+    def _watch_ues(self) -> None:
+        """Say that UEs are forgotten, before they are; keep no more of them here than the core does."""
+        known = self.core.state.known
+        self.counts["ues_forgotten"] = known.forgotten
+        self.alarm("ues", f"near the {known.most} UEs that may be known at once" if known.is_crowded else "")
+        if len(self.reported_s) > known.most:
+            living = {tracker.offer.ue for tracker in self.trackers.values()} | self.core.state.cell_of_ue.keys()
+            for ue in self.reported_s.keys() - living:  # of foreign cells, too
+                del self.reported_s[ue]
 
     def solved(self, request: int, solution: Solution | None, why: str) -> None:
         """Take the answer to a Solve; one that nobody waits for, or not any more, is counted and left."""

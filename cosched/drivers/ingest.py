@@ -7,8 +7,8 @@ answer or another publisher's report waits for no more than a piece.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -31,14 +31,8 @@ TOO_FAST: Final = "sent faster than it is taken in"
 Item = bus.Frame | UeReportBatch
 
 
-class Known(Container[str], Protocol):
-    """UEs that were heard of."""
-
-    def __len__(self) -> int: ...
-
-
 class Ingest:
-    """Drains one bus; `known` are its UEs.
+    """Drains one bus.
 
     What is plausible and permitted goes to reports(UE reports that came one after the other, at_ns), anything else to
     report(message, at_ns).
@@ -50,18 +44,15 @@ class Ingest:
         intake: Intake,
         reports: Callable[[Sequence[UeReport], int], None],
         report: Callable[[Message, int], None],
-        known: Known,
         clock: Callable[[], int],
     ) -> None:
         self._socket = socket
         self._intake = intake
         self._reports = reports
         self._report = report
-        self._known = known
         self._clock = clock
         self._turns: Turns[Item] = Turns(MOST_WAITING, MOST_WAITING_BYTES, ALL_WAITING_BYTES)
         self.access: Access | None = None
-        self.max_ues = 1 << 30
         self.dropped: int = 0  # messages that their publishers sent faster than they are taken in
 
     @property
@@ -116,24 +107,16 @@ class Ingest:
 
     def _take(self, message: Message, run: list[UeReport], at_ns: int) -> None:
         """Hand a message over; a UE's report waits in `run` for those that come after it."""
-        if not isinstance(message, UeReport) or len(self._known) + len(run) >= self.max_ues:
-            self._hand_over(run, at_ns)
-        if len(self._known) >= self.max_ues and self._is_new(message):
-            self._intake.refuse(getattr(message, "source", ""), f"more than {self.max_ues} UEs")
-        elif isinstance(message, UeReport):
+        if isinstance(message, UeReport):
             run.append(message)
-        else:
-            self._report(message, at_ns)
+            return
+        self._hand_over(run, at_ns)
+        self._report(message, at_ns)
 
     def _hand_over(self, run: list[UeReport], at_ns: int) -> None:
         if run:
             self._reports(run, at_ns)
             run.clear()
-
-    def _is_new(self, message: Message) -> bool:
-        if isinstance(message, UeReport):
-            return message.ue not in self._known
-        return isinstance(message, UeReportBatch) and any(ue not in self._known for ue in message.ue)
 
 
 def _rows(batch: UeReportBatch, first: int, end: int | None) -> UeReportBatch:

@@ -42,6 +42,7 @@ from cosched.drivers.shadow_feed import ShadowFeed, Window
 from cosched.drivers.store import Store, StoreFailed
 from cosched.drivers.zap import Authenticator
 from cosched.errors import BadInput, CoschedError
+from cosched.log import flush, unblock
 from cosched.settings import Loaded
 from solvers.solution import Solution
 from telemetry import bus
@@ -80,12 +81,15 @@ class Daemon:
         self._barred: tuple[str, ...] = ()  # nodes that are not planned with
         self._planned_ns = self.started_ns  # the latest tick that led to a plan, or had nothing to plan
         settings = loaded.settings
+        places.own(loaded)
         plant = places.plant(loaded)
         keys, self.access = places.security(loaded)
         self.store = Store(places.place(settings.state.dir) / "state.sqlite")  # refuses a second daemon
         self.authenticator = Authenticator(self.access) if self.access is not None else None
         self.sockets = places.bind(loaded, keys)
         self.exporter = places.exporter(loaded)
+        for line in places.warnings(loaded):
+            log.warning("configuration", what=line)
         self.pool = Pool(settings.solver.budget_s, self._solved)
         self.inquiry = Inquiry()
         self.intake = Intake(settings.telemetry.max_message_bytes)
@@ -93,8 +97,8 @@ class Daemon:
         self.cluster = self._cluster_link(plant)
         self.placer = Placer(settings.cluster, self.engine, self.cluster, self.store)
         takers = (self._reports, self._report)
-        self.ingest = Ingest(self.sockets.telemetry, self.intake, *takers, self.engine.reported_s, self.clock)
-        self.ingest.access, self.ingest.max_ues = self.access, settings.telemetry.max_ues
+        self.ingest = Ingest(self.sockets.telemetry, self.intake, *takers, self.clock)
+        self.ingest.access = self.access
         self.shadow = ShadowFeed(settings.shadow.window_s, self._shadow_window)
         self.greeter = Greeter(self.sockets.decisions, self.engine.board, self.clock)
         self.control = Control(
@@ -505,12 +509,14 @@ class Daemon:
 
 def serve(loaded: Loaded) -> int:
     """Run a daemon until it is told to end. Raises BadInput, BadEndpoint when it cannot begin."""
+    unblock()
     os.umask(0o007)  # sockets, state and captures: owner and group
 
     async def main() -> int:
         daemon = Daemon(loaded)
         code = await daemon.run()
         if daemon.is_compiling:  # all is closed and on disk; Python would wait for the compiler, a minute and more
+            flush()
             os._exit(code)
         return code
 

@@ -7,24 +7,33 @@ number.
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from cosched.control_messages import Quantiles, Status
 from cosched.drivers.mode import Mode
 from cosched.errors import BadInput
 
+MOST: Final = 16  # connections at one time: a scraper has one, and is served in milliseconds
+BACKLOG: Final = 64
+DEADLINE_S: Final = 5.0  # from a connection to the end of its answer
+MOST_BYTES: Final = 8_192  # of a request
 PREFIX: Final = "cosched_"
 
 
 class Exporter(Collector):
     """Serves `latest`, the status that the daemon put there last, at http://`listen`/metrics; nothing before the first.
 
+    At most MOST connections, each with DEADLINE_S for its request; where all are taken the oldest goes. `evicted` counts.
     Raises BadInput when `listen` is no host:port, or the port is taken.
     """
 
@@ -32,15 +41,22 @@ class Exporter(Collector):
         host, _, port = listen.rpartition(":")
         if not host or not port.isdigit():
             raise BadInput(f"metrics.listen = '{listen}': give host:port, such as 127.0.0.1:9464")
+        host = host.strip("[]")
         self.latest: Status | None = None
-        registry = CollectorRegistry()
-        registry.register(self)
-        ProcessCollector(registry=registry)
+        self.evicted = 0
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
         try:
-            self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listening = socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
         except (OSError, OverflowError) as error:
             raise BadInput(f"metrics.listen = '{listen}': {getattr(error, 'strerror', None) or error}") from None
-        self.port = int(self._server.server_port)
+        self.port = int(listening.getsockname()[1])
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}  # the oldest first
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(listening,), name="metrics", daemon=True)
+        self._thread.start()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the latest status."""
@@ -49,9 +65,55 @@ class Exporter(Collector):
 
     def close(self) -> None:
         """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def _run(self, listening: socket.socket) -> None:
+        loop = self._loop
+        server = loop.run_until_complete(
+            asyncio.start_server(self._serve, sock=listening, limit=MOST_BYTES, backlog=BACKLOG)
+        )
+        loop.run_forever()
+        server.close()
+        loop.run_until_complete(self._end())
+        loop.close()
+
+    async def _end(self) -> None:
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # asyncio makes one for each connection
+        if len(self._open) >= MOST:
+            self.evicted += 1
+            oldest = next(iter(self._open))
+            self._open.pop(oldest).transport.abort()
+        self._open[task] = writer
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # whoever is slow, gone or too long-winded gets nothing
+        finally:
+            self._open.pop(task, None)
+            writer.transport.abort()
+
+    def _answer(self, request: bytes) -> bytes:
+        line, _, rest = request.decode("latin-1").partition("\r\n")
+        method, _, target = line.partition(" ")
+        if method not in {"GET", "HEAD"} or target.partition(" ")[0].partition("?")[0] not in {"/", "/metrics"}:
+            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        headers = (header.partition(":") for header in rest.split("\r\n"))
+        accept = next((value.strip() for name, _, value in headers if name.strip().lower() == "accept"), "")
+        encode, kind = choose_encoder(accept)
+        body = encode(self._registry)
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        return head.encode() + (body if method == "GET" else b"")
 
 
 def families(status: Status) -> Iterator[Metric]:

@@ -26,8 +26,8 @@ INNER: Final = ".door"  # folder in the runtime folder, of what the daemon binds
 SLACK: Final = 4  # a frame this many times too large is counted; beyond, ZeroMQ cuts the connection
 
 
-# What a follower may send: subscriptions, which the daemon remembers. Some 3 000 topics of usual length each, 100 000 in all.
-FOLLOWER: Final = {"burst_bytes": 128 << 10, "rate_bps": 64, "held_bytes": 4 << 20}
+# What followers may send: subscriptions, which the daemon remembers. Of usual length, 5 000 each and 100 000 in all.
+FOLLOWER: Final = {"burst_bytes": 256 << 10, "rate_bps": 64, "held_bytes": 4 << 20, "all_bps": 128 << 10}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Sockets:
     control: bus.Control
     decisions: bus.Decisions
     gate: Gate
+    folder: Path  # that is locked
 
     async def close(self, linger_ms: int) -> None:
         """Close all, after what is queued was sent."""
@@ -45,6 +46,7 @@ class Sockets:
             socket.close(linger_ms)
         self.gate.shut()
         await asyncio.to_thread(self.gate.wait)
+        folders.give_back(self.folder)
 
 
 def place(template: str) -> Path:
@@ -55,6 +57,13 @@ def place(template: str) -> Path:
 def filled(template: str) -> str:
     """Fill in `{state}` and `{run}`."""
     return template.replace("{state}", str(state_dir())).replace("{run}", str(runtime_dir()))
+
+
+def own(loaded: Loaded) -> None:
+    """Make the folders of state and captures, or see that nobody else can change what is in them. Raises BadInput."""
+    folders.own(place(loaded.settings.state.dir))
+    if loaded.settings.capture.enabled:
+        folders.own(place(loaded.settings.capture.dir))
 
 
 def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
@@ -75,7 +84,7 @@ def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
         socket.bind_behind(next(iter(plain), None), next(iter(guarded), None), [e.endpoint for e in own])
         entries += own
     most = most_connections(settings.security.max_connections, raise_descriptors())
-    return Sockets(**{name: socket for name, (socket, _, _) in sockets.items()}, gate=Gate(entries, most))  # type: ignore[arg-type]
+    return Sockets(**{name: socket for name, (socket, _, _) in sockets.items()}, gate=Gate(entries, most), folder=run)  # type: ignore[arg-type]
 
 
 def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:
@@ -113,3 +122,13 @@ def exporter(loaded: Loaded) -> Exporter | None:
     from cosched.drivers.metrics import Exporter  # prometheus_client takes 30 ms to import
 
     return Exporter(listen)
+
+
+def warnings(loaded: Loaded) -> list[str]:
+    """What is right, and yet should be known, one line each."""
+    listen = loaded.settings.metrics.listen
+    if not listen or bus.is_loopback(f"tcp://{listen}"):
+        return []
+    return [
+        f"metrics.listen = '{listen}': whoever reaches this machine can read the metrics; there are no keys for them"
+    ]

@@ -97,14 +97,14 @@ def answer(data: bytes) -> bytes:
 
 def main() -> None:
     """Say that this process is there, and answer until stdin ends."""
-    with contextlib.suppress(PermissionError):  # systemd's filter may not let it
-        os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints goes to the log, not between two answers
     with contextlib.suppress(BrokenPipeError):
         write_framed(out, READY)
+        with contextlib.suppress(PermissionError):  # systemd's filter may not let it
+            os.nice(NICE)  # from here on: nobody is to wait for the start
         while (data := read_framed(sys.stdin.buffer)) is not None:
             write_framed(out, answer(data))  # a defect ends this process: the asker is told, the daemon goes on
 

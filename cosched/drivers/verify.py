@@ -97,7 +97,7 @@ class _Check:
             return
         try:
             record = self._decoders[topic].decode(payload)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Differs(f"record {self._verdict.events} ({topic}) is not what a daemon writes: {error}") from None
         if self._core is None and topic != "config":
             raise BadInput(f"{self._path}: begins with '{topic}', not with a configuration: not a daemon's capture")

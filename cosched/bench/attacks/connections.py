@@ -201,10 +201,8 @@ def _is_gone(one: socket.socket) -> bool:
 def main() -> None:
     """Run one attack."""
     name, endpoint, count, seconds = sys.argv[1:]
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = int(count) + 64
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     told = ATTACKS[name](endpoint.split(","), int(count), float(seconds))
     sys.stdout.write(json.dumps(asdict(told)) + "\n")
 
