@@ -150,6 +150,15 @@ def batch(world: World, step: Step) -> None:
     bus(world, step, message)
 
 
+def strangers(world: World, step: Step) -> None:
+    """UEs that nobody has heard of, many at once."""
+    world.faults["invented UEs"] += 1
+    n = 1 + pick(step.b, 60)
+    names = tuple(f"x{world.number()}" for _ in range(n))
+    cells, values = (cell_of(world, 0),) * n, (2.0 * step.c,) * n
+    bus(world, step, UeReportBatch(**stamp(world), source="x", ue=names, cell=cells, ul_efficiency_bps_hz=values))
+
+
 def cell(world: World, step: Step) -> None:
     full = 1.0 if step.c > 0.97 else 0.5 * step.c * step.c
     bus(
@@ -516,5 +525,5 @@ ACTS: dict[str, Callable[..., None]] = {
     "resubmit": resubmit, "steal": steal, "bar": bar, "shrink": shrink, "place": place, "policy": policy,
     "drain": drain, "reload": reload, "pause": pause, "wall": wall, "disk": disk, "solver": solver, "kill": kill,
     "fuse": fuse, "stop": stop, "reboot": reboot, "second": second, "fence": fence, "questions": questions,
-    "silence": silence, "answer": answer, "steady": steady,
+    "silence": silence, "strangers": strangers, "answer": answer, "steady": steady,
 }  # fmt: skip

@@ -30,6 +30,7 @@ S_NS = 1_000_000_000
 BEGIN_NS = 1_000_000 * S_NS
 WALL_NS = 1_750_000_000 * S_NS
 SNAPSHOT_EVERY = 37  # events: a successor of the core is made and compared
+MOST_UES = 40  # that the core knows at once
 AWAKE_S = 0.3  # of a gap between two ticks, that the daemon was awake for at most
 
 DEVICES = """
@@ -80,7 +81,7 @@ class World:
     def configure(self) -> Path:
         path = self.folder / "cosched.toml"
         text = "".join(f"{key} = {value}\n" for key, value in sorted(self.settings.items()) if "." not in key)
-        text += f'site = "{self.folder}/site.toml"\ncapture.keep = 1000\n'
+        text += f'site = "{self.folder}/site.toml"\ncapture.keep = 1000\ncore.max_ues = {MOST_UES}\n'
         text += "".join(f"{key} = {value}\n" for key, value in sorted(self.settings.items()) if "." in key)
         path.write_text(text)
         return path
