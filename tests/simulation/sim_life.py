@@ -239,7 +239,7 @@ class Life:
         planned = tuple(plan.planned_use.tolist()) if known else (0.0,) * len(names)
         return self._inquire(api.Explanation, why=Why(offer=fresh, lease=view.lease, planned=planned))
 
-    def _inquire(self, kind: type, **asked: Any) -> Any:
+    def _inquire(self, kind: type, **asked: Any) -> Any:  # noqa: ANN401  # a Question's own fields
         engine = self.engine
         question = Question(
             site_toml=engine.plant.toml,

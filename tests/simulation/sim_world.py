@@ -35,16 +35,19 @@ AWAKE_S = 0.3  # of a gap between two ticks, that the daemon was awake for at mo
 
 DEVICES = """
 models = [{ id = "llama-3-8b", config = "llama-3-8b", weight_bits = 4, activation_bits = [16, 8, 4] }]
-ues = { count = 8, devices = [{ device = "phone", share = 0.5, max_layers = 8 }, { device = "jetson", share = 0.5, max_layers = 16 }] }
+[ues]
+count = 8
+devices = [{ device = "phone", share = 0.5, max_layers = 8 }, { device = "jetson", share = 0.5, max_layers = 16 }]
 """
+CELLS = 'cells = [{ id = "cell0", ul_prbs = %d, scs_khz = %d }, { id = "cell1", ul_prbs = 51, scs_khz = 30 }]\n'
+NODES = 'nodes = [{ id = "edge0", device = "%s", %s }, { id = "edge1", device = "h100", %s }]\n'
 SITES = (
     'v = 1\nname = "node-bound"\ncells = [{ id = "cell0", ul_prbs = 48, scs_khz = 15, one_way_s = 0.012 }]\n'
     'nodes = [{ id = "edge0", device = "a100", fraction = 0.25, host = "vllm", decode_batch = 2 }]\n' + DEVICES,
-    'v = 1\nname = "two"\ncells = [{ id = "cell0", ul_prbs = 48, scs_khz = 15 }, { id = "cell1", ul_prbs = 51, scs_khz = 30 }]\n'
-    'nodes = [{ id = "edge0", device = "a100", fraction = 0.5 }, { id = "edge1", device = "h100", fraction = 0.5 }]\n'
-    + DEVICES,
-    'v = 1\nname = "little-memory"\ncells = [{ id = "cell0", ul_prbs = 273, scs_khz = 30 }, { id = "cell1", ul_prbs = 51, scs_khz = 30 }]\n'
-    'nodes = [{ id = "edge0", device = "h100", memory_bytes = 4e8 }, { id = "edge1", device = "h100", memory_bytes = 8e8 }]\n'
+    'v = 1\nname = "two"\n' + CELLS % (48, 15) + NODES % ("a100", "fraction = 0.5", "fraction = 0.5") + DEVICES,
+    'v = 1\nname = "little-memory"\n'
+    + CELLS % (273, 30)
+    + NODES % ("h100", "memory_bytes = 4e8", "memory_bytes = 8e8")
     + DEVICES,
 )
 
@@ -129,7 +132,7 @@ class World:
         self.disk.lift()
         self.disk.kill(torn)
         file = life.engine.capture._file
-        size = os.stat(file.path).st_size if file is not None else 0
+        size = file.path.stat().st_size if file is not None else 0
         life.store.close()
         if file is not None:
             file.stream.close()
