@@ -293,7 +293,7 @@ def _curve(pairs: dict[str, keys.KeyPair], name: str) -> Curve:
 
 def _keys(folder: Path) -> dict[str, keys.KeyPair]:
     """Make everybody's keys; the attackers' are let in with the usual limits."""
-    everybody = {
+    everybody: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         "radio": ("publisher", {"ues": ("by*",), "cells": ("*",), "tasks": ("held*", "by*")}),
         "good": ("client", {"ues": ("by*",), "tasks": ("held*", "by*")}),
         "evil-publisher": ("publisher", {"ues": ("evil*",), "cells": ("*",)}),

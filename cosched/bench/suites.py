@@ -16,6 +16,7 @@ SUITES: Final[dict[str, str]] = {
     "bid-prices": "cosched.bench.bid_prices:run",
     "ingest": "cosched.bench.ingest:run",
     "attack": "cosched.bench.attack:run",
+    "soak": "cosched.bench.soak:run",
     "replay-speed": "cosched.bench.replay_speed:run",
     "batching": "cosched.bench.batching:run",
     "tick": "cosched.bench.tick:run",

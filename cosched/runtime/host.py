@@ -332,6 +332,9 @@ class Host:
                 self.engine.cost(session, item.body, item.size),
             )
             flow = (session.owner, "" if weight is None else session.task)
+            if session.flow is not None and self._queue.waiting(session.flow, name):
+                flow = session.flow  # in the order in which they came, whatever its weight has become
+            session.flow = flow
         if self._queue.waiting(flow, name) >= self.engine.limits.waiting:
             raise Refused("busy", f"{self.engine.limits.waiting} requests of session '{name}' wait already")
         self.accounts.begin(item.payer, item.size)
