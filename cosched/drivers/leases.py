@@ -179,7 +179,7 @@ class Board:
                 if task in self._ended:
                     found[task] = None
                 first = bisect.bisect_left(living, task)
-                found |= dict.fromkeys(itertools.takewhile(lambda t: t.startswith(task), living[first:]))  # noqa: B023
+                found |= dict.fromkeys(itertools.takewhile(lambda t: t.startswith(task), living[first:]))
         return list(found)
 
     def _remember(self, offer: TaskOffer, lease: Lease) -> None:

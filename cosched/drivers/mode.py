@@ -48,7 +48,9 @@ class IllegalMove(CoschedError):
     """That does not happen in this mode."""
 
 
-NOTICES: Final = frozenset({"calibration", "capacity", "connections"})  # alarms to be seen; nothing is decided worse for them
+NOTICES: Final = frozenset(
+    {"calibration", "capacity", "connections"}
+)  # alarms to be seen; nothing is decided worse for them
 
 
 class Modes:

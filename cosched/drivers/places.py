@@ -87,7 +87,7 @@ def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
     return Sockets(**{name: socket for name, (socket, _, _) in sockets.items()}, gate=Gate(entries, most), folder=run)  # type: ignore[arg-type]
 
 
-def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:  # noqa: FBT001
+def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:
     """Open one endpoint: ipc is plain, tcp asks for keys where there are some."""
     guarded = has_keys and endpoint.startswith("tcp://")
     if endpoint.startswith("ipc://"):
@@ -129,4 +129,6 @@ def warnings(loaded: Loaded) -> list[str]:
     listen = loaded.settings.metrics.listen
     if not listen or bus.is_loopback(f"tcp://{listen}"):
         return []
-    return [f"metrics.listen = '{listen}': whoever reaches this machine can read the metrics; there are no keys for them"]
+    return [
+        f"metrics.listen = '{listen}': whoever reaches this machine can read the metrics; there are no keys for them"
+    ]
