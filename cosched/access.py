@@ -64,7 +64,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     messages_per_s: float = 20_000.0  # 1000 UEs reporting one by one every 100 ms are 10 000
     bytes_per_message: int = 1 << 20  # a columnar batch of 10 000 UEs is 300 kB
+    bytes_per_s: float = 16e6  # of those, one every 100 ms are 3 MB/s
     connections_per_min: float = 60.0  # new ones: a client that reconnects in a loop is held off
+    tasks: int = 2_000  # accepted at a time
+    share: float = 1.0  # part of a cell or node that its tasks may be planned with; 1: all of it
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,12 +100,12 @@ class _Bucket:
     tokens: float
     at_s: float
 
-    def take(self, now_s: float) -> bool:
+    def take(self, now_s: float, cost: float = 1.0) -> bool:
         self.tokens = min(self.burst, self.tokens + self.rate_hz * max(0.0, now_s - self.at_s))
         self.at_s = now_s
-        if self.tokens < 1.0:
+        if self.tokens < cost:
             return False
-        self.tokens -= 1.0
+        self.tokens -= cost
         return True
 
 
@@ -112,6 +115,7 @@ class _State:
 
     identity: Identity
     messages: _Bucket
+    n_bytes: _Bucket
     connections: _Bucket
     known: set[tuple[str, str]] = field(default_factory=set)  # (kind, subject) found allowed
 
@@ -148,7 +152,14 @@ class Access:
             return "not allowed any more"
         if size > state.identity.limits.bytes_per_message:
             return "too large"
-        return "" if state.messages.take(now_s) else "too many messages"
+        if not state.messages.take(now_s):
+            return "too many messages"
+        return "" if state.n_bytes.take(now_s, size) else "too many bytes"
+
+    def limits(self, user: str) -> Limits:
+        """Return the limits of an identity; of one that is not there, the usual ones."""
+        state = self._states.get(user)
+        return Limits() if state is None else state.identity.limits
 
     def call(self, user: str, role: str) -> str:
         """Whether `user` may call a verb that needs `role`."""
@@ -167,6 +178,17 @@ class Access:
             return ""
         return _speak_for(state, about, "act")
 
+    def may_run(self, user: str, task: str) -> str:
+        """Whether `user` may run a task at a host of cosched.runtime; who has no patterns of tasks may run any."""
+        if not user:
+            return ""
+        state = self._states.get(user)
+        if state is None:
+            return "not allowed any more"
+        if state.identity.role not in SCOPED or not state.identity.tasks:
+            return ""
+        return _speak_for(state, [("task", task)], "run")
+
     def publish(self, user: str, message: Message) -> str:
         """Whether `user` may speak for everything that a telemetry message is about."""
         if not user:
@@ -183,8 +205,10 @@ def _state(identity: Identity, now_s: float) -> _State:
     limits = identity.limits
     connections_hz = limits.connections_per_min / 60
     messages = _Bucket(limits.messages_per_s, limits.messages_per_s, limits.messages_per_s, now_s)
+    burst = max(limits.bytes_per_s, float(limits.bytes_per_message))  # or its largest message would never pass
+    n_bytes = _Bucket(limits.bytes_per_s, burst, burst, now_s)
     connections = _Bucket(connections_hz, limits.connections_per_min, limits.connections_per_min, now_s)
-    return _State(identity, messages, connections)
+    return _State(identity, messages, n_bytes, connections)
 
 
 def _subjects(message: Message) -> list[tuple[str, str]]:

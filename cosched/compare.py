@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from cosched import regret
 from cosched.core.policy import Policy
 from cosched.core.settings import Settings
-from cosched.drivers.replay import Replayer, Workbook
+from cosched.drivers.replay import BrokenPlan, Replayer, Workbook
 from cosched.fate import policy_result
 from cosched.report.model import PolicyResult, ReplayResult, TraceInfo
 
@@ -29,14 +29,19 @@ def compare(
     """Replay `book` with each policy in turn.
 
     speed: multiple of real time to play at, None = as fast as it goes; tell(policy, fraction) is called now and then.
-    Raises BrokenPlan when a decision does not pass independent verification.
+    A policy whose decision does not pass independent verification is in `failed` with the reason; the others go on.
     """
     bound = regret.bound(book)
     results: dict[str, PolicyResult] = {}
+    failed: dict[str, str] = {}
     for policy in policies:
-        run = Replayer(book, policy, settings, verify=verify).run(_pacer(book, policy.name, speed, tell))
+        try:
+            run = Replayer(book, policy, settings, verify=verify).run(_pacer(book, policy.name, speed, tell))
+        except BrokenPlan as error:
+            failed[policy.name] = str(error)
+            continue
         results[policy.name] = policy_result(book, run, bound)
-    return ReplayResult(v=1, trace=trace_info(book, path, sha256), policies=results)
+    return ReplayResult(v=1, trace=trace_info(book, path, sha256), policies=results, failed=failed)
 
 
 def _pacer(book: Workbook, name: str, speed: float | None, tell: Tell | None) -> Callable[[float], None]:

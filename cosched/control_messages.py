@@ -107,7 +107,6 @@ class Lease(DecisionMessage, frozen=True, kw_only=True, omit_defaults=False):
     valid_for_ms: float = 0.0  # 0: no lease
     at_unix_s: float = 0.0  # wall clock, a label
     text: str = ""  # the reason in a sentence
-    node_weight: float = 0.0  # with which the node shares itself out to the task
     node_endpoint: str = ""  # where the node takes activations; "": its serving is not started by the daemon
     node_key: str = ""  # CURVE public key of that endpoint; "": a plain connection, on one machine
 
@@ -419,5 +418,7 @@ FAULTS: Final[dict[str, str]] = {
     "draining": "the daemon takes no new task at present",
     "busy": "too many requests wait, or this identity sends too many",
     "refused_configuration": "the new configuration is wrong as a whole; the old one stays",
+    "quota": "this identity or UE has as many tasks, or as much of the site, as it may",
+    "internal": "a defect of the daemon; it goes on, and its log says more",
     "not_done": "the daemon could not do it now; the message says why",
 }

@@ -23,7 +23,7 @@ from cosched.resources import config_dir
 PREFIX: Final = "COSCHED_"
 NOT_KEYS: Final = frozenset(  # that other parts read
     {"COSCHED_CONFIG", "COSCHED_KEYS", "COSCHED_KERNEL"}
-    | {f"COSCHED_HOST_{name}" for name in ("MODELS", "BIND", "KEY", "ALLOWED")}
+    | {f"COSCHED_HOST_{name}" for name in ("MODELS", "BIND", "KEY", "ALLOWED", "LIMITS")}
 )
 
 
@@ -36,7 +36,6 @@ class Telemetry(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     bind: tuple[str, ...]
     max_message_bytes: int
-    max_ues: int
     stale_input_s: float
     stale_ue_s: float
 
@@ -48,6 +47,21 @@ class Control(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     decisions: tuple[str, ...]
     max_message_bytes: int
     max_waiting: int
+
+
+class Lease(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[lease]."""
+
+    silent_s: float
+    life_s: float
+
+
+class Quota(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[quota]."""
+
+    tasks: int
+    ue_tasks: int
+    ue_share: float
 
 
 class Solver(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,6 +150,8 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     telemetry: Telemetry
     control: Control
     core: CoreSettings
+    lease: Lease
+    quota: Quota
     solver: Solver
     state: State
     capture: Capture
@@ -209,9 +225,10 @@ def check(settings: Settings, where: str) -> None:
     if settings.core.lease_s < 2 * settings.core.period_s:
         raise BadInput(f"{where}: core.lease_s must be at least two periods, or leases run out between two plans")
     positive = ("solver.budget_s", "telemetry.stale_input_s", "telemetry.stale_ue_s", "capture.max_bytes",
-                "capture.max_age_s", "shadow.window_s", "control.max_waiting", "telemetry.max_ues",
-                "security.max_connections", "cluster.unapplied_periods",
-                "cluster.silent_s", "cluster.placement_s")  # fmt: skip
+                "capture.max_age_s", "shadow.window_s", "control.max_waiting", "core.max_ues",
+                "security.max_connections", "lease.silent_s", "lease.life_s",
+                "quota.tasks", "quota.ue_tasks", "quota.ue_share",
+                "cluster.unapplied_periods", "cluster.silent_s", "cluster.placement_s")  # fmt: skip
     values = flatten(msgspec.to_builtins(settings))
     for key in positive:
         number = values[key]

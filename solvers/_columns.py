@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from solvers.errors import BadProblem
-from solvers.problem import Ints, Problem
+from solvers.problem import Floats, Ints, Problem
 
 Mask = npt.NDArray[np.bool_]
 
@@ -22,7 +22,10 @@ EPS: Final = 1e-9  # of a step: what is whole but for rounding
 BLOCK: Final = 1 << 20  # cells of a table worked on at once
 MESH: Final = 20_000  # combinations of steps in the slots before the last, of one point
 NEVER: Final = 1 << 30  # steps
-FINE: Final = 10_000_000  # units of a resource on which a step does not count as one unit
+FINE: Final = 1 << 40  # units of a resource on which a step does not count as one unit: products with it are exact
+MOST: Final = 1 << 61  # units of all columns together: sums stay whole numbers of 64 bits
+OVER: Final = 1e-9  # of a resource: what a plan may take too much, to solvers/check.py ...
+KEEP: Final = 0.9  # ... of which a plan uses this part: sums in another order differ a little
 
 
 class Columns(NamedTuple):
@@ -42,12 +45,27 @@ class Limits(NamedTuple):
 
 
 class Loads(NamedTuple):
-    """What columns take of resources in whole units: triples (row, column, units), and the units there are."""
+    """What columns take of resources: (resource, column, part), and the same in whole units, to relax the problem."""
 
     resource: Ints  # (E,)
     column: Ints  # (E,)
-    units: Ints  # (E,) > 0
-    capacity: Ints  # (R,)
+    part: Floats  # (E,) > 0, of the resource
+    units: Ints  # (E,) rounded down
+    room: Floats  # (R,)
+    capacity: Ints  # (R,) units of what fits to solvers/check.py, rounded down as well
+    unit: Ints  # (R,) units of a whole resource
+
+    def fit(self, on: Ints) -> bool:
+        """Whether the columns `on` really fit together, but for rounding that solvers/check.py forgives."""
+        used = np.isin(self.column, on)
+        taken = np.bincount(self.resource[used], weights=self.part[used], minlength=len(self.room))
+        return bool((taken <= self.room + KEEP * OVER).all())
+
+    def safe(self) -> Loads:
+        """Round what is taken up instead: columns that fit by these units really do."""
+        units = np.ceil(self.part * self.unit[self.resource] - EPS).astype(np.int64)
+        capacity = np.floor((self.room + KEEP * OVER) * self.unit).astype(np.int64)
+        return self._replace(units=np.minimum(units, capacity[self.resource] + 1), capacity=capacity)
 
 
 def pareto_columns(problem: Problem, grid: Ints) -> Columns:
@@ -69,13 +87,13 @@ def pareto_columns(problem: Problem, grid: Ints) -> Columns:
 
 
 def loads(problem: Problem, grid: Ints, columns: Columns) -> Loads:
-    """Units that each column takes of each resource, couplings included, rounded up; capacities rounded down.
+    """What each column takes of each resource, couplings included.
 
-    A unit is a step where only whole shares count on a resource, else 1 / FINE of it.
+    A unit is a step where only whole shares count on a resource, else 1 / FINE of it (less, where sums would grow too
+    large). Rounded down, every plan that fits is one of the units': a bound on the value of these is one on all. And a
+    column that is more than the whole resource counts as a unit more than there is.
     """
     n, slot = problem.n_resources, problem.slot[columns.point]  # (C, S)
-    whole = _whole(problem)
-    unit = np.where(whole, grid, FINE)
     share = columns.steps / np.append(grid, 1)[slot]
     counted = problem.activity[columns.point] * share
     place = np.broadcast_to(np.arange(len(slot))[:, None], slot.shape)
@@ -90,11 +108,14 @@ def loads(problem: Problem, grid: Ints, columns: Columns) -> Loads:
     used = (r < n) & (x > 0)
     r, c, x = r[used], c[used], x[used]
     summed, back = np.unique(r * len(slot) + c, return_inverse=True)  # of one column, a resource may come twice
-    total = np.bincount(back, weights=x, minlength=len(summed))
+    part = np.bincount(back, weights=x, minlength=len(summed))
     r, c = summed // max(1, len(slot)), summed % max(1, len(slot))
-    units = np.ceil(total * unit[r] - 1e-6).astype(np.int64)
-    capacity = np.floor(np.maximum(0.0, 1.0 - problem.background) * unit + 1e-6).astype(np.int64)
-    return Loads(r, c, units, capacity)
+    whole, room = _whole(problem), np.maximum(0.0, 1.0 - problem.background)
+    unit = np.where(whole, grid, min(FINE, MOST // max(1, len(slot))))
+    capacity = np.floor((room + OVER) * unit).astype(np.int64)
+    taken = np.minimum(part * unit[r], capacity[r] + 1.0)
+    units = np.where(whole[r], np.rint(taken), np.floor(taken)).astype(np.int64)
+    return Loads(r, c, part, units, room, capacity, unit)
 
 
 def _whole(problem: Problem) -> Mask:

@@ -17,7 +17,21 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers._jit import inlined, lean, nopython
-from solvers._kernel import ACTIVITY, DOUBLE, EDGE, HIGH, LOW, RIGID, Prices, Table, prices_of, rounded, with_couplings
+from solvers._kernel import (
+    ACTIVITY,
+    DOUBLE,
+    EDGE,
+    HIGH,
+    KEEP,
+    LOW,
+    OVER,
+    RIGID,
+    Prices,
+    Table,
+    prices_of,
+    rounded,
+    with_couplings,
+)
 from solvers._point import ACT, CAP, FLOOR, Point, bill, cheapest, latency, legs, load, mixed, stretch
 from solvers.problem import Floats, Ints
 
@@ -102,7 +116,7 @@ def elastic_room(t: Table, k: Set) -> int:
             for s in range(t.root.shape[1]):
                 k.room[k.slot[i, s]] -= t.cell[j, RIGID, s]
     for r in range(n):
-        if k.room[r] < -EDGE:
+        if k.room[r] < -KEEP * OVER:
             return r
     return -1
 

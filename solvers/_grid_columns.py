@@ -21,7 +21,8 @@ Shorts = npt.NDArray[np.int32]
 
 EPS: Final = 1e-9  # of a step: what is whole but for rounding
 NEVER: Final = 1 << 30  # steps
-FINE: Final = 10_000_000  # units of a resource on which a step does not count as one unit
+FINE: Final = 1 << 44  # units of a resource on which a step does not count as one unit: products with it are exact
+OVER: Final = 1e-9  # of a resource: what a plan may take too much, to solvers/check.py
 MESH: Final = 20_000  # combinations of steps in all slots of a point but one, at most
 EACH: Final = 16  # columns to a point that there is room for at first; 2 to 13 are common
 LEAST: Final = 4_000  # ... and to all of them

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers._grid_columns import Columns
+from solvers._grid_columns import FINE, Columns
 from solvers._grid_dual import Look
 from solvers._jit import cached, lean, nopython
 from solvers.problem import Floats, Ints
@@ -24,6 +24,7 @@ LOOKS: Final = 100_000  # at tasks and columns, and ...
 LOOKS_EACH: Final = 100  # ... so many more for each task
 SAME: Final = 1e-9  # of the greatest value: what two plans may differ by and be the same
 SLIP: Final = 1e-6  # of a unit: what is whole but for rounding
+TOO_MUCH: Final = 2.0 * FINE  # units that no resource has: more is not counted, so that sums of whole numbers hold it
 
 
 class Choices(NamedTuple):
@@ -76,7 +77,8 @@ def _write(o: Choices, at: int, c: Columns, m: int, k: int, bill: float) -> None
     for e in range(c.entry[m], c.entry[m + 1]):
         w = e - c.entry[m]
         o.resource[at, w] = c.resource[e]
-        o.units[at, w] = math.ceil(c.base[e] + c.per_x[e] * c.x[k] + c.per_y[e] * c.y[k] - SLIP)
+        units = c.base[e] + c.per_x[e] * c.x[k] + c.per_y[e] * c.y[k] - SLIP
+        o.units[at, w] = math.ceil(min(units, TOO_MUCH))
 
 
 @lean
@@ -351,6 +353,9 @@ def _search(c: Columns, free: Ints, price: Floats, net: Floats, pick: Ints) -> I
 
 
 def search(c: Columns, room: Floats, price: Floats, look: Look) -> Ints:
-    """Return the column of each task (N,), -1: none, within room (R,) units, from a look at prices (R,) of a unit."""
+    """Return the column of each task (N,), -1: none, within room (R,) units, from a look at prices (R,) of a unit.
+
+    A part of a unit is of no use: what a task takes is rounded up.
+    """
     with np.errstate(all="ignore"):  # as in compiled code
         return _search(c, np.floor(room + SLIP).astype(np.int64), price, look.net, look.pick.copy())

@@ -29,6 +29,8 @@ WIDTH: Final = 0.08  # of a task's greatest value: what two choices differ by wh
 AWAY: Final = 1.000001 * WIDTH  # what points that are not listed (solvers/_screen.py) are worse by
 PAIR: Final = 2  # slots of most problems' points, the air and a node: loops are compiled for it apart
 EDGE: Final = 1e-12  # rounding that a comparison with a limit forgives
+OVER: Final = 1e-9  # of a resource: what rigid demand may take too much, to solvers/check.py ...
+KEEP: Final = 0.9  # ... of which a plan uses this part: sums in another order differ a little
 BITS: Final = 2.0**40  # prices keep this many bits: last-bit differences of exp() between machines vanish
 
 LEAST_ACTIVITY: Final = 1e-30  # what does not count is as good as free, and no case of its own
@@ -117,7 +119,7 @@ def _limits(raw: Raw, t: Table, j: int, n_slots: int) -> bool:
         for c in range(t.link.shape[0]):
             if t.link[c, 0] == r and t.kappa[c] > 0.0:
                 greatest = min(greatest, t.room[t.link[c, 1]] / t.kappa[c])
-        if (rigid > 0.0 and left < -EDGE) or not least <= greatest * (1.0 + EDGE):
+        if (rigid > 0.0 and left < -OVER) or not least <= greatest * (1.0 + EDGE):
             can = False
         t.cell[j, LOW, s], t.cell[j, HIGH, s] = least, max(greatest, least)
         t.cell[j, RIGID, s], t.cell[j, ACTIVITY, s] = rigid, act

@@ -38,6 +38,8 @@ LEAST_FAILURES: Final = 1  # ... and with any number
 FILL_ROUNDS: Final = 8  # of filling, with few tasks ...
 LEAST_ROUNDS: Final = 1  # ... and with any number
 ROUNDS_TASKS: Final = 8000  # ... in all rounds together, between these two
+NEARLY: Final = 1e-6  # of the worth of the room: less than that need not be saved at once (GOAL in solvers/_fit.py)
+TINY: Final = 1e-3  # part of what a change saves: an excess below it does not call for that change
 SAME: Final = 1e-9  # values that differ by less are the same
 
 
@@ -204,9 +206,68 @@ def _cheaper(opt: Options, place: int, now: int, switch: bool) -> tuple[float, i
     return best, to
 
 
+@lean
+def _last(t: Table, opt: Options, now: Ints, ratio: Floats, excess: float, switch: bool) -> tuple[int, int]:
+    """Find the change that alone takes the excess away and gives up least value: (place, option or -1 for none).
+
+    Of equals, the one that loses least against the bound, then the one that saves most.
+    """
+    worth, loss, most, where, to = math.inf, math.inf, 0.0, -1, -1
+    for place in range(now.shape[0]):
+        if not ratio[place] < math.inf:
+            continue
+        held = now[place]
+        for m in range(opt.start[place] - 1, opt.start[place + 1] if switch else opt.start[place]):
+            none = m < opt.start[place]  # the first is to drop the task
+            gives = t.value[opt.point[held]] - (0.0 if none else t.value[opt.point[m]])
+            loses = (opt.none[place] if none else opt.loss[m]) - opt.loss[held]
+            saved = opt.cost[held] - (0.0 if none else opt.cost[m])
+            if saved < excess or not (none or loses > 0.0 or (loses == 0.0 and m > held)):
+                continue
+            if gives < worth - SAME or (gives < worth + SAME and (loses < loss or (loses == loss and saved > most))):
+                worth, loss, most, where, to = gives, loses, saved, place, -1 if none else m
+    return where, to
+
+
+@lean
+def _least(t: Table, k: Set, net: Floats, paid: Floats, excess: float) -> int:
+    """Find the chosen task of the least value, of equals with the least net value, that costs the excess; -1: none."""
+    least = -1
+    for i in t.order:
+        if k.chosen[i] < 0 or paid[i] < excess:
+            continue
+        more = t.value[k.chosen[i]] - t.value[k.chosen[least]] if least >= 0 else -math.inf
+        if more < -SAME or (more < SAME and net[i] < net[least]):
+            least = i
+    return least
+
+
+@lean
+def _close(
+    t: Table, k: Set, opt: Options, now: Ints, ratio: Floats, net: Floats, paid: Floats, excess: float, switch: bool
+) -> None:
+    """Make the last change: the one that alone takes the excess away and gives up least value.
+
+    An excess of 1e-6 must not cost a large task where a small one would do, wavering or not.
+    """
+    place, m = _last(t, opt, now, ratio, excess, switch)
+    gives = t.value[opt.point[now[place]]] - (t.value[opt.point[m]] if m >= 0 else 0.0)
+    i = _least(t, k, net, paid, excess)
+    if i >= 0 and t.value[k.chosen[i]] < gives - SAME:
+        put(t, k, i, -1)
+    else:
+        put(t, k, opt.task[place], opt.point[m] if m >= 0 else -1)
+
+
 @nopython
-def _lessen(t: Table, k: Set, opt: Options, excess: float, switch: bool) -> float:
-    """Drop or switch wavering tasks, least loss per cost saved first; returns what is left of the excess."""
+def _lessen(
+    t: Table, k: Set, opt: Options, net: Floats, paid: Floats, excess: float, least: float, switch: bool
+) -> float:
+    """Drop or switch wavering tasks, least loss per cost saved first; returns what is left of the excess.
+
+    Where the last change saves a thousand times the excess, another one may give up less: `_close`. paid (N,): what the
+    chosen points cost; least: less than it need not be saved by the last change.
+    """
     many = opt.task.shape[0]
     ratio, to, now = np.full(many, math.inf), np.empty(many, dtype=np.int64), np.empty(many, dtype=np.int64)
     for place in range(many):
@@ -214,16 +275,20 @@ def _lessen(t: Table, k: Set, opt: Options, excess: float, switch: bool) -> floa
         if now[place] >= 0:
             ratio[place], to[place] = _cheaper(opt, place, now[place], switch)
     while excess > 0.0:
-        least = -1
+        best = -1
         for place in range(many):
-            if ratio[place] < math.inf and (least < 0 or ratio[place] < ratio[least]):
-                least = place
-        if least < 0:
+            if ratio[place] < math.inf and (best < 0 or ratio[place] < ratio[best]):
+                best = place
+        if best < 0:
             break
-        m = to[least]
-        excess -= opt.cost[now[least]] - (opt.cost[m] if m >= 0 else 0.0)
-        put(t, k, opt.task[least], opt.point[m] if m >= 0 else -1)
-        ratio[least] = math.inf
+        m = to[best]
+        saved = opt.cost[now[best]] - (opt.cost[m] if m >= 0 else 0.0)
+        if TINY * saved >= excess and saved >= least:
+            _close(t, k, opt, now, ratio, net, paid, max(excess, least), switch)
+            return 0.0
+        excess -= saved
+        put(t, k, opt.task[best], opt.point[m] if m >= 0 else -1)
+        ratio[best] = math.inf
     return excess
 
 
@@ -245,8 +310,9 @@ def _drop(t: Table, k: Set, net: Floats, paid: Floats, excess: float) -> None:
             low = middle
     for i in t.order:
         if excess > 0.0 and k.chosen[i] >= 0 and net[i] <= high * paid[i]:
-            excess -= paid[i]
-            put(t, k, i, -1)
+            last = _least(t, k, net, paid, excess) if TINY * paid[i] >= excess else i
+            excess -= paid[last]
+            put(t, k, last, -1)
 
 
 @nopython
@@ -270,11 +336,12 @@ def repair(t: Table, k: Set, opt: Options, net: Floats, price: Floats, o: Point)
         if fit(t, k, price, True, o) == FIT:
             return
         excess = _bills(t, k, prices_of(t, price), paid, o)
-        least = 1e-12 * worth(t, price)
+        whole = worth(t, price)
+        least = 1e-12 * whole
         if tried > SWITCH_ROUNDS:
             least *= 2.0 ** (tried - SWITCH_ROUNDS)
         reprice(t, opt, prices_of(t, price), o)
-        excess = _lessen(t, k, opt, max(excess, least), tried < SWITCH_ROUNDS)
+        excess = _lessen(t, k, opt, net, paid, max(excess, least), NEARLY * whole, tried < SWITCH_ROUNDS)
         if excess > 0.0:
             _bills(t, k, prices_of(t, price), paid, o)
             _drop(t, k, net, paid, excess)

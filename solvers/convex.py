@@ -14,10 +14,12 @@ from typing import Any, Final
 import numpy as np
 
 from solvers.errors import BadProblem, SolverError
+from solvers.power import seconds as true_seconds
 from solvers.problem import Floats, Ints, Problem
-from solvers.second_stage import HEADROOM, Goal, Objective, leftover
+from solvers.second_stage import HEADROOM, Goal, Leftover, Objective, leftover
 
 PARAMETERS: Final = 500  # tasks: up to here problems are compiled with parameters (docs/exact.md)
+EVEN: Final = 0.3  # of an even share: shares are not counted in less
 SHAPES: Final = 8  # compiled problems that are kept
 LINEAR: Final = np.inf  # snr of a slot whose rate is proportional to its share
 
@@ -69,18 +71,23 @@ def second_stage(
     left = leftover(problem, chosen, goal, weight)
     gamma = np.full(len(left.task), LINEAR) if snr is None else snr[chosen[left.task], left.slot]
     limited = np.isfinite(gamma)
-    unit = np.maximum(left.a.max(axis=0), left.floor)  # shares are decided in units of what they must be at least
-    unit = np.where(unit > 0, unit, 1.0)
+    unit = _units(left)
     scale = np.where(limited, np.log1p(np.where(limited, gamma, 1.0)), 1.0) / unit  # latency is 1 at full share
-    whole = float((left.energy * scale).sum()) or 1.0 if goal.objective is Objective.ENERGY else 1.0
+    typical = _typical(left, gamma, unit)
+    whole = 1.0  # what the objective is counted in
+    if goal.objective is Objective.ENERGY:
+        whole = float((left.energy * scale).sum()) or 1.0
+    elif goal.objective is not Objective.ALPHA_FAIR:
+        whole = typical
     numbers = {
-        "a0": left.a[0] * scale,
-        "a1": left.a[1] * scale,
+        "a0": left.a[0] * scale / typical,
+        "a1": left.a[1] * scale / typical,
+        "typical": np.array([typical]),
         "energy": left.energy * scale / whole,
         "floor": left.floor / unit,
         "cap": left.cap / unit,
         "activity": left.activity * unit,
-        "weight": left.weight / whole,
+        "weight": left.weight * (typical / whole if goal.objective is Objective.ENERGY else 1.0),
         "room": np.maximum(left.room, 0.0),
         "snr": (gamma / unit)[limited],
     }
@@ -94,6 +101,24 @@ def second_stage(
     share = left.fixed.copy()
     share[left.task, left.slot] = np.clip(form.share.value * unit, left.floor, left.cap)
     return share, value
+
+
+def _units(left: Leftover) -> Floats:
+    """Units (K,) that shares are decided in: what they must be at least, or a part of an even share where that is more.
+
+    Where deadlines are loose, what shares must be is a millionth of what they are in the end, or less.
+    """
+    users = np.bincount(left.resource, minlength=len(left.room))
+    even = (np.maximum(left.room, 0.0) / np.maximum(users, 1))[left.resource]
+    unit = np.maximum(np.maximum(left.a.max(axis=0), left.floor), EVEN * np.minimum(even, left.cap))
+    return np.where(unit > 0, unit, 1.0)
+
+
+def _typical(left: Leftover, gamma: Floats, unit: Floats) -> float:
+    """Greatest latency over deadline at these shares, at most 1: what latencies are counted in."""
+    slow = left.a * true_seconds(np.ones_like(unit), gamma, np.minimum(unit, 1.0))
+    late = [np.bincount(left.owner, weights=a, minlength=len(left.weight)).max(initial=0.0) for a in slow]
+    return float(min(1.0, max(*late, 1e-300)))
 
 
 def _cvxpy() -> Any:  # noqa: ANN401  # a module
@@ -123,7 +148,7 @@ def _build(shape: _Shape, constants: dict[str, Floats] | None) -> _Form:
     seconds, limits = _seconds(x, numbers, limited)
     belongs = _incidence(owner, shape.n_tasks)  # (n, K)
     used = np.frombuffer(shape.pull).reshape(n_resources, n_resources) @ _incidence(resource, n_resources)  # (R, K)
-    limits += [x >= numbers["floor"], x <= numbers["cap"], late <= 1]
+    limits += [x >= numbers["floor"], x <= numbers["cap"], numbers["typical"] * late <= 1]
     limits += [belongs @ cp.multiply(numbers[a], seconds) <= late for a in ("a0", "a1")]
     limits += [used @ cp.multiply(numbers["activity"], x) <= numbers["room"]]
     return _Form(cp.Problem(cp.Minimize(_objective(shape.goal, late, seconds, numbers)), limits), x, numbers)
@@ -133,7 +158,7 @@ def _sizes(shape: _Shape, n_slots: int, n_limited: int) -> dict[str, int]:
     """Lengths of the numbers that a shape needs."""
     sizes = dict.fromkeys(("a0", "a1", "floor", "cap", "activity"), n_slots) | {"weight": shape.n_tasks}
     sizes |= {"energy": n_slots} if shape.goal.objective is Objective.ENERGY else {}
-    return sizes | {"room": shape.n_resources} | ({"snr": n_limited} if n_limited else {})
+    return sizes | {"room": shape.n_resources, "typical": 1} | ({"snr": n_limited} if n_limited else {})
 
 
 def _seconds(x: Any, numbers: dict[str, Any], limited: Ints) -> tuple[Any, list[Any]]:  # noqa: ANN401  # of cvxpy
@@ -164,7 +189,7 @@ def _objective(goal: Goal, late: Any, seconds: Any, numbers: dict[str, Any]) -> 
         return numbers["energy"] @ seconds + numbers["weight"] @ late
     if goal.objective is Objective.LATENCY:
         return numbers["weight"] @ late
-    spare = 1.0 + HEADROOM - late
+    spare = 1.0 + HEADROOM - numbers["typical"] * late
     if goal.alpha == 1.0:
         return -(numbers["weight"] @ cp.log(spare))
     return numbers["weight"] @ (cp.power(spare, 1.0 - goal.alpha) * (1.0 / (goal.alpha - 1.0)))
@@ -172,13 +197,17 @@ def _objective(goal: Goal, late: Any, seconds: Any, numbers: dict[str, Any]) -> 
 
 def _solve(form: _Form, numbers: dict[str, Floats]) -> float:
     """Fill in the numbers and solve. Raises BadProblem where nothing is feasible, Unsolved."""
+    import warnings
+
     cp = _cvxpy()
 
     for name, place in form.numbers.items():
         if isinstance(place, cp.Parameter):
             place.value = numbers[name]
     try:
-        value = form.problem.solve(solver=cp.CLARABEL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what an inaccurate solution is: Unsolved, below
+            value = form.problem.solve(solver=cp.CLARABEL)
     except cp.SolverError as error:
         raise Unsolved(f"second stage: {error}") from None
     if form.problem.status in {cp.INFEASIBLE, cp.INFEASIBLE_INACCURATE}:

@@ -48,17 +48,15 @@ def solve_on_grid(
 ) -> Solution:
     """Solve with 1 / grid[r] as the step of resource r, grid (R,) >= 1; otherwise as `solve`."""
     core = core_of(problem, grid, warm)
-    scale = 10.0 ** (DIGITS - math.ceil(math.log10(max(float(problem.value.max(initial=0.0)), 1e-300))))
-    model, picks = _model(problem, core, scale)
-    solver, status = _search(model, options or {})
-    on, bound = core.known, core.bound
-    if status is not None:
-        found = np.flatnonzero([solver.boolean_value(pick) for pick in picks])
-        bound = min(bound, solver.best_objective_bound / scale)
-        if worth(problem, core.columns, found) > worth(problem, core.columns, on):
-            on = found
+    found = _searched(problem, core, options or {})
+    on, bound, branches = core.known, min(core.bound, found.bound), found.branches
+    if not core.load.fit(found.on):  # less than a unit too much for each task: once more, rounded the other way
+        found = _searched(problem, core._replace(load=core.load.safe()), options or {})
+        branches += found.branches
+    if worth(problem, core.columns, found.on) > worth(problem, core.columns, on):
+        on = found.on
     plan = plan_of(problem, grid, core.columns, on, bound)
-    return dataclasses.replace(plan, status=status or Status.LIMIT, evaluations=solver.num_branches)
+    return dataclasses.replace(plan, status=found.status, evaluations=branches)
 
 
 class Core(NamedTuple):
@@ -71,6 +69,25 @@ class Core(NamedTuple):
     served: Ints  # tasks that every better plan serves
 
 
+class _Found(NamedTuple):
+    """What the search came to; the bound is of the model's units."""
+
+    on: Ints  # (K,) columns
+    bound: float
+    status: Status
+    branches: int
+
+
+def _searched(problem: Problem, core: Core, options: Mapping[str, float]) -> _Found:
+    scale = 10.0 ** (DIGITS - math.ceil(math.log10(max(float(problem.value.max(initial=0.0)), 1e-300))))
+    model, picks = _model(problem, core, scale)
+    solver, status = _search(model, options)
+    if status is None:
+        return _Found(core.known, math.inf, Status.LIMIT, solver.num_branches)
+    on = np.flatnonzero([solver.boolean_value(pick) for pick in picks])
+    return _Found(on, solver.best_objective_bound / scale, status, solver.num_branches)
+
+
 def core_of(problem: Problem, grid: Ints, warm: Floats | None) -> Core:
     """Leave out columns that cost too much at the grid solver's prices to be in a plan better than the grid solver's.
 
@@ -81,7 +98,7 @@ def core_of(problem: Problem, grid: Ints, warm: Floats | None) -> Core:
     plan, prices = on_steps.priced_plan(problem, grid, warm=warm)
     columns = pareto_columns(problem, grid)
     load = loads(problem, grid, columns)
-    size, n = len(columns.task), problem.n_resources
+    size = len(columns.task)
     per_unit = np.where(load.capacity > 0, prices * (1.0 - problem.background) / np.maximum(load.capacity, 1), 0.0)
     cost = np.bincount(load.column, weights=per_unit[load.resource] * load.units, minlength=size)
     net = problem.value[columns.point] - cost
@@ -89,16 +106,16 @@ def core_of(problem: Problem, grid: Ints, warm: Floats | None) -> Core:
     np.maximum.at(best, columns.task, net)
     bound = float(per_unit @ load.capacity + best.sum())
     known = _known(problem, grid, columns, plan)
-    used = np.isin(load.column, known)
-    taken = np.bincount(load.resource[used], weights=load.units[used], minlength=n)
-    if (taken > load.capacity).any():
+    if not load.fit(known):
         known = known[:0]
     spare = bound - worth(problem, columns, known) + SLIP * max(1.0, bound)
     kept = np.flatnonzero(best[columns.task] - net <= spare)
     place = np.full(size, -1)
     place[kept] = np.arange(len(kept))
     held = place[load.column] >= 0
-    less = Loads(load.resource[held], place[load.column[held]], load.units[held], load.capacity)
+    less = load._replace(
+        resource=load.resource[held], column=place[load.column[held]], part=load.part[held], units=load.units[held]
+    )
     some = Columns(columns.task[kept], columns.point[kept], columns.steps[kept])
     return Core(some, less, place[known], bound, np.flatnonzero(best > spare))
 

@@ -13,9 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from solvers._grid_columns import FINE, list_columns, raw_arrays, steps_of
+from solvers._grid_columns import FINE, OVER, list_columns, raw_arrays, steps_of
 from solvers._grid_dual import minimise
-from solvers._grid_search import SLIP, search
+from solvers._grid_search import search
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, Status
@@ -23,6 +23,7 @@ from solvers.solution import Certificate, Solution, Status
 PRBS: Final = 273  # of a cell: 100 MHz at 30 kHz, TS 38.101-1 Table 5.3.2-1
 STEPS: Final = 100  # of a node
 FINEST: Final = 1_000_000  # steps of a resource
+KEEP: Final = 0.9  # part of OVER that a plan uses: sums in another order differ a little
 
 
 def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
@@ -64,10 +65,11 @@ def priced_plan(problem: Problem, grid: Ints, *, warm: Floats | None = None) -> 
         raise BadProblem("grid", f"must be {problem.n_resources} numbers of steps in 1..{FINEST}")
     raw = raw_arrays(problem, grid)
     columns, unit = list_columns(problem, raw), raw.unit[:-1]
-    room = raw.room[:-1] * unit
-    room = np.where(unit == FINE, room, np.floor(room + SLIP))  # whole steps: a part of one is of no use
+    whole = np.floor((raw.room[:-1] + OVER) * unit)  # steps: a part of one is of no use
+    room = np.where(unit == FINE, raw.room[:-1] * unit, whole)
     dual = minimise(columns, room, (np.zeros_like(room) if warm is None else warm) / unit)
-    column = search(columns, room, dual.price, dual.look)
+    fits = np.where(unit == FINE, (raw.room[:-1] + KEEP * OVER) * unit, whole)
+    column = search(columns, fits, dual.price, dual.look)
     chosen = np.full(problem.n_tasks, -1, dtype=np.int64)
     share = np.zeros((problem.n_tasks, problem.slot.shape[1]))
     served = np.flatnonzero(column >= 0)

@@ -49,7 +49,8 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
     if result.has_primal_feasible_solution():
         values = result.to_proto().solutions[0].primal_solution.variable_values
         found = np.sort(np.array(values.ids, dtype=np.int64)[np.array(values.values) > 0.5])
-        on = found if worth(problem, core.columns, found) > worth(problem, core.columns, on) else on
+        better = worth(problem, core.columns, found) > worth(problem, core.columns, on)
+        on = found if better and core.load.fit(found) else on
     plan = plan_of(problem, grid, core.columns, on, min(core.bound, result.best_objective_bound()))
     done = result.termination.reason == mathopt.TerminationReason.OPTIMAL
     return dataclasses.replace(plan, status=Status.OK if done else Status.LIMIT, solver="mip")

@@ -22,7 +22,7 @@ Both phases' work on a slot scales by the same factor, 1 / efficiency, so a slot
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -34,6 +34,7 @@ from solvers.second_stage import Goal
 from solvers.solution import Certificate, Solution
 
 ROUNDS: Final = 6  # of tangents; 2 to 4 are used
+SHARE_ROUNDS: Final = 3  # of tangents when shares are handed out: more change little
 STILL: Final = 1e-4  # of the bound: when a round lowers it by less, the next would hardly find more
 BACK: Final = (0.0, *(10.0**-k for k in range(9, 0, -1)), 1.0)  # way back from a cone solver's shares to those that fit
 
@@ -125,21 +126,47 @@ def solve(
     return dataclasses.replace(best, prices=proof, certificate=Certificate(best.certificate.value, bound))
 
 
-def second_stage(problem: Problem, snr: Floats, solution: Solution, goal: Goal) -> Solution:
+def _silent(_line: str) -> None:
+    """Nobody listens."""
+
+
+def second_stage(
+    problem: Problem, snr: Floats, solution: Solution, goal: Goal, tell: Callable[[str], None] = _silent
+) -> Solution:
     """Share out what the plan leaves over, by the goal: with true latencies, by the cone solver (solvers/convex.py).
 
     Its shares may break limits by 1e-8; they go back towards the plan's, which hold them all, until nothing is broken.
+    Where it finds no optimum the fast path's shares stand: the dual method on tangents (`by_tangents`). `tell` hears it.
     """
     from solvers import check, convex
 
     if (solution.promised != (solution.chosen >= 0)).any():
         return solution
-    share, _ = convex.second_stage(problem, solution.chosen, objective=goal, snr=snr)
+    try:
+        share, _ = convex.second_stage(problem, solution.chosen, objective=goal, snr=snr)
+    except convex.Unsolved as error:
+        tell(f"{error}; the shares are the fast path's, by tangents: every limit holds, the goal nearly")
+        share = by_tangents(problem, snr, solution, goal)
     for part in BACK:
         mine = dataclasses.replace(solution, share=share + part * (solution.share - share))
         if not check.verify(problem, mine, dual=False, snr=snr):
             return mine
     return solution
+
+
+def by_tangents(problem: Problem, snr: Floats, solution: Solution, goal: Goal) -> Floats:
+    """Shares (N, S) by the dual method on tangents taken at the shares before: every limit holds after each round.
+
+    The goal is nearly that of the true latencies: a tangent's constant part is counted off the deadline, not as latency.
+    """
+    from solvers import second_stage as proportional
+
+    plan, on = solution, np.flatnonzero(solution.chosen >= 0)
+    for _ in range(SHARE_ROUNDS):
+        at = np.ones(problem.slot.shape)
+        at[plan.chosen[on]] = np.where(plan.share[on] > 0, plan.share[on], 1.0)
+        plan = proportional.second_stage(tangents(problem, snr, at), plan, goal)
+    return plan.share
 
 
 def checked(problem: Problem, snr: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

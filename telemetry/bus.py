@@ -51,11 +51,15 @@ class Curve:
 
 
 class Frame(NamedTuple):
-    """One message of the telemetry bus. `user`: what the authenticator calls the sender, "" without CURVE."""
+    """One message of the telemetry bus. `user`: what the authenticator calls the sender, "" without CURVE.
+
+    peer: the connection that it came by, on a plain one.
+    """
 
     topic: bytes
     payload: bytes
     user: str
+    peer: str = ""
 
 
 class Asked(NamedTuple):
@@ -76,7 +80,7 @@ class Bus:
 
     `domain` is what the authenticator (RFC 27) knows the socket by. There are no heartbeats of libzmq: with a full
     queue they abort the process (libzmq 4.3.5, stream_engine_base.cpp; issues 3937, 4364, 4767). Dead hosts are noticed
-    by tcp, dead processes by the connection; whoever has to notice more listens for messages (the status, once a second).
+    by tcp, dead processes by the connection; whoever has to notice more listens for messages (the status, every second).
     """
 
     domain: ClassVar[str] = ""  # what the authenticator is told of this socket (ZAP, RFC 27)
@@ -195,6 +199,14 @@ def user_of(frame: zmq.Frame) -> str:
         return ""
 
 
+def connection_of(frame: zmq.Frame) -> str:
+    """Return a name for the connection that a frame came by: its descriptor here, as long as it lives."""
+    try:
+        return f"#{frame.get(zmq.SRCFD)}"
+    except zmq.ZMQError:  # inproc
+        return "#"
+
+
 def _unusable(endpoint: str, error: zmq.ZMQError) -> BadEndpoint:
     malformed = error.errno in {errno.EINVAL, errno.EPROTONOSUPPORT}
     form = "an endpoint is written as tcp://127.0.0.1:5551 or ipc:///run/x.sock"
@@ -233,7 +245,8 @@ class Telemetry(Bus):
                 if topic.more:
                     last = receive(zmq.NOBLOCK, copy=False)
                     if not last.more:
-                        out.append(Frame(topic.bytes, last.bytes, user_of(last) if named else ""))
+                        user = user_of(last) if named else ""
+                        out.append(Frame(topic.bytes, last.bytes, user, "" if user else connection_of(last)))
                         continue
                 self.malformed += 1
                 while last.more:

@@ -178,6 +178,14 @@ class SiteMessage(msgspec.Struct, frozen=True, kw_only=True):
     toml: str
 
 
+class Reserved(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a plan counts for a task, as parts of its cell, node and node's memory: over all tasks at most the whole."""
+
+    cell: float = 0.0
+    node: float = 0.0
+    memory: float = 0.0
+
+
 class DecisionMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One task's decision when it changes: a lease, or why there is none (interfaces.md)."""
 
@@ -192,9 +200,10 @@ class DecisionMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     precision_bits: int = 0
     cell: str = ""
     node: str = ""
-    bandwidth_hz: float = 0.0
-    prbs: float = 0.0
-    node_share: float = 0.0
+    bandwidth_hz: float = 0.0  # that weight_prb PRBs are: planned with while it sends, not held for it
+    weight_prb: float = 0.0  # weight in the work-conserving sharing of the cell, in PRBs: weights may add up to more
+    weight_node: float = 0.0  # likewise of the node
+    reserved: Reserved = Reserved()
     predicted_s: tuple[float | None, ...] = ()  # latency per phase at these shares; None: never, a share is 0
     slack_s: tuple[float | None, ...] = ()  # deadline less that
     binding_resource: str = ""

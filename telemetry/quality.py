@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -32,6 +33,7 @@ from telemetry.messages import (
 )
 
 S_NS: Final = 1_000_000_000
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Range(NamedTuple):
@@ -162,17 +164,50 @@ def _clean_column(name: str, column: tuple[float | None, ...], reasons: list[str
     return tuple(v if v is None or limit.holds(v) else None for v in column)
 
 
+MOST: Final = 2**63 - 1  # that a count reaches: the largest whole number of all readers of MessagePack
+KEYS: Final = 2_000  # that a tally holds: whoever invents names fills it once, not the memory
+OTHERS: Final = "(others)"
+
+
+class Tally(Counter[Key]):
+    """Counts by keys that others choose: it never holds more than `KEYS` of them, nor a number beyond `MOST`.
+
+    What comes when it is full is counted under `others(key)`.
+    """
+
+    def __init__(self, others: Callable[[Key], Key]) -> None:
+        super().__init__()
+        self._others = others
+
+    def count(self, key: Key, n: int = 1) -> None:
+        """Add to a count."""
+        if key not in self and len(self) >= KEYS:
+            key = self._others(key)
+        self[key] = min(MOST, self[key] + n)
+
+
+def by_source() -> Tally[str]:
+    """Counts by source."""
+    return Tally(lambda _: OTHERS)
+
+
+def by_reason() -> Tally[tuple[str, str]]:
+    """Counts by (source, reason); reasons are fixed sentences, so that there are few for any number of sources."""
+    return Tally(lambda key: (OTHERS, key[1]))
+
+
 @dataclass(slots=True)
 class Quarantine:
     """Counts what was refused or blanked, by (source, reason)."""
 
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    counts: Tally[tuple[str, str]] = field(default_factory=by_reason)
 
     def admit(self, message: Message) -> Message | None:
         """Return the message without impossible values, None when it is refused."""
         clean, reasons = inspect(message)
         source = getattr(message, "source", "")
-        self.counts.update((source, reason) for reason in reasons)
+        for reason in reasons:
+            self.counts.count((source, reason))
         return clean
 
 
@@ -187,29 +222,39 @@ def is_stale(at_ns: int, now_ns: int, max_age_s: float) -> bool:
 
 
 REORDER_WINDOW: Final = 64  # a step back by less is a late message, by more (or to 0) a restarted source
+LOSS_WINDOW: Final = 1_000_000  # a step ahead by more is one, too: at 10 000 messages/s that is 100 s of silence
 
 
 @dataclass(slots=True)
 class SequenceGaps:
-    """Loss per source, from sequence numbers: counts of messages lost, late or repeated, and restarts of the source."""
+    """Loss per source, from sequence numbers: counts of messages lost, late or repeated, and restarts of the source.
 
-    lost: Counter[str] = field(default_factory=Counter)
-    late: Counter[str] = field(default_factory=Counter)
-    restarts: Counter[str] = field(default_factory=Counter)
+    Sources beyond the first `KEYS` are not followed: their messages are counted in `unfollowed`.
+    """
+
+    lost: Tally[str] = field(default_factory=by_source)
+    late: Tally[str] = field(default_factory=by_source)
+    restarts: Tally[str] = field(default_factory=by_source)
+    unfollowed: int = 0
     _last: dict[str, int] = field(default_factory=dict)
 
     def observe(self, source: str, seq: int) -> int:
         """Take note of a message; return how many of this source are missing before it."""
         last = self._last.get(source)
-        if last is None or seq > last:
+        if last is None:
+            if len(self._last) >= KEYS or source == OTHERS:
+                self.unfollowed += 1
+            else:
+                self._last[source] = seq
+            return 0
+        if last < seq <= last + LOSS_WINDOW:
             self._last[source] = seq
-            missing = 0 if last is None else seq - last - 1
-            if missing:
-                self.lost[source] += missing
+            if missing := seq - last - 1:
+                self.lost.count(source, missing)
             return missing
-        if seq == 0 or last - seq > REORDER_WINDOW:
-            self.restarts[source] += 1
+        if seq == 0 or seq > last or last - seq > REORDER_WINDOW:
+            self.restarts.count(source)
             self._last[source] = seq
         else:
-            self.late[source] += 1
+            self.late.count(source)
         return 0

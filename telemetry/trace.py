@@ -237,7 +237,7 @@ class _Reading:
             return
         try:
             message = self.quarantine.admit(decoder.decode(payload))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self.malformed[topic] += 1
             return
         if message is not None:

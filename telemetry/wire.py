@@ -28,7 +28,7 @@ from telemetry.messages import (
     UeReport,
     UeReportBatch,
 )
-from telemetry.quality import REQUIRED_LIMITS, UE_LIMITS, Range
+from telemetry.quality import OTHERS, REQUIRED_LIMITS, UE_LIMITS, Range
 
 BUS: Final[dict[bytes, type]] = {
     b"ran.ue": UeReport,
@@ -42,8 +42,9 @@ BUS: Final[dict[bytes, type]] = {
 TOPIC_OF: Final = {kind: topic for topic, kind in BUS.items()}
 
 MAX_BYTES: Final = 1 << 20  # of a payload: a columnar batch of 10 000 UEs is 300 kB
-MAX_SOURCES: Final = 1_000  # that are counted by name; a hostile publisher may invent any number
-OTHERS: Final = "(others)"
+MAX_SOURCES: Final = (
+    1_000  # fewer than quality.KEYS, that are counted by name; a hostile publisher may invent any number
+)
 MAX_ROWS: Final = 100_000  # of a batch
 ID_CHARS: Final = 128  # of a source, UE, cell, node, task
 
@@ -152,7 +153,7 @@ class Intake:
 
     def refuse(self, source: str, reason: str) -> None:
         """Count a frame or a value that is not taken."""
-        self.quarantine.counts[self.name(source), reason] += 1
+        self.quarantine.counts.count((self.name(source), reason))
 
     def name(self, source: str) -> str:
         """Return the source as it is counted: those beyond the first thousand are one."""

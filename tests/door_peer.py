@@ -1,7 +1,7 @@
 """A process that has the daemon's three sockets, behind the door or as they are, and serves them: what attacks meet.
 
-`python tests/door_peer.py FOLDER`; lines on stdin: `pause`, `go`, `count`, `end`. For each a line on stdout: messages so
-far, and JSON at the end. DIRECT=1: without the door; HEARTBEATS=ms: with those of libzmq, as it was once.
+`python tests/door_peer.py FOLDER`; lines on stdin: `pause`, `go`, `count`, `end`. For each a line on stdout: messages
+so far, and JSON at the end. DIRECT=1: without the door; HEARTBEATS=ms: with those of libzmq, as it was once.
 """
 
 from __future__ import annotations

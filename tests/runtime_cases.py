@@ -86,6 +86,10 @@ def reference_tokens(folder: Path, family: str, n_tokens: int) -> list[int]:
     return [int(logits.argmax()) for logits in reference_steps(seeded(folder, family), n_tokens)]
 
 
+def reference_tokens_of(source: ModelSource, n_tokens: int) -> list[int]:
+    return [int(logits.argmax()) for logits in reference_steps(source, n_tokens)]
+
+
 def split_steps(source: ModelSource, splits: tuple[int, ...], n_tokens: int) -> list[torch.Tensor]:
     """Compute the same in parts that hold their own layers only, cut at `splits`, in this process."""
     bounds = (0, *splits, source.n_layers)
@@ -107,14 +111,15 @@ def split_steps(source: ModelSource, splits: tuple[int, ...], n_tokens: int) -> 
 
 
 class HostProcess:
-    """`cosched host` in a process of its own, with a tiny model of each family."""
+    """`cosched host` in a process of its own, with a tiny model of each family. limits: NAME=VALUE."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *limits: str, stderr: int | None = None) -> None:
         models = [f"--model={family}={write_config(folder, family)}" for family in FAMILIES]
         command = [sys.executable, "-m", "cosched.cli.main", "host", "--node", name, "--seed", str(SEED)]
         self.process = subprocess.Popen(
-            [*command, "--threads", "1", "--bind", "tcp://127.0.0.1:0", *models], stdout=subprocess.PIPE, text=True
-        )
+            [*command, "--threads", "1", "--bind", "tcp://127.0.0.1:0", *models, *[f"--limit={one}" for one in limits]],
+            stdout=subprocess.PIPE, stderr=stderr, text=True,
+        )  # fmt: skip
 
     def endpoint(self) -> str:
         """Wait until it is ready."""

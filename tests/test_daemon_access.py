@@ -146,7 +146,13 @@ def test_a_client_runs_its_own_tasks_and_reports_on_them_with_one_key(site: Site
 
         until(reported)
         publisher.close()
-        assert not phone.show("theirs").reported
+        assert not hands.show("theirs").reported
+        for look in (phone.show, phone.explain):
+            with pytest.raises(Refused, match="may not act for this task"):
+                look("theirs")
+        assert {view.task for view in phone.list().tasks} == {"mine1"}
+        assert phone.list().total == 1, "not even how many others there are"
+        assert {view.task for view in hands.list().tasks} >= {"mine1", "theirs"}
         assert phone.release("mine1").released
         assert hands.release("theirs").released
 

@@ -90,7 +90,7 @@ def _flipped(data: bytes, at: int) -> bytes:
 
 
 FORGED = {  # topic: how its first record that can be is changed, and what of the difference is named
-    "decision": (lambda at_ns, text: (at_ns, text.replace(b'"prbs":', b'"prbs":1')), "prbs"),
+    "decision": (lambda at_ns, text: (at_ns, text.replace(b'"weight_prb":', b'"weight_prb":1')), "weight_prb"),
     "plan": (lambda at_ns, text: (at_ns, text.replace(b'"value":', b'"value":1')), "value"),
     "ran.ue": (lambda at_ns, text: (at_ns, text.replace(b'hz":2', b'hz":3')), ""),
     "offered": (lambda at_ns, text: (at_ns, text.replace(b'"ttft_s":2', b'"ttft_s":1')), ""),
@@ -264,12 +264,6 @@ def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "state.sqlite")
     first.close()
     Store(tmp_path / "state.sqlite").close()
-
-
-def test_state_that_is_no_database_is_refused_with_the_mend(tmp_path: Path) -> None:
-    (tmp_path / "state.sqlite").write_bytes(b"no database" * 1000)
-    with pytest.raises(BadInput, match="move it away"):
-        Store(tmp_path / "state.sqlite")
 
 
 def test_a_full_disk_stops_recording_with_an_alarm(tmp_path: Path) -> None:

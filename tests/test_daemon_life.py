@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 
 import msgspec
 import pytest
-from daemon_cases import CLIP, PATIENCE_S, SESSION, Daemon, Place, Radio, mode, radio, until
+from daemon_cases import CLIP, PATIENCE_S, SESSION, Daemon, Place, Radio, mode, radio, repeated, until
 
 from cosched.client import Client, Refused, whatif_args
 from cosched.control_messages import NoArgs, SubmitArgs, Watching
@@ -270,15 +271,16 @@ def test_a_refusal_is_explained_and_its_counterfactuals_hold(client: Client):
     emptied(client, "fill")
 
 
-@pytest.mark.usefixtures("source")
-def test_what_if_plans_another_site_and_leaves_this_one(client: Client):
+def test_what_if_plans_another_site_and_leaves_this_one(client: Client, source: Radio):
     emptied(client, "")  # those of before are near their ends
-    for n in range(3):
-        client.submit(f"here{n}", "ue1", SESSION)
-    before = client.list()
     more = [SubmitArgs(task="w", ue="ue1", work=SESSION)]
-    wide = client.whatif(whatif_args(more_hz={"cell0": 20e6}, submit=more, copies=5))
-    narrow = client.whatif(whatif_args(more_prbs={"cell0": -40}))
+    source.report(2.0, 2.0, 2.0, 2.0)
+    with repeated(lambda: source.report(2.0, 2.0, 2.0, 2.0), 1.0):  # or their leases run out on a busy machine
+        for n in range(3):
+            client.submit(f"here{n}", "ue1", SESSION)
+        before = client.list()
+        wide = client.whatif(whatif_args(more_hz={"cell0": 20e6}, submit=more, copies=5))
+        narrow = client.whatif(whatif_args(more_prbs={"cell0": -40}))
     assert [lease.reason for lease in wide.leases] == ["admitted"] * 5
     assert len(wide.unpromised) <= len(narrow.unpromised)
     assert {view.task for view in client.list().tasks} == {view.task for view in before.tasks}
@@ -286,6 +288,8 @@ def test_what_if_plans_another_site_and_leaves_this_one(client: Client):
         whatif_args(nodes_gone=["edge0"]),
         whatif_args(nodes_gone=["x"]),
         whatif_args(more_prbs={"cell0": -48}),
+        whatif_args(more_hz={"cell0": math.inf}),
+        whatif_args(more_hz={"cell0": math.nan}),
     ):
         with pytest.raises(Refused):
             client.whatif(bad)

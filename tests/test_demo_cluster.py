@@ -101,7 +101,7 @@ def test_the_channels_decide_the_split_and_one_node_holds_all(stage: Stage):
 def lease(ue: str, point: str, node: str, reason: str = "admitted") -> Lease:
     return Lease(
         at_ns=0, source="cosched", seq=1, task=ue, plan=1, reason=reason, point=point, split_layer=6, precision_bits=8,
-        node=node, prbs=2.0, predicted_s=(0.5, 0.1), slack_s=(1.0, 0.05), efficiency_bps_hz=2.6,
+        node=node, weight_prb=2.0, predicted_s=(0.5, 0.1), slack_s=(1.0, 0.05), efficiency_bps_hz=2.6,
     )  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def test_a_plan_costs_a_node_one_message_and_the_younger_of_two_daemons_commands
         for node in ("edge0", "edge1"):
             assert after[node].orders - before[node].orders <= plans + 1
         lease = client.show("t0").lease
-        assert lease.node_weight > 0
+        assert lease.weight_node > 0
         assert lease.node_endpoint == ""  # a ledger serves nobody
         with working(younger) as (_, successor, _):
             until(lambda: client.status().mode == "FENCED")

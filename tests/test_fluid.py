@@ -66,6 +66,7 @@ def weights(names: list[str], prbs: list[float], node: list[float]) -> Plan:
     return Plan(
         generation=1, at_s=0.0, valid_until_s=1.0, tasks=tuple(names), point=np.zeros(len(names), dtype=np.int64),
         share=share, node_weight=np.array(node), prbs=np.array(prbs), promised=np.ones(len(names), dtype=bool),
+        reserved=np.zeros_like(share),
         planned_use=np.zeros(3),
         efficiency=np.ones(len(names)), variance=np.zeros(3), prices=np.zeros(3), value=0.0, bound=0.0, decisions=(),
     )  # fmt: skip

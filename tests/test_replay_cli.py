@@ -7,12 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from mcap.opcode import Opcode
 from replay_cases import Message, sample
 
 from cosched.cli.main import main
 from cosched.resources import sample_trace
+from solvers import baselines as defective
+from solvers import registry
+from solvers.baselines import _common as baselines
+from solvers.problem import Problem
+from solvers.solution import Solution
 from telemetry.messages import SiteMessage, TaskOffer, TaskTruth, UeReport, UeReportBatch
 from telemetry.trace import read_trace, write_trace
 
@@ -286,6 +292,42 @@ def test_json_on_stdout_stays_alone_when_files_are_written_too(cosched: Cosched,
     assert json.loads(out)["v"] == 1
     assert (tmp_path / "r.mcap").stat().st_size > 0
     assert (tmp_path / "r.html").stat().st_size > 0
+
+
+def overfilling(problem: Problem, **_: object) -> Solution:
+    """A policy with a defect: everybody gets everything."""
+    chosen = np.where(np.diff(problem.first) > 0, problem.first[:-1], -1)
+    share = np.where((chosen >= 0)[:, None], np.ones((problem.n_tasks, problem.slot.shape[1])), 0.0)
+    return baselines.solution(problem, "edge", chosen, share, chosen >= 0, evaluations=1)
+
+
+def test_a_policy_that_fails_verification_is_named_and_the_others_are_compared(
+    cosched: Cosched, trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defective, "overfilling", overfilling, raising=False)
+    monkeypatch.setitem(registry.SOLVERS, "edge", "solvers.baselines:overfilling")
+    path, target = trace(sample(SECONDS)), tmp_path / "r.mcap"
+    asked = ("--policy", "edge", "--policy", "local", "--record", target)
+    code, out, err = cosched("replay", path, *asked, "--json", "-")
+    told = json.loads(out)
+    assert code == 1
+    assert list(told["policies"]) == ["local"]
+    assert list(told["failed"]) == ["edge"]
+    assert err.startswith("cosched: error: policy edge at ")
+    assert err.count("\n") == 1
+    assert not target.exists()
+    code, out, _ = cosched("replay", path, *asked)
+    assert code == 1
+    assert "local" in out
+
+
+def test_memory_is_not_overbooked_in_a_replay(cosched: Cosched, trace: Trace) -> None:
+    """Shares may be given away several times over; with rigid memory that ended the whole comparison."""
+    path = trace(sample(5.0))
+    specs = [f"compute-only:overbook={o}" for o in (2, 4)]
+    code, out, err = cosched("replay", path, "--policy", specs[0], "--policy", specs[1], "--json", "-")
+    assert (code, err) == (0, "")
+    assert list(json.loads(out)["policies"]) == specs
 
 
 def test_two_traces_cannot_be_recorded_into_one_file(cosched: Cosched, trace: Trace, tmp_path: Path) -> None:

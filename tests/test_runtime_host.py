@@ -224,10 +224,10 @@ def test_weights_share_a_host_that_is_always_busy(source: ModelSource) -> None:
         pause = threading.Event()
         original = host.engine.step
 
-        def recorded(asked, frames, now_s):  # noqa: ANN001, ANN202
+        def recorded(who, asked, frames, now_s):  # noqa: ANN001, ANN202
             pause.wait(20)
             order.append(asked.session.split(".")[0])
-            return original(asked, frames, now_s)
+            return original(who, asked, frames, now_s)
 
         host.engine.step = recorded  # type: ignore[method-assign]
         for position in range(60):

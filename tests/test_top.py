@@ -24,6 +24,7 @@ from cosched.async_client import AsyncClient
 from cosched.client import Client
 from cosched.top import view
 from cosched.top.app import Page, Tasks, Top
+from telemetry.messages import Reserved
 
 HOSTILE = "[red]x\x1b[31m"  # markup of the toolkit's, and a terminal's
 QUICK = {"TELEMETRY_STALE_INPUT_S": "1000", "TELEMETRY_STALE_UE_S": "1000", "SHADOW_ENABLED": "false"}
@@ -205,7 +206,8 @@ def test_in_a_terminal_it_draws_and_q_ends_it(daemon: Daemon):
 def lease(task: str = "t", **changes: object) -> api.Lease:
     plain = api.Lease(
         at_ns=0, source="cosched", seq=1, task=task, plan=1, reason="admitted", point="k=4/8bit/edge0", cell="cell0",
-        node="edge0", prbs=3.0, node_share=0.25, predicted_s=(0.4, 0.09), slack_s=(0.1, 0.01), ue="ue0", promised=True,
+        node="edge0", weight_prb=3.0, reserved=Reserved(node=0.25), predicted_s=(0.4, 0.09), slack_s=(0.1, 0.01),
+        ue="ue0", promised=True,
         valid_for_ms=400.0,
     )  # fmt: skip
     return msgspec.structs.replace(plain, **changes)
@@ -245,7 +247,7 @@ def test_a_refusal_has_no_numbers():
     descending=st.booleans(),
 )
 def test_every_order_keeps_all_rows_and_puts_blanks_last(prbs: list[float | None], name: str, descending: bool):
-    views = [task(f"t{i}", prbs=p) for i, p in enumerate(prbs) if p is not None]
+    views = [task(f"t{i}", weight_prb=p) for i, p in enumerate(prbs) if p is not None]
     away = [lease(f"t{i}", point="", reason="rejected_no_point") for i, p in enumerate(prbs) if p is None]
     rows = view.rows(views, away)
     ordered = view.arranged(rows, name, "", descending=descending)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from cosched import build
@@ -43,12 +43,11 @@ class Sink:
     core: Core
     authenticator: Authenticator | None
     access: Access | None
-    known: set[str] = field(default_factory=set)
     reports: int = 0
 
     def __post_init__(self) -> None:
         self.intake = Intake()
-        self.ingest = Ingest(self.socket, self.intake, self._reports, self._report, self.known, time.monotonic_ns)
+        self.ingest = Ingest(self.socket, self.intake, self._reports, self._report, time.monotonic_ns)
         self.ingest.access = self.access
 
     def _reports(self, reports: Sequence[UeReport], at_ns: int) -> None:

@@ -77,7 +77,7 @@ def lease_line(lease: api.Lease) -> str:
     """One decision in a line."""
     if not lease.point:
         return f"{lease.task}: {lease.reason}{f' ({lease.binding_resource})' if lease.binding_resource else ''}"
-    where = f"{lease.cell} {lease.prbs:.1f} PRBs, {lease.node} {100 * lease.node_share:.1f} %"
+    where = f"{lease.cell} {lease.weight_prb:.1f} PRBs, {lease.node} {100 * lease.reserved.node:.1f} %"
     latency = "/".join("never" if s is None else f"{1e3 * s:.0f}" for s in lease.predicted_s)
     return f"{lease.task}: {lease.reason} {lease.point}; {where}; {latency} ms; valid {lease.valid_for_ms:.0f} ms"
 
@@ -106,7 +106,7 @@ def tasks(found: api.TaskList) -> None:
 def _held(lease: api.Lease) -> tuple[object, ...]:
     if not lease.point:
         return (lease.reason, "", "", "", "")
-    return (lease.point, lease.cell, lease.prbs, lease.node, lease.node_share)
+    return (lease.point, lease.cell, lease.weight_prb, lease.node, lease.weight_node)
 
 
 def task(found: api.TaskView) -> None:

@@ -57,7 +57,7 @@ def demo(
 
     Example: cosched demo --report /tmp/report.html
     """
-    from cosched.cli.replay import read_book, run, show, write_report_file
+    from cosched.cli.replay import read_book, run, show, tell_failed, write_report_file
     from cosched.core.policy import POLICIES
     from cosched.resources import sample_trace
 
@@ -77,6 +77,7 @@ def demo(
         show(result)
         typer.echo(_side_by_side(played, result))
         write_report_file(result, [], report)
+        tell_failed([result])
         typer.echo(VERIFY)
         _verify(sorted(folder.glob("**/captures/*.mcap")))
 

@@ -76,7 +76,7 @@ def line(session: Session) -> str:
     said = syllables(session.tokens[-SHOWN:])
     return (
         f"{session.ue:6}{lease.efficiency_bps_hz:6.2f}  {f'k={lease.split_layer}':<6}"
-        f"{f'{lease.precision_bits} bit':<8}{lease.node:<6}{lease.prbs:4.0f}{len(session.tokens):7}"
+        f"{f'{lease.precision_bits} bit':<8}{lease.node:<6}{lease.weight_prb:4.0f}{len(session.tokens):7}"
         f"{session.tokens_per_s:6.1f}{ttft:>10}{tpot:>10}  {said}{_mark(session)}"
     )
 

@@ -202,7 +202,7 @@ def decision(lease: Lease) -> str:
         return f"{lease.task} refused: {lease.reason.removeprefix('rejected_').replace('_', ' ')}"
     limits = zip(lease.predicted_s, lease.slack_s, strict=True)
     phases = ", ".join("never" if p is None or s is None else f"{1e3 * p:.0f}/{1e3 * (p + s):.0f}" for p, s in limits)
-    return f"{lease.task} {lease.point}: {lease.prbs:.1f} PRBs, {100 * lease.node_share:.0f} %; {phases} ms"
+    return f"{lease.task} {lease.point}: {lease.weight_prb:.1f} PRBs, {100 * lease.reserved.node:.0f} %; {phases} ms"
 
 
 def summary(played: Played) -> str:

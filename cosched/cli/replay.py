@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cosched.cli.common import warn
+from cosched.cli.common import EXIT_FAILED, complain, warn
 
 if TYPE_CHECKING:
     from cosched.compare import Tell
@@ -38,7 +38,8 @@ def replay(
     """Decide on recorded telemetry, several policies side by side.
 
     A task's fate comes from the channel and load that the trace shows after the decision. Prints the comparison; the
-    best figure of each row is marked. Every decision is verified by code that shares nothing with the solvers.
+    best figure of each row is marked. Every decision is verified by code that shares nothing with the solvers: a policy
+    that fails this is named with the reason, the others are compared, exit 1.
 
     Example: cosched replay trace.mcap --policy joint --policy pf-admit --report report.html
     """
@@ -55,7 +56,7 @@ def replay(
     for path in traces or [sample_trace()]:
         book, sha256 = read_book(path)
         results.append(run(book, policies, path=path, sha256=sha256, speed=pace))
-        if record is not None:
+        if record is not None and policies[0].name not in results[-1].failed:
             _record(path, record, book, policies[0], aloud=aloud)
     if aloud:
         for result in results:
@@ -64,6 +65,16 @@ def replay(
         _write_json(results, json)
     if report is not None:
         write_report_file(results[0], sweeps, report, aloud=aloud)
+    tell_failed(results)
+
+
+def tell_failed(results: Sequence[ReplayResult]) -> None:
+    """Name the policies whose plans did not pass verification, each with the reason; exit 1 if there are any."""
+    lines = [why for result in results for why in result.failed.values()]
+    for line in lines:
+        complain(line)
+    if lines:
+        raise typer.Exit(EXIT_FAILED)
 
 
 def parse_speed(text: str) -> float | None:

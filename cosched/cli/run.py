@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cosched.cli.common import complain
+
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration (TOML); left out: the defaults.")
 ]
@@ -23,8 +25,14 @@ def run(config: ConfigOption = None) -> None:
     """
     from cosched import log
     from cosched.drivers.live import serve
+    from cosched.drivers.store import StoreFailed
     from cosched.settings import load
 
     loaded = load(config)
     log.configure(loaded.settings.log.level)
-    raise typer.Exit(serve(loaded))
+    try:
+        code = serve(loaded)
+    except StoreFailed as error:  # the disk, not the configuration: systemd tries again
+        complain(str(error))
+        code = 1
+    raise typer.Exit(code)

@@ -26,6 +26,7 @@ class ChannelEstimates:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._index: dict[str, int] = {}
+        self._free: list[int] = []  # rows of nobody; a row stays its UE's as long as that is known
         self._mean = np.zeros(0)
         self._variance = np.zeros(0)
         self._at_s = np.zeros(0)
@@ -34,16 +35,30 @@ class ChannelEstimates:
         """Take one valid sample."""
         i = self._index.get(ue)
         if i is None:
-            self._index[ue] = len(self._index)
-            self._mean = np.append(self._mean, efficiency_bps_hz)
-            self._variance = np.append(self._variance, 0.0)
-            self._at_s = np.append(self._at_s, at_s)
+            i = self._index[ue] = self._new_row()
+            self._mean[i], self._variance[i], self._at_s[i] = efficiency_bps_hz, 0.0, at_s
             return
         weight = self._settings.ewma
         step = efficiency_bps_hz - self._mean[i]
         self._mean[i] += weight * step
         self._variance[i] = (1 - weight) * (self._variance[i] + weight * step * step)
         self._at_s[i] = at_s
+
+    def _new_row(self) -> int:
+        if not self._free:
+            n = len(self._mean)
+            more = np.zeros(max(16, n))
+            self._mean, self._variance, self._at_s = (
+                np.concatenate([column, more]) for column in (self._mean, self._variance, self._at_s)
+            )
+            self._free = list(range(n + len(more) - 1, n - 1, -1))
+        return self._free.pop()
+
+    def forget(self, ue: str) -> None:
+        """Let a UE go; its row is the next newcomer's."""
+        row = self._index.pop(ue, None)
+        if row is not None:
+            self._free.append(row)
 
     def update_many(self, ues: Sequence[str], at_s: float, efficiency_bps_hz: Floats) -> None:
         """Take samples (n,) of n different UEs; equal to n single updates, bit for bit."""
@@ -75,8 +90,9 @@ class ChannelEstimates:
         return np.maximum(self._mean - risk_sd * sd, 0.25 * self._mean)
 
     def rows(self) -> tuple[ChannelRow, ...]:
-        """All estimates, in the order of their rows."""
-        columns = (self._mean.tolist(), self._variance.tolist(), self._at_s.tolist())
+        """All estimates, in the order in which UEs were first heard."""
+        which = np.array(list(self._index.values()), dtype=np.int64)
+        columns = (self._mean[which].tolist(), self._variance[which].tolist(), self._at_s[which].tolist())
         return tuple(ChannelRow(*row) for row in zip(self._index, *columns, strict=True))
 
     def row(self, ue: str) -> ChannelRow:
@@ -87,6 +103,7 @@ class ChannelEstimates:
     def restore(self, rows: Sequence[ChannelRow]) -> None:
         """Take over estimates that `rows` returned."""
         self._index = {row.ue: i for i, row in enumerate(rows)}
+        self._free = []
         self._mean = np.array([row.mean_bps_hz for row in rows])
         self._variance = np.array([row.variance for row in rows])
         self._at_s = np.array([row.at_s for row in rows])

@@ -53,6 +53,7 @@ class Plan:
     node_weight: Floats  # (N,) with which the node shares itself out so that everybody gets his share of it
     prbs: Floats  # (N,) whole PRBs where the policy promises, else the fractional equal share
     promised: npt.NDArray[np.bool_]  # (N,)
+    reserved: Floats  # (N, 3) of cell uplink, node, node memory: what is counted for the task, on average or for good
     efficiency: Floats  # (N,) bit/s/Hz planned with
     planned_use: Floats  # (R,) what the plan counts of each resource
     variance: Floats  # (R,) of that use, of the promised ones

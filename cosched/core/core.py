@@ -14,7 +14,7 @@ import numpy as np
 from cosched.core.bids import Arrival, BidPrices
 from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.congestion import weighed
-from cosched.core.decide import Asked, make_plan
+from cosched.core.decide import Asked, make_plan, settle
 from cosched.core.events import (
     Barred,
     Event,
@@ -39,6 +39,7 @@ from cosched.profiles.calibration import Factors
 from cosched.site import Site
 from cosched.workloads.base import Floats, PointTable
 from solvers import effective
+from solvers.problem import Problem
 from telemetry.messages import TaskOffer, TaskTiming
 
 LEAST_BYTES = 1.0  # of memory for sessions: none fits in
@@ -104,6 +105,9 @@ class Core:
             self.state.timed(event.report)
         else:
             self.state.observe(event.at_s, event.report)
+            if self.state.known.is_due:
+                asked = self._open[1].planned.layout.tasks if self._open is not None else ()
+                self.state.thin_out(event.at_s, (*self._waiting, *asked))
         return []
 
     def _progressed(self, event: Progressed) -> list[Command]:
@@ -113,6 +117,7 @@ class Core:
 
     def _finished(self, event: Finished) -> list[Command]:
         self.state.remove(event.task)
+        self._dropped = [d for d in self._dropped if d.task != event.task]  # another may come under its id
         return []
 
     def _offered(self, event: Offered) -> list[Command]:
@@ -153,8 +158,10 @@ class Core:
         Nodes that load tell of every layer: planning at each would never let a solve come to its end.
         """
         self.state.place(event.nodes)
-        stranded = any(task.is_stranded(self.state.places) for task in self.state.tasks.values())
-        return self._plan_anew() if stranded else []
+        return self._plan_anew() if self._is_anybody_stranded() else []
+
+    def _is_anybody_stranded(self) -> bool:
+        return any(task.is_stranded(self.state.places) for task in self.state.tasks.values())
 
     def _shrunk(self, event: Shrunk) -> list[Command]:
         """The same for whoever has no room there any more."""
@@ -168,9 +175,12 @@ class Core:
         return np.asarray(np.maximum(self._node_bytes - short, LEAST_BYTES))
 
     def _plan_anew(self) -> list[Command]:
+        """Plan at once. An open solve is given up only for another one: else its answer would be nobody's."""
+        if not self.state.tasks and not self._waiting:
+            return []
         if self._is_superseded():
             self._open = None
-        return self._solve() if self.state.tasks or self._waiting else []
+        return self._solve()
 
     def _tick(self, event: Tick) -> list[Command]:
         if self.policy.drops_lost:
@@ -191,6 +201,9 @@ class Core:
         if self._open is not None:
             return []
         newcomers, self._waiting = self._waiting, []
+        for task in newcomers:
+            task.asks += 1
+            task.cell = self.state.cell_of_ue.get(task.offer.ue, task.cell)  # it may have gone on while it waited
         planned = plan_problem(self.state, self._layout_for(newcomers), self._now_s, self.settings)
         problem = planned.problem
         if self.policy.statistical:
@@ -201,7 +214,9 @@ class Core:
         if self.policy.bids:
             self._bids.refresh(self._now_s, self.state.background)
             problem = self._bids.screen(problem, planned, self._use)
-        return [self._ask(Asked(planned, problem, self.policy.statistical), self.policy)]
+        state = self.state
+        asked = Asked(planned, problem, self.policy.statistical, state.version, state.short_bytes)
+        return [self._ask(asked, self.policy)]
 
     def _ask(self, asked: Asked, policy: Policy) -> Solve:
         self._request += 1
@@ -222,11 +237,12 @@ class Core:
 
     def _solved(self, event: Solved) -> list[Command]:
         asked, policy = self._answered(event)
+        now = settle(self.state, asked, event.solution, self._session_bytes)
         self._generation += 1
         plan = make_plan(
             self.state,
             asked,
-            event.solution,
+            now,
             generation=self._generation,
             at_s=event.at_s,
             settings=self.settings,
@@ -237,8 +253,9 @@ class Core:
         if self._dropped:
             plan = _with_decisions(plan, (*self._dropped, *plan.decisions))
             self._dropped = []
-        follow_up = self._solve() if self._waiting else []
-        return [Dispatch(plan), *follow_up]
+        self._waiting = [*now.again(asked.planned.layout), *self._waiting]
+        is_due = bool(self._waiting) or (bool(now.left_out.any()) and self._is_anybody_stranded())
+        return [Dispatch(plan), *(self._solve() if is_due else [])]
 
     def _solve_failed(self, event: SolveFailed) -> list[Command]:
         """Ask a simpler policy the same: a submit is answered, and nobody who is served loses his lease over it."""
@@ -267,6 +284,17 @@ class Core:
             self.state.version += 1
 
     @property
+    def generation(self) -> int:
+        """Of the latest plan, of this core or of the one that it goes on from."""
+        return self._generation
+
+    def asked(self, request: int) -> tuple[Problem, Policy] | None:
+        """Return what was asked with a request that waits for its answer, None when nobody waits for that."""
+        if self._open is None or self._open[0] != request:
+            return None
+        return self._open[1].problem, self._open[2]
+
+    @property
     def bids(self) -> BidPrices:
         """What recent arrivals say of those to come."""
         return self._bids
@@ -289,6 +317,9 @@ class Core:
             request=self._request,
             channel=state.channel.rows(),
             cell_of_ue={ue: cells[cell] for ue, cell in state.cell_of_ue.items()},
+            heard_s=state.known.rows(),
+            ues_due=state.known.due,
+            ues_forgotten=state.known.forgotten,
             loads={name: Load(background=float(b), price=float(p), variance=float(v), use=float(u), bid=float(w))
                    for name, (b, p, v, u, w) in zip(resource_ids(state.site), loads, strict=True)},
             bids=tuple(
@@ -324,6 +355,8 @@ class Core:
         state.channel.restore(snapshot.channel)
         index = state.cell_index
         state.cell_of_ue = {ue: index[cell] for ue, cell in snapshot.cell_of_ue.items() if cell in index}
+        heard = {ue: snapshot.heard_s.get(ue, (snapshot.at_s, snapshot.at_s)) for ue in state.cell_of_ue}
+        state.known.restore(heard, snapshot.ues_due, snapshot.ues_forgotten)
         for i, name in enumerate(resource_ids(state.site)):
             if (load := snapshot.loads.get(name)) is not None:
                 state.background[i], state.prices[i] = load.background, load.price
@@ -360,6 +393,7 @@ class Core:
         ue = self.state.channel.index(offer.ue)
         if ue < 0 or row.cell not in index or row.table_cell not in index:
             return False
+        cell = self.state.cell_of_ue.get(offer.ue, index[row.cell])  # stored tasks are as of when they were accepted
         table = self._points(offer, index[row.table_cell], row.factors)
         if row.point not in table.point_ids:
             return False
@@ -367,7 +401,7 @@ class Core:
             offer,
             table,
             ue,
-            index[row.cell],
+            cell,
             table.point_ids.index(row.point),
             row.progress,
             index[row.table_cell],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from cosched.core.bids import is_screened
 from cosched.core.commands import Decision, Plan
 from cosched.core.planner import Planned
+from cosched.core.present import Present, as_asked, make_room, present
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.core.state import State
@@ -32,6 +34,8 @@ class Asked:
     planned: Planned
     problem: Problem  # the one that was solved: planned.problem, restricted and weighed as the policy wants it
     statistical: bool  # whether shares are used now and then, as the effective-bandwidth rule has it
+    version: int  # of the state then
+    short_bytes: Mapping[str, float]  # of memory that nodes lacked then
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,21 @@ class Draft:
     promised: Bools
 
 
+def settle(state: State, asked: Asked, solution: Solution, node_bytes: Floats) -> Present:
+    """Take of an answer what still holds. node_bytes (nodes,): memory for sessions that there is now."""
+    layout = asked.planned.layout
+    changed = state.version != asked.version
+    now = present(state, layout, solution) if changed else as_asked(solution)
+    chosen = _draft(asked, now).chosen
+    if not changed and chosen is solution.chosen:  # nobody stays whom the solver had no room for: its plan fits
+        return now
+    return make_room(layout, now, chosen, node_bytes, ask=state.short_bytes is not asked.short_bytes)
+
+
 def make_plan(
     state: State,
     asked: Asked,
-    solution: Solution,
+    now: Present,
     *,
     generation: int,
     at_s: float,
@@ -54,11 +69,11 @@ def make_plan(
     goal: Goal | None = None,
 ) -> Plan:
     """Turn a solution into leases. goal: of sharing out what is left over; it is not counted as used."""
-    layout = asked.planned.layout
-    draft = _draft(asked, solution)
+    layout, solution = asked.planned.layout, now.solution
+    draft = _draft(asked, now)
     has = np.flatnonzero(draft.chosen >= 0)
     rows, promised = draft.chosen[has], draft.promised[has]
-    share = (draft if goal is None else _draft(asked, _shared_out(asked, solution, goal))).share[has]
+    share = (draft if goal is None else _draft(asked, _shared_out(asked, now, goal))).share[has]
     used = usage(asked.problem, solution.chosen, solution.share)
     return Plan(
         generation=generation,
@@ -70,25 +85,26 @@ def make_plan(
         node_weight=_node_weight_column(asked, has, rows, share[:, 1]),
         prbs=_prbs(state, layout.cell[has], share[:, 0], promised),
         promised=promised,
+        reserved=_reserved(asked, solution, draft, has),
         efficiency=asked.planned.efficiency[has],
         planned_use=used,
         variance=_variance(asked.planned, rows[promised], draft.share[has][promised]),
         prices=solution.prices,
         value=solution.certificate.value,
         bound=solution.certificate.bound,
-        decisions=_decisions(state, asked, draft, used, at_s),
+        decisions=_decisions(state, asked, now, draft, used, at_s),
     )
 
 
-def _draft(asked: Asked, solution: Solution) -> Draft:
+def _draft(asked: Asked, now: Present) -> Draft:
     """Complete the solution with running sessions that it has no room for.
 
     Such a session keeps its point and the share that it needs, so all of its weight slow down together; where tasks of
     more weight are in the plan it is served with what they leave. Sharing is work-conserving, so it may still make it,
     and its lease ends only when its promise is lost for certain.
     """
-    held = asked.planned.layout.held
-    kept = np.flatnonzero((solution.chosen < 0) & (held >= 0))
+    solution, held = now.solution, asked.planned.layout.held
+    kept = np.flatnonzero((solution.chosen < 0) & (held >= 0) & ~now.left_out)
     if not len(kept):
         return Draft(solution.chosen, solution.share, solution.promised)
     chosen, share = solution.chosen.copy(), solution.share.copy()
@@ -100,9 +116,10 @@ def _draft(asked: Asked, solution: Solution) -> Draft:
     return Draft(chosen, share, solution.promised)
 
 
-def _shared_out(asked: Asked, solution: Solution, goal: Goal) -> Solution:
+def _shared_out(asked: Asked, now: Present, goal: Goal) -> Present:
     """Hand out what the admitted leave over, by their weights."""
-    return second_stage(asked.problem, solution, goal, weight=np.maximum(_own_weights(asked), LEAST_WEIGHT))
+    weight = np.maximum(_own_weights(asked), LEAST_WEIGHT)
+    return replace(now, solution=second_stage(asked.problem, now.solution, goal, weight=weight))
 
 
 def _own_weights(asked: Asked) -> Floats:
@@ -123,6 +140,13 @@ def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
     counted = problem.activity[rows] * share[chosen >= 0] + problem.rigid[rows]
     np.add.at(used, problem.slot[rows].ravel(), counted.ravel())
     return used[:-1] + problem.background
+
+
+def _reserved(asked: Asked, solution: Solution, draft: Draft, tasks: Ints) -> Floats:
+    """(n, S) what the plan counts for `tasks`; who stays though there is no room has the memory that he fills."""
+    problem, rows = asked.problem, draft.chosen[tasks]
+    use = asked.planned.mean_use[rows] if asked.statistical else problem.activity[rows] * draft.share[tasks]
+    return np.where((solution.chosen[tasks] >= 0)[:, None], use, 0.0) + problem.rigid[rows]
 
 
 def _node_weight_column(asked: Asked, tasks: Ints, rows: Ints, share: Floats) -> Floats:
@@ -160,13 +184,15 @@ def _prbs(state: State, cell: Ints, share: Floats, promised: Bools) -> Floats:
     return np.where(promised & (share > 0), np.maximum(np.ceil(exact - PRB_EPS), 1.0), exact)
 
 
-def _decisions(state: State, asked: Asked, draft: Draft, used: Floats, at_s: float) -> tuple[Decision, ...]:
+def _decisions(
+    state: State, asked: Asked, now: Present, draft: Draft, used: Floats, at_s: float
+) -> tuple[Decision, ...]:
     """Build one for every task that is new or moved."""
     layout = asked.planned.layout
     out = []
     for i, task in enumerate(layout.tasks):
         j, held = int(draft.chosen[i]), int(layout.held[i])
-        if j == held and held >= 0:
+        if now.left_out[i] or (j == held and held >= 0):
             continue
         reason, binding = (Reason.MOVED if held >= 0 else Reason.ADMITTED), ""
         if task.point >= 0 and held < 0:  # it runs, and may not stay where it is
@@ -183,7 +209,7 @@ def _decisions(state: State, asked: Asked, draft: Draft, used: Floats, at_s: flo
                 promised=bool(draft.promised[i]),
                 table=task.table,
                 efficiency_bps_hz=float(asked.planned.efficiency[i]),
-                cell=task.cell,
+                cell=int(layout.cell[i]),  # that it was planned in
                 input_age_s=state.channel.age_s(task.ue, at_s),
                 binding=binding,
             )

@@ -24,6 +24,7 @@ class Reason(enum.StrEnum):
     TPOT_MISSED = "tpot_missed"
     FRAMES_MISSED = "frames_missed"
     STALE = "stale"
+    SILENT = "silent"
     FINISHED = "finished"
     RELEASED = "released"
     NOT_FINISHED = "not_finished"
@@ -45,6 +46,7 @@ _SENTENCES: Final[dict[str, str]] = {
     Reason.TPOT_MISSED: "Tokens after the first came more slowly than was asked for.",
     Reason.FRAMES_MISSED: "Too many video frames came after their deadline.",
     Reason.STALE: "Its telemetry was too old to plan with, and its lease ran out.",
+    Reason.SILENT: "Ended: for too long nobody had reported it, submitted it again or released it.",
     Reason.FINISHED: "Finished: all its work is done.",
     Reason.RELEASED: "Released: its owner gave it up.",
     Reason.NOT_FINISHED: "Not finished when the trace ended.",

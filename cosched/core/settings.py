@@ -85,6 +85,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     bid_high: float = 0.9
     """... and from which on it is asked in full."""
 
+    max_ues: int = 20_000
+    """UEs that are known at once. Beyond, and from nine tenths on where they are silent, some are forgotten
+    (cosched/core/known.py)."""
+
     expected_output: float = 0.6
     """Tokens that a session is expected to generate, as part of the most that it may. Chosen: of at most 400 the Azure
     conversation trace has 0.49 on average."""

@@ -54,6 +54,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     request: int = 0
     channel: tuple[ChannelRow, ...] = ()
     cell_of_ue: dict[str, str] = {}
+    heard_s: dict[str, tuple[float, float]] = {}  # UE -> its first and its latest report, in the order of cell_of_ue
+    ues_due: int = 0  # so many UEs are looked through for those to forget
+    ues_forgotten: int = 0
     loads: dict[str, Load] = {}  # by resource id
     tasks: tuple[TaskRow, ...] = ()  # in order of admission
     bids: tuple[BidRow, ...] = ()  # in order of arrival

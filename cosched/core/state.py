@@ -11,6 +11,7 @@ import numpy as np
 from cosched.core import _columns as col
 from cosched.core.channel import ChannelEstimates
 from cosched.core.events import Progress
+from cosched.core.known import KnownUes
 from cosched.core.layers import ANYWHERE, NodeLayers, Where, where
 from cosched.core.moving import Moves, moves_of
 from cosched.core.reasons import Reason
@@ -51,6 +52,7 @@ class Task:
     progress: Progress | None = None
     table_cell: int = -1  # that its table was made for: where it was offered
     factors: Factors = ()  # that its table was made with: a session keeps what it was promised by
+    asks: int = 0  # solves that it was in as a newcomer
     row: int = field(default=-1, init=False)  # of State.progress
     _block: tuple[tuple[int, int, int], Where, Block] | None = field(
         default=None, init=False, repr=False, compare=False
@@ -179,6 +181,7 @@ class State:
         self.calibration = Calibration(settings.calibration_most)
         self.tasks: dict[str, Task] = {}  # admitted, in order of admission
         self.cell_of_ue: dict[str, int] = {}
+        self.known = KnownUes(settings.max_ues)
         self.cell_index = {c.id: i for i, c in enumerate(site.cells)}
         self.node_index = {n.id: i for i, n in enumerate(site.nodes)}
         self.places = ANYWHERE
@@ -209,6 +212,7 @@ class State:
             if self.cell_of_ue.get(report.ue, cell) != cell:
                 self._handover(report.ue, cell)
             self.cell_of_ue[report.ue] = cell
+            self.known.heard(report.ue, at_s)
             if report.ul_efficiency_bps_hz is not None:
                 self.channel.update(report.ue, at_s, report.ul_efficiency_bps_hz)
         elif isinstance(report, CellReport):
@@ -228,6 +232,7 @@ class State:
             if self.cell_of_ue.get(ue, cell) != cell:
                 self._handover(ue, cell)
             self.cell_of_ue[ue] = cell
+            self.known.heard(ue, at_s)
             if value is None:
                 continue
             if ue in samples:  # the same UE twice: one after the other
@@ -235,6 +240,13 @@ class State:
                 samples = {}
             samples[ue] = value
         self.channel.update_many(tuple(samples), at_s, np.array(list(samples.values())))
+
+    def thin_out(self, now_s: float, needed: Iterable[Task]) -> None:
+        """Forget UEs where there are too many, none that runs a task or waits with one."""
+        keep = {task.offer.ue for task in (*self.tasks.values(), *needed)}
+        for ue in self.known.forget(now_s, keep):
+            del self.cell_of_ue[ue]
+            self.channel.forget(ue)
 
     def bar(self, nodes: Iterable[str]) -> None:
         """Let no task be on these nodes, and on all others again. Those that the site does not have are ignored."""

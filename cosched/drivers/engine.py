@@ -5,9 +5,10 @@ Every event is recorded before it is handled. What a plan accepts is on disk bef
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
@@ -20,17 +21,20 @@ from cosched.core import events
 from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.core import Core
 from cosched.core.layers import NodeLayers
-from cosched.core.policy import policy
+from cosched.core.policy import Policy, policy
 from cosched.core.reasons import Reason
 from cosched.core.snapshot import Snapshot, TaskRow
 from cosched.drivers import journal
 from cosched.drivers.capture import Capture
+from cosched.drivers.holders import Held
 from cosched.drivers.leases import Board
 from cosched.drivers.progress import Tracker
 from cosched.drivers.record import decision_message
 from cosched.drivers.stats import Window
 from cosched.drivers.store import Kept, Store, StoreFailed
 from cosched.profiles.calibration import Factors
+from solvers import check
+from solvers.problem import Problem
 from solvers.solution import Solution
 from telemetry.messages import (
     CellReport,
@@ -48,6 +52,8 @@ from telemetry.wire import TOPIC_OF
 NS: Final = 1e-9
 ACCEPTED: Final = (Reason.ADMITTED, Reason.UNPROMISED)
 NOT_STORED: Final = "not_stored"
+WRONG_BY: Final = 1e-6  # of a share, a deadline, a value: far beyond what a right answer is off by
+AWAKE_PERIODS: Final = 3.0  # between two ticks, beyond which the daemon itself has stood still
 
 Reply = Callable[[Lease | None, str], None]  # the decision, or in one line why there is none
 
@@ -79,8 +85,8 @@ class Engine:
     alarm: Callable[[str, str], None]
     on_plan: Callable[[Plan], None] = lambda _: None
     on_offer: Callable[[TaskOffer], None] = lambda _: None
-    trackers: dict[str, Tracker] = field(default_factory=dict)
-    waiting: dict[str, Waiting] = field(default_factory=dict)
+    trackers: Held[Tracker] = field(default_factory=Held)
+    waiting: Held[Waiting] = field(default_factory=Held)
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     plan: Plan | None = None
@@ -92,6 +98,8 @@ class Engine:
     solve_ms: Window = field(default_factory=Window)
     submit_ms: Window = field(default_factory=Window)  # a submit is read -> its decision is sent
     _drops: list[str] = field(default_factory=list)  # ended, and still stored
+    _ends: list[tuple[TaskOffer, str]] = field(default_factory=list)  # ended, and nobody has been told
+    _beat_s: float = -1.0  # instant of the latest tick, at first of the start
     _factors: Factors = ()  # of the calibration, that are stored
     _asked: tuple[int, str, int] = (0, "", 0)  # the open Solve, its policy, and when it was asked
     _read_ns: int = 0  # when what the latest answer answers was asked
@@ -101,6 +109,7 @@ class Engine:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Begin with what is stored; tasks that the site has no place for any more are let go, with a warning."""
+        self._beat_s = self.clock() * NS
         lost = self.core.restore(snapshot)
         self._factors = self.core.state.calibration.factors
         self.alarm("calibration", "; ".join(self.core.state.calibration.drifted))
@@ -132,6 +141,8 @@ class Engine:
                     self._heard(ue, value is not None, at_ns)
             self.core.handle(events.Telemetry(at_ns * NS, message))
             if isinstance(message, TaskTiming):
+                if (timed := self.trackers.get(message.task)) is not None:
+                    timed.hear(at_ns * NS)
                 self._calibrated()
         elif isinstance(message, TaskProgress) and (tracker := self.trackers.get(message.task)) is not None:
             tracker.tell(message, at_ns * NS)
@@ -161,32 +172,48 @@ class Engine:
         self._feed("offered", record, lambda at_s: events.Offered(at_s, record.offers))
 
     def end(self, task: str, reason: str) -> bool:
-        """End a running task; False when there is none of that id."""
+        """End a running task; False when there is none of that id. It is told once it is on disk: with `flush`."""
         tracker = self.trackers.pop(task, None)
         if tracker is None:
             return False
-        now_ns = self.clock()
         self._feed("finished", journal.Finish(task=task, reason=reason), lambda at_s: events.Finished(at_s, task))
-        generation = self.plan.generation if self.plan is not None else 0
-        self.board.end(tracker.offer, reason, generation, now_ns)
+        self._ends.append((tracker.offer, reason))
         self._drops.append(task)
         self._count(reason, task)
         return True
 
     def flush(self) -> None:
-        """Put on disk what has ended."""
+        """Put on disk what has ended, and tell of it."""
         self._store(())
 
-    def tick(self, stale_ue_s: float) -> None:
-        """End what is over or stale, then plan again."""
+    def beat(self) -> None:
+        """Note a tick. While the daemon itself stood still, nobody was silent: that time counts as no silence."""
+        now_s = self.clock() * NS
+        stood_s = now_s - self._beat_s - AWAKE_PERIODS * self.core.settings.period_s
+        if self._beat_s >= 0 and stood_s > 0:
+            self.counts["standstills"] += 1
+            for ue, at_s in self.reported_s.items():
+                self.reported_s[ue] = min(now_s, at_s + stood_s)
+            for tracker in self.trackers.values():
+                tracker.heard_s = min(now_s, tracker.heard_s + stood_s)
+            if self.last_sample_s >= 0:
+                self.last_sample_s = min(now_s, self.last_sample_s + stood_s)
+        self._beat_s = now_s
+
+    def tick(self, stale_ue_s: float, silent_s: float = math.inf) -> None:
+        """End what is over, stale, or not cared for by anybody for `silent_s`; then plan again."""
+        self.beat()
         self._rotate()
         self.capture.flush()
+        self._watch_ues()
         now_s = self.clock() * NS
         for task, tracker in list(self.trackers.items()):
             if tracker.is_over(now_s):
                 self.end(task, Reason.FINISHED)
             elif now_s - self.reported_s.get(tracker.offer.ue, now_s) > stale_ue_s:
                 self.end(task, Reason.STALE)
+            elif now_s - tracker.heard_s > silent_s:
+                self.end(task, Reason.SILENT)
         running = self.core.state.tasks
         told = (t.progress(now_s, running[n].table, running[n].point) for n, t in self.trackers.items() if n in running)
         record = journal.Progresses(tasks=tuple(p for p in told if p is not None))
@@ -196,12 +223,28 @@ class Engine:
         if self._drops and self.core.is_quiet:
             self.flush()  # or else with the plan
 
+    def _watch_ues(self) -> None:
+        """Say that UEs are forgotten, before they are; keep no more of them here than the core does."""
+        known = self.core.state.known
+        self.counts["ues_forgotten"] = known.forgotten
+        self.alarm("ues", f"near the {known.most} UEs that may be known at once" if known.is_crowded else "")
+        if len(self.reported_s) > known.most:
+            living = {tracker.offer.ue for tracker in self.trackers.values()} | self.core.state.cell_of_ue.keys()
+            for ue in self.reported_s.keys() - living:  # of foreign cells, too
+                del self.reported_s[ue]
+
     def solved(self, request: int, solution: Solution | None, why: str) -> None:
-        """Take the answer to a Solve; one that a later Solve has taken the place of is not wanted any more."""
-        asked, asked_policy, self._read_ns = self._asked
-        if request != asked:
+        """Take the answer to a Solve; one that nobody waits for, or not any more, is counted and left."""
+        asked, asked_policy, read_ns = self._asked
+        awaited = self.core.asked(request)
+        if request != asked or awaited is None:
             self.counts["solves_superseded"] += 1
             return
+        if solution is not None and (why := _wrong(*awaited, solution)):
+            log.error("a wrong answer of a solver", request=request, policy=asked_policy, why=why)
+            self.counts["solves_wrong"] += 1
+            solution = None
+        self._read_ns = read_ns
         self.solve_ms.add((self.clock() - self._read_ns) * 1e-6)
         self.counts["solves"] += 1
         record = journal.Answer(request=request, failed=why if solution is None else "")
@@ -309,7 +352,9 @@ class Engine:
 
     def _take_up(self, offer: TaskOffer) -> Tracker:
         self.reported_s.setdefault(offer.ue, self.clock() * NS)
-        return self.trackers.setdefault(offer.task, Tracker(offer, self.core.settings.deadline_margin))
+        tracker = self.trackers.setdefault(offer.task, Tracker(offer, self.core.settings.deadline_margin))
+        tracker.hear(self.clock() * NS)
+        return tracker
 
     def _take_back(self, waiting: Waiting, why: str) -> None:
         """An admission that could not be stored has never been."""
@@ -324,16 +369,20 @@ class Engine:
         state = self.core.state
         changed = [d.task for d in decisions if d.point >= 0 and d.task in state.tasks]
         drops = [*self._drops, *(d.task for d in decisions if d.point < 0 and d.task in self.trackers)]
-        generation = self.plan.generation if self.plan is not None else 0
+        refused = ""
         try:
-            self.store.commit([self._kept(task) for task in changed], drops, generation)
+            self.store.commit([self._kept(task) for task in changed], drops, self.core.generation)
+            self._drops = []
         except StoreFailed as error:
-            self._drops = drops
-            self.alarm("state", str(error))
-            return str(error)
-        self._drops = []
-        self.alarm("state", "")
-        return ""
+            self._drops, refused = drops, str(error)
+        self.alarm("state", refused)
+        self._tell_ends()
+        return refused
+
+    def _tell_ends(self) -> None:
+        ends, self._ends = self._ends, []
+        for offer, reason in ends:
+            self.board.end(offer, reason, self.core.generation, self.clock())
 
     def _kept(self, name: str) -> Kept:
         task, state = self.core.state.tasks[name], self.core.state
@@ -355,6 +404,17 @@ class Engine:
     def _count(self, reason: str, task: str) -> None:
         self.reasons[str(reason)] += 1
         log.info("decided", task=task, reason=str(reason))
+
+
+def _wrong(problem: Problem, asked: Policy, solution: Solution) -> str:
+    """What is wrong with a solver's answer, "" = nothing: what is no plan for the problem never goes out."""
+    kinds = {"chosen": "i", "share": "f", "promised": "b", "prices": "f"}
+    if odd := [name for name, kind in kinds.items() if getattr(solution, name).dtype.kind != kind]:
+        return f"a wrong answer: {odd[0]} is of another type"
+    if (overbook := asked.options.get("overbook", 1.0)) > 1:  # on purpose: its shares are weights
+        problem = replace(problem, activity=problem.activity / overbook, background=problem.background / overbook)
+    found = check.verify(problem, solution, dual=False, tolerance=WRONG_BY)
+    return f"a wrong answer: {found[0]}" if found else ""
 
 
 def head(plant: Plant, core: Core) -> journal.Config:

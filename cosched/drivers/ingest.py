@@ -1,27 +1,38 @@
-"""The telemetry bus's frames on their way to the core: limits, decoding, permission; what is refused is counted."""
+"""The telemetry bus's frames on their way to the core: limits, decoding, permission; what is refused is counted.
+
+Publishers are served in turns (turns.py), in small pieces of work: whatever one of them sends, a submit, a solver's
+answer or another publisher's report waits for no more than a piece.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
-from typing import Final, Protocol
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
 
 from cosched.access import Access
+from cosched.drivers.turns import Turns
 from telemetry import bus
 from telemetry.messages import Message, UeReport, UeReportBatch
 from telemetry.wire import Intake
 
 NS: Final = 1e-9
-SLICE: Final = 100  # messages in one go, about a millisecond: a submit or a solver's answer waits no longer than that
+SLICE: Final = 100  # frames received in one go: receiving costs microseconds each, whatever their size
+BUDGET_S: Final = 0.002  # of the loop's time in one go: a submit or a solver's answer waits no longer than that
+RUN: Final = 200  # reports that came one by one, handed over together: a millisecond and a half too
+ROWS: Final = 500  # of a batch that are taken in at once: a millisecond and a half
+MOST_WAITING: Final = 20_000  # messages of one publisher: two seconds of 1 000 UEs that report one by one
+MOST_WAITING_BYTES: Final = 16 << 20
+ALL_WAITING_BYTES: Final = 64 << 20
+TOO_FAST: Final = "sent faster than it is taken in"
 
-
-class Known(Container[str], Protocol):
-    """UEs that were heard of."""
-
-    def __len__(self) -> int: ...
+Item = bus.Frame | UeReportBatch
 
 
 class Ingest:
-    """Drains one bus; `known` are its UEs.
+    """Drains one bus.
 
     What is plausible and permitted goes to reports(UE reports that came one after the other, at_ns), anything else to
     report(message, at_ns).
@@ -33,54 +44,86 @@ class Ingest:
         intake: Intake,
         reports: Callable[[Sequence[UeReport], int], None],
         report: Callable[[Message, int], None],
-        known: Known,
         clock: Callable[[], int],
     ) -> None:
         self._socket = socket
         self._intake = intake
         self._reports = reports
         self._report = report
-        self._known = known
         self._clock = clock
+        self._turns: Turns[Item] = Turns(MOST_WAITING, MOST_WAITING_BYTES, ALL_WAITING_BYTES)
         self.access: Access | None = None
-        self.max_ues = 1 << 30
+        self.dropped: int = 0  # messages that their publishers sent faster than they are taken in
+
+    @property
+    def waiting(self) -> int:
+        """Messages that were received and not taken in yet."""
+        return len(self._turns)
 
     def drain(self) -> bool:
-        """Take in what has arrived, up to a slice of it, all at one instant; True when there may be more."""
+        """Take in what has arrived, as far as the budget goes, all at one instant; True when there may be more."""
         malformed = self._socket.malformed
         frames = self._socket.drain(SLICE)
         at_ns = self._clock()
-        now_s = at_ns * NS
-        decode, access = self._intake.decode, self.access
+        self._queue(frames, at_ns * NS)
+        self._work(at_ns)
+        return bool(self._turns) or len(frames) + self._socket.malformed - malformed == SLICE
+
+    def _queue(self, frames: Sequence[bus.Frame], now_s: float) -> None:
+        for frame in frames:
+            user, size = frame.user, len(frame.payload)
+            if user and self.access is not None and (reason := self.access.receive(user, size, now_s)):
+                self._intake.refuse(user, reason)
+            elif not self._turns.put(user or frame.peer, frame, size, now_s):
+                self.dropped += 1
+                self._intake.refuse(user, TOO_FAST)
+
+    def _work(self, at_ns: int) -> None:
+        """Take in what waits, in turns, until the budget is used up."""
         run: list[UeReport] = []
-        for topic, payload, user in frames:
-            named = access if user else None
-            if named is not None and (reason := named.receive(user, len(payload), now_s)):
-                self._intake.refuse(user, reason)
-                continue
-            message = decode(topic, payload, user)
-            if message is None:
-                continue
-            if named is not None and (reason := named.publish(user, message)):
-                self._intake.refuse(user, reason)
-                continue
-            if not isinstance(message, UeReport) or len(self._known) + len(run) >= self.max_ues:
-                self._hand_over(run, at_ns)
-            if len(self._known) >= self.max_ues and self._is_new(message):
-                self._intake.refuse(getattr(message, "source", ""), f"more than {self.max_ues} UEs")
-            elif isinstance(message, UeReport):
-                run.append(message)
-            else:
-                self._report(message, at_ns)
+        began_s = before_s = time.perf_counter()
+        now_s = at_ns * NS
+        while len(run) < RUN and before_s - began_s < BUDGET_S and (taken := self._turns.take(now_s)) is not None:
+            peer, item = taken
+            message = self._decoded(item) if isinstance(item, bus.Frame) else item
+            if isinstance(message, UeReportBatch) and len(message.ue) > ROWS:
+                self._turns.put_back(peer, _rows(message, ROWS, None), 0, now_s)
+                message = _rows(message, 0, ROWS)
+            if message is not None:
+                self._take(message, run, at_ns)
+            after_s = time.perf_counter()
+            self._turns.charge(peer, after_s - before_s)
+            before_s = after_s
         self._hand_over(run, at_ns)
-        return len(frames) + self._socket.malformed - malformed == SLICE
+
+    def _decoded(self, frame: bus.Frame) -> Message | None:
+        """Return the message in a frame; None, and counted, where there is none that its sender may say."""
+        message = self._intake.decode(frame.topic, frame.payload, frame.user)
+        named = self.access if frame.user else None
+        if message is not None and named is not None and (reason := named.publish(frame.user, message)):
+            self._intake.refuse(frame.user, reason)
+            return None
+        return message
+
+    def _take(self, message: Message, run: list[UeReport], at_ns: int) -> None:
+        """Hand a message over; a UE's report waits in `run` for those that come after it."""
+        if isinstance(message, UeReport):
+            run.append(message)
+            return
+        self._hand_over(run, at_ns)
+        self._report(message, at_ns)
 
     def _hand_over(self, run: list[UeReport], at_ns: int) -> None:
         if run:
             self._reports(run, at_ns)
             run.clear()
 
-    def _is_new(self, message: Message) -> bool:
-        if isinstance(message, UeReport):
-            return message.ue not in self._known
-        return isinstance(message, UeReportBatch) and any(ue not in self._known for ue in message.ue)
+
+def _rows(batch: UeReportBatch, first: int, end: int | None) -> UeReportBatch:
+    """Return rows [first, end) of a batch; columns that are not there stay away."""
+    columns = {
+        name: value[first:end]
+        for name in batch.__struct_fields__
+        if isinstance(value := getattr(batch, name), tuple) and value
+    }
+    return msgspec.structs.replace(batch, **columns)

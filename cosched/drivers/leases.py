@@ -38,6 +38,7 @@ class Held:
     offer: TaskOffer
     decision: Decision
     lease: Lease | None = None
+    share: float = 0.0  # of the node, that it was planned with when its consumer heard of it last
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -64,7 +65,8 @@ class Board:
         """Publish a decision of a plan; return it as the consumer sees it. row: the task's in the plan."""
         lease = self._lease_of(offer, message, decision, plan, row)
         if decision.point >= 0:
-            self.held[offer.task] = Held(offer, decision, lease)
+            share = float(plan.share[row, 1]) if row is not None else 0.0
+            self.held[offer.task] = Held(offer, decision, lease, share)
         else:
             self.held.pop(offer.task, None)
             self._remember(offer, lease)
@@ -89,12 +91,13 @@ class Board:
             elif lease.plan == plan.generation or (
                 lease.valid_until_ns > half_ns
                 and lease.promised == promised
-                and _is_near(lease.prbs, prbs)
-                and _is_near(lease.node_share, share)
+                and _is_near(lease.weight_prb, prbs)
+                and _is_near(held.share, share)
             ):
                 continue
             else:
                 held.lease = self._renewed(lease, held.decision, plan, row)
+            held.share = share
             self._tell(held.lease)
 
     def _first(self, held: Held, plan: Plan, row: int) -> Lease:
@@ -116,7 +119,6 @@ class Board:
             promised=bool(plan.promised[row]),
             valid_for_ms=1e3 * (plan.valid_until_s - plan.at_s),
             at_unix_s=time.time(),
-            node_weight=float(plan.node_weight[row]) if lease.node else 0.0,
             node_endpoint=endpoint,
             node_key=key,
             **grant(self.site, plan, decision, row)._asdict(),
@@ -129,8 +131,7 @@ class Board:
         if row is None or not message.node:
             return lease
         endpoint, key = self.endpoints.get(message.node, NOT_SERVED)
-        weight = float(plan.node_weight[row])
-        return msgspec.structs.replace(lease, node_weight=weight, node_endpoint=endpoint, node_key=key)
+        return msgspec.structs.replace(lease, node_endpoint=endpoint, node_key=key)
 
     def end(self, offer: TaskOffer, reason: str, generation: int, now_ns: int) -> Lease:
         """Tell that a task holds nothing any more."""

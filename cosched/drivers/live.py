@@ -11,28 +11,32 @@ import os
 import signal
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
 
 from cosched import build
 from cosched import control_messages as api
-from cosched.core.commands import Plan, Solve
+from cosched.core.commands import Plan
+from cosched.core.planner import resource_ids
 from cosched.core.policy import FALLBACK, POLICIES
 from cosched.core.reasons import Reason
-from cosched.drivers import places, questions, reload, status
+from cosched.drivers import places, reload, status
 from cosched.drivers.capture import Capture
 from cosched.drivers.control import Control, Refused
 from cosched.drivers.dispatch.link import Link
 from cosched.drivers.engine import Engine
 from cosched.drivers.greeter import Greeter
+from cosched.drivers.holders import over_quota, over_share
 from cosched.drivers.ingest import Ingest
+from cosched.drivers.inquiry import Inquiry, NotAnswered
 from cosched.drivers.leases import Board
 from cosched.drivers.mode import Mode, Modes, Move
 from cosched.drivers.notify import Notifier
 from cosched.drivers.placing import Placer
 from cosched.drivers.pool import Pool
+from cosched.drivers.question_worker import Question, Why
 from cosched.drivers.rehearsal import rehearse
 from cosched.drivers.shadow_feed import ShadowFeed, Window
 from cosched.drivers.store import Store, StoreFailed
@@ -42,14 +46,14 @@ from cosched.log import flush, unblock
 from cosched.settings import Loaded
 from solvers.solution import Solution
 from telemetry import bus
-from telemetry.messages import Message, NodeReport, UeReport
+from telemetry.messages import Message, NodeReport, TaskOffer, UeReport
 from telemetry.wire import Intake
 
 NS: Final = 1e-9
 QUIET_S: Final = 5.0  # a reload waits for an open solve at most this long
 QUIET_STEP_S: Final = 0.002
 LINGER_MS: Final = 500  # what the sockets still send when the daemon ends
-QUESTION_S: Final = 5.0  # budget of a solve that somebody's question needs
+SLICE: Final = 200  # requests received in one go
 MOST_COPIES: Final = 2_000  # further tasks of a what-if
 STATUS_S: Final = 1.0  # between two publications of the status
 REST_S: Final = 0.005  # between two looks at the telemetry: each has its fixed cost, and a tick comes every 100 ms
@@ -87,13 +91,14 @@ class Daemon:
         for line in places.warnings(loaded):
             log.warning("configuration", what=line)
         self.pool = Pool(settings.solver.budget_s, self._solved)
+        self.inquiry = Inquiry()
         self.intake = Intake(settings.telemetry.max_message_bytes)
         self.engine = self._first_engine(plant)
         self.cluster = self._cluster_link(plant)
         self.placer = Placer(settings.cluster, self.engine, self.cluster, self.store)
         takers = (self._reports, self._report)
-        self.ingest = Ingest(self.sockets.telemetry, self.intake, *takers, self.engine.reported_s, self.clock)
-        self.ingest.access, self.ingest.max_ues = self.access, settings.telemetry.max_ues
+        self.ingest = Ingest(self.sockets.telemetry, self.intake, *takers, self.clock)
+        self.ingest.access = self.access
         self.shadow = ShadowFeed(settings.shadow.window_s, self._shadow_window)
         self.greeter = Greeter(self.sockets.decisions, self.engine.board, self.clock)
         self.control = Control(
@@ -105,6 +110,7 @@ class Daemon:
     def _first_engine(self, plant: build.Plant) -> Engine:
         now_ns = self.clock()
         stored = self.store.load(now_ns)
+        self.alarm("storage", self.store.notice)
         if stored.policy in POLICIES:
             self.policy_chosen = stored.policy
         settings = self.loaded.settings
@@ -174,12 +180,15 @@ class Daemon:
         await self.pool.first.wait()
         now_s = self.clock() * NS
         if self.modes.mode is Mode.STARTING:
-            self.engine.tick(self.loaded.settings.telemetry.stale_ue_s)  # restored tasks get their leases first
+            self.engine.tick(
+                settings.telemetry.stale_ue_s, settings.lease.silent_s
+            )  # restored tasks get their leases first
             await self.quiet()
             self.modes.move(Move.READY, now_s)
         self.notifier.ready()
         self.cluster.start()  # now: its seconds of processor time are not to be missed above
         self.spawn(self.placer.run())
+        self.spawn(self.inquiry.start())
         log.info(
             "ready",
             site=self.engine.plant.site.name,
@@ -214,16 +223,16 @@ class Daemon:
         )
 
     def _serve(self) -> bool:
-        """Drain the control socket."""
-        asked = self.sockets.control.drain()
+        """Drain the control socket, and carry out what waits for its turn; True when there may be more."""
+        now_s = self.clock() * NS
+        asked = self.sockets.control.drain(SLICE)
         for request in asked:
             user, size = request.user, len(request.payload)
-            if self.access is not None and (reason := self.access.receive(user, size, self.clock() * NS)):
+            if self.access is not None and (reason := self.access.receive(user, size, now_s)):
                 self.intake.refuse(user, reason)
             else:
-                self.control.handle(request)
-        self.control.flush()
-        return bool(asked)
+                self.control.queue(request, now_s)
+        return self.control.work(now_s) or len(asked) == SLICE
 
     def _answer(self, route: tuple[bytes, ...], payload: bytes) -> None:
         self.sockets.control.answer(route, payload)
@@ -248,9 +257,11 @@ class Daemon:
 
     def _tick(self) -> None:
         settings, now_ns = self.loaded.settings, self.clock()
+        self.engine.beat()
         self._watch_input(now_ns)
+        self.control.watch(now_ns * NS)
         idle = self.engine.core.is_quiet
-        self.engine.tick(settings.telemetry.stale_ue_s)
+        self.engine.tick(settings.telemetry.stale_ue_s, settings.lease.silent_s)
         if idle and self.engine.core.is_quiet:
             self._planned_ns = now_ns  # nothing to plan
         self._tick_cluster()
@@ -268,7 +279,7 @@ class Daemon:
                 self.engine.end(task, Reason.FENCED)
             self.engine.flush()
         if not self.engine.core.state.tasks:
-            self.cluster.nothing(self.engine.plan.generation if self.engine.plan is not None else 0)
+            self.cluster.nothing(self.engine.core.generation)
 
     def _cluster_changed(self) -> None:
         """Nodes or command of the cluster are lost or won: plan with the nodes that there are."""
@@ -372,18 +383,30 @@ class Daemon:
         """Why `user` may not do that to these tasks and UEs, "" when he may."""
         return self.access.act(user, about) if self.access is not None else ""
 
+    def may_hold(self, offer: TaskOffer) -> str:
+        """Why a task of this UE and identity may not come in beside those that they have, "" when it may."""
+        quota, user, engine = self.loaded.settings.quota, offer.source.partition("/")[2], self.engine
+        if len(engine.trackers) >= quota.tasks:
+            return f"there are {quota.tasks} tasks, and there may not be more"
+        limits = self.access.limits(user) if user and self.access is not None else None
+        most = (quota.ue_tasks, limits.tasks if limits is not None else quota.tasks)
+        share = (quota.ue_share, limits.share if limits is not None else 1.0)
+        held = (engine.trackers.of, engine.waiting.of, self.control.submits.of)
+        return over_quota(offer, held, *most) or over_share(offer, engine.core, engine.plan, *share)
+
     async def whatif(self, args: api.WhatifArgs) -> api.WhatifResult:
         """Plan a changed site beside the live one. Raises Refused, BadInput, SolveLost."""
         if not 1 <= args.copies * max(1, len(args.submit)) <= MOST_COPIES:
             raise Refused("bad_args", f"copies: 1 to {MOST_COPIES} further tasks in all")
-        offers = [
-            self.control.offer_of(msgspec.structs.replace(one, task=f"{one.task}#{n}" if args.copies > 1 else one.task))
-            for one in args.submit
-            for n in range(args.copies)
-        ]
+        offers: list[TaskOffer] = []
+        for one in map(self.control.sound_offer, args.submit):
+            many = args.copies > 1
+            names = [f"{one.task}#{n}" for n in range(args.copies)] if many else [one.task]
+            offers += [msgspec.structs.replace(one, task=name) for name in names]
         if living := [o.task for o in offers if o.task in self.engine.trackers]:
             raise Refused("conflict", f"a task '{living[0]}' lives", "give the further ones other ids")
-        return await questions.whatif(self._scene(), args, offers)
+        found = await self._inquire(api.WhatifResult, whatif=args, offers=tuple(offers))
+        return cast("api.WhatifResult", found)
 
     async def explain(self, task: str) -> api.Explanation:
         """Explain a task's decision. Raises Refused, SolveLost."""
@@ -392,15 +415,27 @@ class Daemon:
         offer = held.offer if held is not None else ended.offer if ended is not None else None
         assert offer is not None  # noqa: S101  # or there is no view
         fresh = msgspec.structs.replace(offer, at_ns=self.clock())  # what it would be decided now
-        return await questions.explain(self._scene(), fresh, view.lease, self.engine.plan)
+        plan, names = self.engine.plan, resource_ids(self.engine.plant.site)
+        known = plan is not None and len(plan.planned_use) == len(names)
+        planned = tuple(plan.planned_use.tolist()) if known and plan is not None else (0.0,) * len(names)
+        why = Why(offer=fresh, lease=view.lease, planned=planned)
+        return cast("api.Explanation", await self._inquire(api.Explanation, why=why))
 
-    def _scene(self) -> questions.Scene:
-        async def ask(command: Solve) -> Solution:
-            return await self.pool.aside(command, QUESTION_S)
-
-        engine, settings = self.engine, self.loaded.settings
-        snapshot = msgspec.structs.replace(engine.core.snapshot(), at_s=self.clock() * NS)
-        return questions.Scene(engine.plant, engine.core.policy.name, settings.core, snapshot, ask)
+    async def _inquire(self, kind: type, **asked: Any) -> object:  # noqa: ANN401  # a Question's own fields
+        """Have a question answered beside the loop. Raises Refused."""
+        engine = self.engine
+        question = Question(
+            site_toml=engine.plant.toml,
+            ue_devices=dict(engine.plant.ue_devices),
+            policy=engine.core.policy.name,
+            core=self.loaded.settings.core,
+            snapshot=msgspec.structs.replace(engine.core.snapshot(), at_s=self.clock() * NS),
+            **asked,
+        )
+        try:
+            return cast("object", await self.inquiry.ask(question, kind))
+        except NotAnswered as error:
+            raise Refused(error.fault.code, error.fault.message, error.fault.hint) from None
 
     # --- reload -------------------------------------------------------------------------------------------------
 
@@ -442,6 +477,7 @@ class Daemon:
         self.engine.board.shorten(self.loaded.settings.shutdown.lease_s, now_ns)
         await self.cluster.close()
         await self.pool.close()
+        await self.inquiry.close()
         self.engine.capture.close(self.clock())
         self.engine.flush()
         self.store.close()

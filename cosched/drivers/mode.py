@@ -48,9 +48,8 @@ class IllegalMove(CoschedError):
     """That does not happen in this mode."""
 
 
-NOTICES: Final = frozenset(
-    {"calibration", "capacity", "connections"}
-)  # alarms to be seen; nothing is decided worse for them
+# alarms to be seen; nothing is decided worse for them
+NOTICES: Final = frozenset({"calibration", "capacity", "connections", "log", "request", "storage"})
 
 
 class Modes:

@@ -24,7 +24,6 @@ from solvers.solution import Solution
 
 INLINE: Final = "local"  # the end of the fallback chain: trivial, solved where the daemon runs
 START_S: Final = 60.0  # a worker that is not ready by then (cold cache: it compiles) is started anew
-STEP_S: Final = 0.02  # between two looks for a spare worker
 RETRY_S: Final = 1.0  # between two starts
 
 log = structlog.get_logger()
@@ -61,10 +60,10 @@ class Worker(asyncio.SubprocessProtocol):
         self._gone = asyncio.Event()
 
     @classmethod
-    async def start(cls, rehearsal: Sequence[bytes]) -> Worker:
+    async def start(cls, rehearsal: Sequence[bytes], module: str = "cosched.drivers.worker") -> Worker:
         """Start a process and have it solve the packed Asks of a rehearsal. Raises SolveLost."""
         loop = asyncio.get_running_loop()
-        command = (sys.executable, "-m", "cosched.drivers.worker")
+        command = (sys.executable, "-m", module)
         _, worker = await loop.subprocess_exec(cls, *command, stderr=None)
         try:
             await worker.begin()
@@ -91,32 +90,37 @@ class Worker(asyncio.SubprocessProtocol):
 
     def ask(self, data: bytes, budget_s: float, done: Callable[[Answer | None, str], None]) -> None:
         """Have a packed Ask solved; `done(answer, "")`, or `done(None, why)` and the process is gone or going."""
-
-        def late() -> None:
-            self.end()
-            done(None, f"over its budget of {1e3 * budget_s:g} ms")
-
-        def answered(data: bytes) -> None:
-            done(unpack_answer(data) if data else None, "" if data else "its process died")
-
-        self._expect(answered)
-        self._timer = self._loop.call_later(budget_s, late)
-        self._stdin.write(framed(data))
+        self._send(data, budget_s, lambda data, why: done(unpack_answer(data) if data else None, why))
 
     async def solve(self, data: bytes, budget_s: float) -> Answer:
         """As `ask`, awaited. Raises SolveLost, and the process is then gone or going."""
-        answer: asyncio.Future[Answer] = self._loop.create_future()
+        return unpack_answer(await self.exchange(data, budget_s))
 
-        def done(found: Answer | None, why: str) -> None:
+    async def exchange(self, data: bytes, budget_s: float) -> bytes:
+        """Send a message and await the answer. Raises SolveLost, and the process is then gone or going."""
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+
+        def done(found: bytes, why: str) -> None:
             if answer.cancelled():
                 return
-            if found is not None:
+            if found:
                 answer.set_result(found)
             else:
                 answer.set_exception(SolveLost(why))
 
-        self.ask(data, budget_s, done)
+        self._send(data, budget_s, done)
         return await answer
+
+    def _send(self, data: bytes, budget_s: float, done: Callable[[bytes, str], None]) -> None:
+        """Send a message; `done(answer, "")`, or `done(b"", why)` and the process is gone or going."""
+
+        def late() -> None:
+            self.end()
+            done(b"", f"over its budget of {1e3 * budget_s:g} ms")
+
+        self._expect(lambda data: done(data, "" if data else "its process died"))
+        self._timer = self._loop.call_later(budget_s, late)
+        self._stdin.write(framed(data))
 
     def _expect(self, answered: Callable[[bytes], None]) -> None:
         self._answered = answered
@@ -185,7 +189,6 @@ class Pool:
         self._starting = 0
         self._at_work: list[Worker] = []  # on Solves of the core: the open one, and one whose place it took
         self._next: Solve | None = None  # waits for a worker
-        self._aside = asyncio.Lock()
         self.first = asyncio.Event()  # set once a worker is ready
 
     def start(self, rehearsal: Sequence[bytes] = ()) -> None:
@@ -225,26 +228,6 @@ class Pool:
             self._done(command.request, None, why)
         else:
             self._done(command.request, answer.solution, answer.error)
-
-    async def aside(self, command: Solve, budget_s: float) -> Solution:
-        """Solve beside what is in force, on the spare worker. Raises SolveLost."""
-        async with self._aside:
-            for _ in range(round(START_S / STEP_S)):
-                if len(self._ready) + len(self._at_work) >= 2 and self._ready:
-                    break
-                await asyncio.sleep(STEP_S)
-            else:
-                raise SolveLost("no spare worker is ready")
-            worker = self._ready.pop()
-            try:
-                answer = await worker.solve(pack(ask_of(command)), budget_s)
-            except SolveLost:
-                self._spawn(self._replace(worker))
-                raise
-            self._ready.append(worker)
-        if answer.solution is None:
-            raise SolveLost(answer.error)
-        return answer.solution
 
     async def _replace(self, worker: Worker) -> None:
         await worker.kill()

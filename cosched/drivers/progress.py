@@ -30,11 +30,17 @@ class Tracker:
     margin: float = 1.0
     told: TaskProgress | None = None
     told_s: float = 0.0
+    heard_s: float = 0.0  # latest sign of life of whoever runs it or asked for it
 
     def tell(self, report: TaskProgress, now_s: float) -> None:
-        """Take a report; one that is older than the latest (by its sequence number) is ignored."""
+        """Take a report; one that is older than the latest (by its sequence number) is only a sign of life."""
+        self.hear(now_s)
         if self.told is None or report.seq > self.told.seq or report.source != self.told.source or report.seq == 0:
             self.told, self.told_s = report, now_s
+
+    def hear(self, now_s: float) -> None:
+        """Note that somebody cares for it: a report of any kind, or the same submit again."""
+        self.heard_s = max(self.heard_s, now_s)
 
     def is_reported(self, now_s: float) -> bool:
         """Whether its runtime reports it."""
@@ -93,6 +99,13 @@ class Tracker:
         told = self.told.done if self.told is not None else 0
         reported_s = self.told.decoding_s if self.told is not None and told else 0.0
         return reported_s + (done - max(told, 1)) * self.offer.work.tpot_s * self.margin
+
+
+def lasts_s(work: LlmSession | VideoClip) -> float:
+    """Return how long a task may last when each of its deadlines is met and none is beaten."""
+    if isinstance(work, VideoClip):
+        return work.frames / work.fps
+    return work.ttft_s + work.max_output_tokens * work.tpot_s
 
 
 def _decoding(work: LlmSession, task: str, done: int, decoding_s: float, now_s: float) -> Progress:

@@ -6,7 +6,6 @@ the state that it was asked of.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +34,8 @@ from solvers.solution import Solution
 from telemetry.messages import LlmSession, TaskOffer
 
 MOST_PRBS: Final = 256  # more is no change that anybody could make
+MOST_MORE_PRBS: Final = 1e6  # of a what-if
+MOST_MORE_HZ: Final = 1e12
 MOST_TIMES: Final = 8.0  # a deadline this many times as long is another task
 EASE: Final = 1.2  # of the least change that would do: plans move on between the answer and the act
 STEPS: Final = 7  # halvings: a found change is least within 1 % of the greatest
@@ -100,8 +101,7 @@ def _wider(cell: Cell, more: int) -> Cell:
 async def whatif(scene: Scene, args: api.WhatifArgs, offers: Sequence[TaskOffer]) -> api.WhatifResult:
     """Plan a changed site; tasks that lose their place are offered again. Raises BadInput."""
     site = _changed(scene.plant.site, args)
-    profiles = await asyncio.to_thread(load_profiles, site)
-    plant = Plant(site, scene.plant.toml, profiles, scene.plant.ue_devices)
+    plant = Plant(site, scene.plant.toml, load_profiles(site), scene.plant.ue_devices)
     changed = replace(scene, plant=plant)
     _, lost = changed.core()
     present = {row.offer.task: row.offer for row in scene.snapshot.tasks}
@@ -133,6 +133,7 @@ def _changed(site: Site, args: api.WhatifArgs) -> Site:
     ):
         if unknown := [name for name in names if name not in there]:
             raise BadInput(f"no {kind} '{unknown[0]}'; there are: {', '.join(sorted(there))}")
+    _check_amounts(args)
     left = tuple(
         _wider(c, args.more_prbs.get(c.id, 0) + int(args.more_hz.get(c.id, 0.0) // (12e3 * c.scs_khz)))
         for c in site.cells
@@ -146,6 +147,14 @@ def _changed(site: Site, args: api.WhatifArgs) -> Site:
     return msgspec.structs.replace(site, cells=left, nodes=kept)
 
 
+def _check_amounts(args: api.WhatifArgs) -> None:
+    """Refuse bandwidth that is none. Raises BadInput."""
+    for key, amounts, most in (("more_prbs", args.more_prbs, MOST_MORE_PRBS), ("more_hz", args.more_hz, MOST_MORE_HZ)):
+        for cell, amount in amounts.items():
+            if not -most <= amount <= most:  # NaN fails both
+                raise BadInput(f"{key} of '{cell}' is {amount}: a number from {-most:g} to {most:g}")
+
+
 def _by_resource(site: Site, values: np.ndarray) -> dict[str, float]:
     return dict(zip(resource_ids(site), values.tolist(), strict=True))
 
@@ -153,12 +162,11 @@ def _by_resource(site: Site, values: np.ndarray) -> dict[str, float]:
 # --- why ------------------------------------------------------------------------------------------------------------
 
 
-async def explain(scene: Scene, offer: TaskOffer, lease: api.Lease, plan: Plan | None) -> api.Explanation:
+async def explain(scene: Scene, offer: TaskOffer, lease: api.Lease, planned: np.ndarray) -> api.Explanation:
     """Say why a task has what it has; for one that was refused, what would have it admitted now."""
     before = scene.without(offer.task)
     core, _ = before.core()
     site = scene.plant.site
-    planned = plan.planned_use if plan is not None else np.zeros(len(resource_ids(site)))
     solve = next(iter(core.handle(Offered(scene.snapshot.at_s, (offer,)))), None)
     problem = solve.problem if isinstance(solve, Solve) else None
     refused = lease.reason.startswith("rejected") and lease.reason != Reason.REJECTED_NO_CHANNEL

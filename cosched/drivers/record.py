@@ -12,7 +12,7 @@ from cosched.core.settings import Settings
 from cosched.drivers.replay import Replayer, Workbook
 from cosched.site import Site
 from cosched.workloads.base import pipelined_s
-from telemetry.messages import DecisionMessage, Message
+from telemetry.messages import DecisionMessage, Message, Reserved
 
 S_NS = 1_000_000_000
 
@@ -60,22 +60,24 @@ class Granted(NamedTuple):
     """What of a decision is another with every plan."""
 
     bandwidth_hz: float = 0.0
-    prbs: float = 0.0
-    node_share: float = 0.0
+    weight_prb: float = 0.0
+    weight_node: float = 0.0
+    reserved: Reserved = Reserved()
     predicted_s: tuple[float | None, ...] = ()
     slack_s: tuple[float | None, ...] = ()
     valid_until_ns: int = 0
 
 
 def grant(site: Site, plan: Plan, decision: Decision, row: int) -> Granted:
-    """What the plan's row grants to a task that holds a point."""
+    """What the plan's row has for a task that holds a point."""
     cell, prbs = site.cells[decision.cell], float(plan.prbs[row])
     predicted = predicted_s(site, plan, decision, row)
     deadlines_s = decision.table.deadline_s.tolist()
     return Granted(
         bandwidth_hz=prbs * cell.ul_bandwidth_hz / cell.ul_prbs,
-        prbs=prbs,
-        node_share=float(plan.share[row, 1]),
+        weight_prb=prbs,
+        weight_node=float(plan.node_weight[row]) if decision.table.node[decision.point] >= 0 else 0.0,
+        reserved=Reserved(*plan.reserved[row].tolist()),
         predicted_s=tuple(map(_finite, predicted)),
         slack_s=tuple(_finite(d - p) for d, p in zip(deadlines_s, predicted, strict=False)),
         valid_until_ns=round(plan.valid_until_s * S_NS),

@@ -75,7 +75,6 @@ def _adopt(daemon: Daemon, fresh: Loaded, plant: build.Plant, core: Core, access
     engine.capture.settings = settings.capture
     daemon.pool.budget_s = settings.solver.budget_s
     before, daemon.access, daemon.ingest.access = daemon.access, access, access
-    daemon.ingest.max_ues = settings.telemetry.max_ues
     if daemon.authenticator is not None and access is not None:
         daemon.authenticator.access = access
         if before is not None and (gone := before.holders - access.holders):

@@ -15,7 +15,9 @@ from cosched import control_messages as api
 from cosched.core.commands import Plan
 from cosched.core.planner import resource_ids
 from cosched.core.state import State
+from cosched.drivers.sound import sound
 from cosched.workloads.base import LOCAL
+from telemetry.quality import OTHERS
 
 if TYPE_CHECKING:
     from cosched.drivers.live import Daemon
@@ -25,9 +27,15 @@ NS: Final = 1e-9
 
 def of(daemon: Daemon) -> api.Status:
     """Return the status of a daemon."""
-    engine, modes = daemon.engine, daemon.modes
+    engine = daemon.engine
     plan = engine.plan if engine.trackers else None  # without a task nothing is planned, and the last plan is past
     now_s = daemon.clock() * NS
+    made: api.Status = sound(_made(daemon, plan, now_s))
+    return made
+
+
+def _made(daemon: Daemon, plan: Plan | None, now_s: float) -> api.Status:
+    engine, modes = daemon.engine, daemon.modes
     return api.Status(
         version=__version__,
         pid=os.getpid(),
@@ -38,7 +46,7 @@ def of(daemon: Daemon) -> api.Status:
         mode_since_s=now_s - modes.since_s,
         alarms=modes.alarms,
         uptime_s=now_s - daemon.started_ns * NS,
-        generation=engine.plan.generation if engine.plan is not None else 0,
+        generation=engine.core.generation,
         tasks=len(engine.trackers),
         promised=_promised(engine.trackers, plan),
         value=plan.value if plan is not None else 0.0,
@@ -107,6 +115,8 @@ def _ingest(daemon: Daemon, now_s: float) -> api.Ingest:
     limit_s = daemon.loaded.settings.telemetry.stale_input_s
     ues = {tracker.offer.ue for tracker in engine.trackers.values()}
     counts = [(s, r, n) for (s, r), n in sorted(intake.quarantine.counts.items())]
+    if intake.gaps.unfollowed:
+        counts.append((OTHERS, "sequence numbers not followed", intake.gaps.unfollowed))
     if daemon.sockets.telemetry.malformed:
         counts.append(("", "not a topic and a payload", daemon.sockets.telemetry.malformed))
     if daemon.sockets.control.malformed:

@@ -1,39 +1,43 @@
 """Accepted tasks, policy and generation in SQLite: what is answered `admitted` is on disk first.
 
 WAL with synchronous=FULL: a commit that returned survives kill -9 and a power cut (sqlite.org/pragma.html). The
-generation is stored as a limit some way ahead, so that a plan that changes nothing writes nothing; a restart begins
-beyond the limit.
+generation is stored as a limit far ahead, reserved before the first plan, so that a plan that changes nothing writes
+nothing and a disk that refuses later does no harm; a restart begins beyond the limit. A file that is damaged is set
+aside, what can be read of it goes into a new one, and `notice` says what was lost (docs/decisions/0018).
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import structlog
 
 from cosched.core.channel import ChannelRow
 from cosched.core.snapshot import Snapshot, TaskRow
-from cosched.errors import BadInput, CoschedError
+from cosched.drivers.statefile import TABLES, VERSION, Found, Guard, checksum
+from cosched.drivers.upkeep import Corrupt, Note, StoreFailed, failed, inspected, locked, set_aside
+from cosched.errors import BadInput
 from cosched.profiles.calibration import CalibrationRow
+from telemetry.messages import TaskOffer, VideoClip
 
-VERSION: Final = 1
-AHEAD: Final = 10_000  # generations that one write covers: 17 minutes at a plan every 100 ms
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
-TABLES: Final = (
-    "meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "tasks (n INTEGER PRIMARY KEY AUTOINCREMENT, task TEXT UNIQUE NOT NULL, kept BLOB NOT NULL)",
+AHEAD: Final = (
+    100_000_000  # generations reserved at once: 11 days at a plan every 10 ms, and 2^53 hold 90 million lives
 )
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+NS: Final = 1e-9
+MOST_AGE_S: Final = 1e8  # of a task: three years are as good as for ever
 
+__all__ = ["Kept", "Store", "StoreFailed", "Stored"]
 
-class StoreFailed(CoschedError):
-    """The disk refuses: nothing of the transaction is stored."""
+log = structlog.get_logger()
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,137 +49,255 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a restart begins with."""
+    """What a restart begins with. Instants are of the present boot's clock."""
 
     tasks: tuple[Kept, ...]  # in order of acceptance
     generation: int
     policy: str  # "" = as configured
     calibration: tuple[CalibrationRow, ...]
-    shift_ns: int  # to be added to stored instants: the machine may have booted since
 
     def snapshot(self, now_ns: int) -> Snapshot:
         """State for a core at `now_ns`: the tasks, and of the channel what they were admitted with."""
-        shift_s = self.shift_ns * 1e-9
-        rows = {k.channel.ue: k.channel._replace(at_s=k.channel.at_s + shift_s) for k in self.tasks}
         return Snapshot(
-            at_s=now_ns * 1e-9,
+            at_s=now_ns * NS,
             generation=self.generation,
-            channel=tuple(rows.values()),
+            channel=tuple({k.channel.ue: k.channel for k in self.tasks}.values()),
             cell_of_ue={k.row.offer.ue: k.row.cell for k in self.tasks},
-            tasks=tuple(_shifted(k.row, self.shift_ns) for k in self.tasks),
+            tasks=tuple(k.row for k in self.tasks),
             calibration=self.calibration,
         )
 
 
-def _shifted(row: TaskRow, shift_ns: int) -> TaskRow:
-    offer = msgspec.structs.replace(row.offer, at_ns=max(0, row.offer.at_ns + shift_ns))
-    return msgspec.structs.replace(row, offer=offer)
-
-
 class Store:
-    """The state file. One daemon at a time: the second is refused."""
+    """The state file. One daemon at a time: the second is refused.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._limit = 0
+    clock: monotonic ns; wall: ns since 1970; boot: names the boot that `clock` counts from, "" where nobody can.
+    notice: one line that says what was found damaged at the start, "" where nothing was.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        wall: Callable[[], int] = time.time_ns,
+        boot: Callable[[], str] | None = None,
+    ) -> None:
+        self._path, self._clock, self._wall = path, clock, wall
+        self._boot = boot or _boot_id
+        self._lock = locked(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=0.0)
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("BEGIN IMMEDIATE")
-            for table in TABLES:
-                self._db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-            self._db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            used = "another daemon uses it; give this one a state.dir of its own"
-            reason = used if "locked" in str(error) else str(error)
-            raise BadInput(f"{path}: {reason}") from None
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise BadInput(f"{path}: {error}; move it away to begin without state") from None
-        version = int(self._meta("version") or VERSION)
-        if version != VERSION:
-            raise BadInput(f"{path}: state of version {version}; this program reads {VERSION}")
+            self._note = Note(path)
+            found, self.notice, is_new = inspected(path, self._note, _is_task, wall())
+            self.limit = self._used = max(found.generation or 0, self._note.guard.generation)
+            self._is_loaded = False
+            is_new = is_new or found.version != VERSION or found.guard is None
+            try:
+                self._take_up(found, is_new=is_new)
+            except Corrupt as error:  # what looked whole is not when it is written to
+                self.notice = set_aside(path, wall(), str(error))
+                self._take_up(found, is_new=True)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _take_up(self, found: Found, *, is_new: bool) -> None:
+        """Open the file and write to it; a new one, one of an older version, and one that was damaged, in full."""
+        self._db = _connected(self._path)
+        guard = found.guard or Guard()
+        try:
+            if is_new:
+                self._guard = Guard(seq=max(guard.seq, self._note.guard.seq))
+                self._sums, self._meta = {}, {}
+                meta = {**found.meta, "version": str(VERSION), "generation": str(self.limit)}
+                self._write(meta=meta, puts=found.tasks, is_first=True)
+            else:
+                self._guard, self._meta = guard, dict(found.meta)
+                self._sums = {task: checksum(task, kept) for task, kept in found.tasks.items()}
+                self._write(meta={})
+        except StoreFailed:
+            self._db.close()
+            raise
 
     def load(self, now_ns: int) -> Stored:
-        """Return what is stored, and note that this boot goes on from here. Raises BadInput, StoreFailed."""
-        rows = self._db.execute("SELECT kept FROM tasks ORDER BY n").fetchall()
+        """Return what is stored, reserve generations, and note that this boot goes on from here.
+
+        Raises StoreFailed: without a reservation generations could go back, and nobody would obey.
+        """
         try:
+            rows = self._db.execute("SELECT kept FROM tasks ORDER BY n").fetchall()
             tasks = tuple(msgspec.json.decode(kept, type=Kept) for (kept,) in rows)
-            factors = msgspec.json.decode(self._meta("calibration") or "[]", type=tuple[CalibrationRow, ...])
-        except msgspec.DecodeError as error:
-            raise BadInput(f"{self._path}: {error}; move it away to begin without state") from None
-        boot, unix_ns = _boot_id(), time.time_ns()
-        shift = 0
-        if tasks and self._meta("boot") not in {"", boot}:
-            # monotonic clocks of two boots have nothing in common but the wall clock
-            shift = int(self._meta("monotonic_less_unix_ns") or 0) * -1 + now_ns - unix_ns
-        generation = self._limit = int(self._meta("generation") or 0)
-        stored = Stored(tasks, generation, self._meta("policy"), factors, shift)
-        with _Transaction(self._db):
-            self._set("version", str(VERSION))
-            self._set("boot", boot)
-            self._set("monotonic_less_unix_ns", str(now_ns - unix_ns))
-            for kept in tasks if shift else ():
-                moved = Kept(row=_shifted(kept.row, shift), channel=kept.channel)
-                self._db.execute(
-                    "UPDATE tasks SET kept = ? WHERE task = ?", (msgspec.json.encode(moved), kept.row.offer.task)
-                )
-        return stored
+            factors = msgspec.json.decode(self._meta.get("calibration") or "[]", type=tuple[CalibrationRow, ...])
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            raise StoreFailed(f"state: {error}") from None
+        shift_ns = self._shift_ns(now_ns)
+        moved = tuple(_aged(kept, shift_ns, now_ns) for kept in tasks)
+        changed = [new for old, new in zip(tasks, moved, strict=True) if new != old]
+        generation = max(self._used, self.limit)
+        puts = {kept.row.offer.task: msgspec.json.encode(kept) for kept in changed}
+        self._is_loaded = True
+        self._write(meta={"boot": self._boot(), "generation": str(generation + AHEAD)}, puts=puts)
+        with suppress(sqlite3.Error):  # so that a log that is lost does not take the reservation with it
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        self._used = generation
+        return Stored(moved, generation, self._meta.get("policy", ""), factors)
+
+    def _shift_ns(self, now_ns: int) -> int:
+        """What is to be added to stored instants: monotonic clocks of two boots have only the wall clock in common.
+
+        A wall clock that went back says nothing of the time that passed: then it counts as none.
+        """
+        if self._meta.get("boot", "") in {"", self._boot()}:
+            return 0
+        seen_ns, unix_ns = _pair(self._meta.get("seen", ""))
+        if not unix_ns:  # a file of version 1
+            less = self._meta.get("monotonic_less_unix_ns", "0")
+            return now_ns - self._wall() - (int(less) if less.lstrip("-").isdecimal() else 0)
+        return now_ns - max(0, self._wall() - unix_ns) - seen_ns
 
     def commit(self, put: Iterable[Kept], drop: Iterable[str], generation: int) -> None:
         """Store tasks that are new or changed, forget others, cover the generation: all of it or, on error, nothing.
 
         Raises StoreFailed.
         """
-        puts = [(k.row.offer.task, msgspec.json.encode(k)) for k in put]
-        drops = [(task,) for task in drop]
-        limit = self._limit if generation <= self._limit else generation + AHEAD
-        if not puts and not drops and limit == self._limit:
-            return
-        with _Transaction(self._db):
-            self._db.executemany("DELETE FROM tasks WHERE task = ?", drops)
-            self._db.executemany(
-                "INSERT INTO tasks (task, kept) VALUES (?, ?) ON CONFLICT (task) DO UPDATE SET kept = excluded.kept",
-                puts,
-            )
-            if limit != self._limit:
-                self._set("generation", str(limit))
-        self._limit = limit
+        puts = {k.row.offer.task: msgspec.json.encode(k) for k in put}
+        drops = list(dict.fromkeys(task for task in drop if task in self._sums and task not in puts))
+        self._used = max(self._used, generation)
+        is_short = generation > self.limit - AHEAD // 2
+        if puts or drops or is_short:
+            self._write(meta={"generation": str(generation + AHEAD)} if is_short else {}, puts=puts, drops=drops)
 
     def set_policy(self, name: str) -> None:
         """Remember the policy that an operator chose. Raises StoreFailed."""
-        with _Transaction(self._db):
-            self._set("policy", name)
+        self._write(meta={"policy": name})
 
     def set_calibration(self, rows: Sequence[CalibrationRow]) -> None:
         """Remember what measured times have taught. Raises StoreFailed."""
-        with _Transaction(self._db):
-            self._set("calibration", msgspec.json.encode(rows).decode())
+        self._write(meta={"calibration": msgspec.json.encode(rows).decode()})
 
     def recall(self, name: str) -> str:
         """Return what is remembered under a name, "" when nothing is."""
-        return self._meta(f"own/{name}")
+        return self._meta.get(f"own/{name}", "")
 
     def remember(self, name: str, value: str) -> None:
         """Remember something across restarts. Raises StoreFailed."""
-        with _Transaction(self._db):
-            self._set(f"own/{name}", value)
+        self._write(meta={f"own/{name}": value})
 
     def close(self) -> None:
-        """Fold the log into the file and close."""
-        with closing(self._db):
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Give back the generations that nobody had, fold the log into the file and close."""
+        try:
+            with closing(self._db):
+                if self._used < self.limit:
+                    self._write(meta={"generation": str(self._used)})
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except (sqlite3.Error, StoreFailed) as error:  # the log is read at the next start
+            log.warning("state not folded together", why=str(error))
+        finally:
+            self._note.close()
+            self._lock.close()
 
-    def _meta(self, key: str) -> str:
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return str(row[0]) if row else ""
+    def _write(
+        self,
+        *,
+        meta: Mapping[str, str],
+        puts: Mapping[str, bytes] | None = None,
+        drops: Sequence[str] = (),
+        is_first: bool = False,
+    ) -> None:
+        """Do one transaction, the guard's row in it. Raises StoreFailed: then nothing has changed."""
+        puts = puts or {}
+        if self._is_loaded:  # before, stored instants are of the clock that was seen last
+            meta = {**meta, "seen": f"{self._clock()} {self._wall()}"}
+        new = {task: checksum(task, kept) for task, kept in puts.items()}
+        removed = [self._sums[t] for t in (*drops, *puts) if t in self._sums]
+        removed += [checksum(k, self._meta[k].encode()) for k in meta if k in self._meta]
+        added = [*new.values(), *(checksum(k, v.encode()) for k, v in meta.items())]
+        n_tasks = len(self._sums) - len(drops) + sum(task not in self._sums for task in new)
+        limit = int(meta.get("generation", self.limit))
+        guard = self._guard.after(removed, added, n_tasks, len(self._meta.keys() | meta.keys()), limit)
+        with _Transaction(self._db):
+            if is_first:
+                _make_tables(self._db)
+            self._db.executemany("DELETE FROM tasks WHERE task = ?", [(task,) for task in drops])
+            _put(self._db, "tasks", "task", "kept", [(t, kept, new[t]) for t, kept in puts.items()])
+            _put(self._db, "meta", "key", "value", [(k, v, checksum(k, v.encode())) for k, v in meta.items()])
+            data = msgspec.msgpack.encode(guard)
+            _put(self._db, "guard", "id", "value", [(1, data, zlib.crc32(data))])
+        self._guard, self.limit = guard, limit
+        self._meta.update(meta)
+        self._sums.update(new)
+        for task in drops:
+            del self._sums[task]
+        self._note.write(guard)
 
-    def _set(self, key: str, value: str) -> None:
-        self._db.execute(
-            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
-        )
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    for table in ("meta", "tasks", "guard"):
+        db.execute(f"DROP TABLE IF EXISTS {table}")
+    for text in TABLES:
+        db.execute(f"CREATE TABLE {text}")
+
+
+def _put(db: sqlite3.Connection, table: str, key: str, value: str, rows: Sequence[tuple[object, ...]]) -> None:
+    db.executemany(
+        f"INSERT INTO {table} ({key}, {value}, crc) VALUES (?, ?, ?) ON CONFLICT ({key})"  # noqa: S608  # names of ours
+        f" DO UPDATE SET {value} = excluded.{value}, crc = excluded.crc",
+        rows,
+    )
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    """Open the file. Raises BadInput when somebody else has it, StoreFailed when the disk refuses."""
+    try:
+        db = sqlite3.connect(path, isolation_level=None, timeout=0.0)
+    except sqlite3.Error as error:
+        raise failed(error) from None
+    try:
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        with suppress(sqlite3.OperationalError):  # what follows is written over the log of before: a full disk has room
+            db.execute("PRAGMA wal_checkpoint(RESTART)")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        db.close()
+        if "locked" in str(error):
+            raise BadInput(f"{path}: another daemon uses it; give this one a state.dir of its own") from None
+        raise failed(error) from None
+    return db
+
+
+def _is_task(kept: bytes) -> bool:
+    try:
+        msgspec.json.decode(kept, type=Kept)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def _pair(text: str) -> tuple[int, int]:
+    parts = text.split(" ")
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(p.isdecimal() for p in parts) else (0, 0)
+
+
+def _aged(kept: Kept, shift_ns: int, now_ns: int) -> Kept:
+    """Return the task at the age that it has by now: none is from the future, none is older than it can get."""
+    offer = kept.row.offer
+    at_ns = min(now_ns, max(offer.at_ns + shift_ns, now_ns - round(min(_life_s(offer), MOST_AGE_S) / NS)))
+    at_s = min(now_ns * NS, kept.channel.at_s + shift_ns * NS)
+    if at_ns == offer.at_ns and at_s == kept.channel.at_s:
+        return kept
+    row = msgspec.structs.replace(kept.row, offer=msgspec.structs.replace(offer, at_ns=at_ns))
+    return Kept(row=row, channel=kept.channel._replace(at_s=at_s))
+
+
+def _life_s(offer: TaskOffer) -> float:
+    """How long a task may last by its own deadlines."""
+    work = offer.work
+    if isinstance(work, VideoClip):
+        return work.frames / work.fps + work.deadline_s
+    return work.ttft_s + work.max_output_tokens * work.tpot_s
 
 
 class _Transaction:
@@ -188,7 +310,7 @@ class _Transaction:
         try:
             self._db.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            raise StoreFailed(f"state: {error}") from None
+            raise failed(error) from None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
@@ -196,12 +318,13 @@ class _Transaction:
                 self._db.execute("COMMIT")
                 return
             self._db.execute("ROLLBACK")
-        except sqlite3.Error as failed:
+        except sqlite3.Error as refused:
             if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise StoreFailed(f"state: {failed}") from None
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+            raise failed(refused) from None
         if isinstance(error, sqlite3.Error):
-            raise StoreFailed(f"state: {error}") from None
+            raise failed(error) from None
 
 
 def _boot_id() -> str:

@@ -94,6 +94,7 @@ class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
     v: int
     trace: TraceInfo
     policies: dict[str, PolicyResult]
+    failed: dict[str, str] = {}  # policy -> why: a plan of it did not pass verification
 
 
 class SweepRow(msgspec.Struct, frozen=True, kw_only=True):

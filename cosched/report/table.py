@@ -190,9 +190,13 @@ def _spread(s: stats.Spread) -> str:
 
 
 def to_json(result: ReplayResult) -> bytes:
-    """Exactly the keys of `replay --json` (interfaces.md); a figure that is not finite becomes null."""
+    """Exactly the keys of `replay --json` (interfaces.md); a figure that is not finite becomes null.
+
+    `failed` is there only if a policy failed: why, by name.
+    """
     policies = {name: _summary_json(run.summary) for name, run in result.policies.items()}
-    return msgspec.json.encode({"v": result.v, "trace": msgspec.to_builtins(result.trace), "policies": policies})
+    whole = {"v": result.v, "trace": msgspec.to_builtins(result.trace), "policies": policies}
+    return msgspec.json.encode(whole | ({"failed": result.failed} if result.failed else {}))
 
 
 def _summary_json(summary: Summary) -> dict[str, Any]:

@@ -55,8 +55,14 @@ def encode(hidden: torch.Tensor, bits: int) -> bytes:
     return HEAD.pack(_MAGIC, bits, _HALF.index(half), tokens, width, zlib.crc32(payload)) + payload
 
 
-def decode(frame: bytes, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return (1, n, width) of a frame. Raises BadFrame: damaged, cut short, or of another width."""
+def decode(
+    frame: bytes, width: int, dtype: torch.dtype, device: torch.device, n_tokens: int | None = None
+) -> torch.Tensor:
+    """Return (1, n, width) of a frame. n_tokens: how many there must be.
+
+    Raises BadFrame: damaged, cut short, of another width or number, or not finite in the model's dtype. Nothing is
+    copied before the head's claims are held against the frame's length.
+    """
     if len(frame) < HEAD.size:
         raise BadFrame(f"an activation of {len(frame)} bytes is no frame")
     magic, bits, half, tokens, sent_width, crc = HEAD.unpack_from(frame)
@@ -64,15 +70,21 @@ def decode(frame: bytes, width: int, dtype: torch.dtype, device: torch.device) -
         raise BadFrame("an activation with a head that makes no sense")
     if sent_width != width:
         raise BadFrame(f"an activation of width {sent_width}: this model's is {width}")
-    payload = bytearray(frame[HEAD.size :])
-    if len(payload) != payload_bytes(tokens, width, bits) or zlib.crc32(payload) != crc:
+    if n_tokens is not None and tokens != n_tokens:
+        raise BadFrame(f"the activation has {tokens} tokens, its step {n_tokens}")
+    sent = memoryview(frame)[HEAD.size :]
+    if len(sent) != payload_bytes(tokens, width, bits) or zlib.crc32(sent) != crc:
         raise BadFrame("an activation was damaged on its way")
+    payload = bytearray(sent)
     if bits >= 16:
         kind = torch.float32 if bits == 32 else _HALF[half]
         hidden = torch.frombuffer(payload, dtype=kind).view(1, tokens, width)
     else:
         hidden = _restored(payload, tokens, width, bits)
-    return hidden.to(device=device, dtype=dtype, copy=True)  # aligned, as what was computed here is
+    found = hidden.to(device=device, dtype=dtype, copy=True)  # aligned, as what was computed here is
+    if not bool(torch.isfinite(found).all()):
+        raise BadFrame("an activation that is not finite")
+    return found
 
 
 def _quantised(rows: torch.Tensor, bits: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -20,6 +21,7 @@ from cosched.runtime.sampling import Sampling
 from telemetry.bus import Curve
 
 CLOSING_MS: Final = 200  # for the last message to a host to go out
+GRANT_BYTES: Final = 16  # of randomness
 
 
 class Hop(NamedTuple):
@@ -85,6 +87,7 @@ class Leg(NamedTuple):
     session: str
     start: int
     stop: int
+    grant: str  # what lets the host before it run its steps, and the one that comes after it fetch its KV cache
 
 
 class Chain:
@@ -101,13 +104,13 @@ class Chain:
             for leg in reversed(self.legs):
                 asked = Open(
                     session=leg.session, task=task, model=source.name, fingerprint=source.fingerprint,
-                    start=leg.start, stop=leg.stop, onward=onward, sampling=sampling,
+                    start=leg.start, stop=leg.stop, grant=leg.grant, onward=onward, sampling=sampling,
                 )  # fmt: skip
                 leg.link.ask(asked)
                 opened.append(leg)
                 onward = Onward(
                     endpoint=leg.hop.endpoint, session=leg.session, precision_bits=route.precision_bits,
-                    server_key=leg.hop.server_key,
+                    server_key=leg.hop.server_key, grant=leg.grant,
                 )  # fmt: skip
         except (Refused, HostLost):
             _close(opened)
@@ -139,7 +142,7 @@ class Chain:
 def _legs(route: Route, links: Links, name: str) -> Iterator[Leg]:
     start = route.split
     for i, hop in enumerate(route.hops):
-        yield Leg(hop, links.to(hop), f"{name}.{i}", start, hop.stop)
+        yield Leg(hop, links.to(hop), f"{name}.{i}", start, hop.stop, secrets.token_hex(GRANT_BYTES))
         start = hop.stop
 
 

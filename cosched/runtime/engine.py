@@ -1,6 +1,8 @@
 """What a host holds, without its sockets: parts of models, sessions with their KV caches, limits.
 
-Loading, weights and reports may come from any thread; requests and steps come from the one that serves.
+Loading, weights and reports may come from any thread; requests and steps come from the one that serves. Whatever comes
+from outside is held against what is here before it costs anything: whose session, how many tokens, at which position,
+finite or not. All that is refused leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -8,53 +10,39 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import msgspec
 import torch
 
+from cosched.errors import BadInput
+from cosched.keys import check_public
 from cosched.runtime import activation
+from cosched.runtime.accounts import Who
 from cosched.runtime.errors import BadFrame, BadModel, Refused
-from cosched.runtime.kv import KvCache, raw_bytes
+from cosched.runtime.kv import HEAD as KV_HEAD
+from cosched.runtime.kv import KvCache, claimed, raw_bytes
+from cosched.runtime.limits import Limits
 from cosched.runtime.model import ModelSource
 from cosched.runtime.parts import Loaded, Part
-from cosched.runtime.protocol import Export, HostReport, Import, ModelHeld, Onward, Open, Step
-from cosched.runtime.sampling import Sampling, choose
+from cosched.runtime.protocol import (
+    HEAD_BYTES,
+    LEAST_GRANT,
+    Body,
+    Export,
+    HostReport,
+    Import,
+    ModelHeld,
+    Onward,
+    Open,
+    Pull,
+    Step,
+)
+from cosched.runtime.sampling import choose
+from cosched.runtime.sessions import Session, Sessions
 
+__all__ = ["Engine", "Limits", "Stepped", "token_frame", "token_ids"]
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a host lends out; whoever asks for more is refused."""
-
-    sessions: int = 256
-    kv_bytes: int = 8 << 30  # of all sessions
-    frame_bytes: int = 256 << 20  # of one message's frame; longer ones close their sender's connection
-    waiting: int = 256  # steps of one session that wait for their turn
-    idle_s: float = 600.0  # a session without a step for so long is taken to be left behind
-
-
-@dataclass(slots=True)
-class Session:
-    """One generation's part at this host."""
-
-    task: str
-    part: Part
-    start: int
-    stop: int
-    onward: Onward | None
-    sampling: Sampling
-    cache: KvCache = field(default_factory=KvCache)
-    length: int = 0  # tokens in the cache
-    used_s: float = 0.0  # when it was last used
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of its cache."""
-        return self.length * self.bytes_per_token
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes that one more token adds."""
-        return (self.stop - self.start) * self.part.kv_layout.bytes_per_token
+COPIED = 4.0  # operations that a byte of KV which is copied and summed up stands for, in the sharing of the node
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +56,17 @@ class Stepped:
 
 
 class Engine:
-    """Parts and sessions of one host. All that is refused leaves everything as it was."""
+    """Parts and sessions of one host."""
 
     def __init__(
         self, models: Sequence[ModelSource], limits: Limits, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> None:
         self.limits = limits
         self._parts = {model.name: Part(model, dtype=dtype, device=device) for model in models}
-        self._sessions: dict[str, Session] = {}
+        self.sessions = Sessions()
         self._weights: dict[str, float] = {}
-        self._lock, self._loading = threading.Lock(), threading.Lock()
-        self._steps = self._tokens = self._refused = 0
+        self._loading = threading.Lock()
+        self._steps = self._tokens = self._expired = 0
         self._busy_s = 0.0
         self._loaded_layers, self._loaded_s = 0, 0.0
 
@@ -94,8 +82,8 @@ class Engine:
         """Forget layers. Raises Refused("in_use"): sessions run on them; BadModel."""
         part = self._part(model)
         part.check(start, stop)
-        with self._loading, self._lock:
-            users = [name for name, s in self._sessions.items() if s.part is part and s.start < stop and start < s.stop]
+        with self._loading, self.sessions.lock:
+            users = [s.name for s in self.sessions if s.part is part and s.start < stop and start < s.stop]
             if users:
                 text = f"layers [{start}, {stop}) of {model}: {len(users)} sessions run on them, such as '{users[0]}'"
                 raise Refused("in_use", f"{text}; move those first")
@@ -106,59 +94,88 @@ class Engine:
         wrong = [task for task, weight in weights.items() if not 0 < weight < float("inf")]
         if wrong:
             raise BadModel(f"weight of '{wrong[0]}' must be greater than 0, not {weights[wrong[0]]}")
-        with self._lock:
-            self._weights = dict(weights)
+        self._weights = dict(weights)
 
-    def weight(self, session: str) -> float:
-        """Weight of a session in the sharing of the node."""
-        found = self._sessions.get(session)
-        return 1.0 if found is None else self._weights.get(found.task, 1.0)
+    def weight(self, session: Session) -> float | None:
+        """Weight of a session's task in the sharing of the node; None: nobody gave it one, or another has it."""
+        return self._weights.get(session.task) if session.has_weight else None
 
-    def cost(self, step: Step) -> float:
-        """Work of a step: its tokens times its layers."""
-        found = self._sessions.get(step.session)
-        return float(step.tokens * (found.stop - found.start)) if found else 1.0
+    def cost(self, session: Session, body: Body, size: int) -> float:
+        """Work of a request, in millions of operations. size: bytes of its frames."""
+        part = session.part
+        sizes = part.source.sizes
+        if isinstance(body, Step):
+            attention = 2.0 * sizes.hidden * (session.length + body.tokens)
+            return 2e-6 * body.tokens * (session.stop - session.start) * (sizes.parameters_layer + attention)
+        if isinstance(body, Export):
+            size = session.length * max(0, body.stop - body.start) * part.kv_layout.bytes_per_token
+        return 1e-6 * (COPIED * size + sizes.parameters_layer)
 
-    def open(self, asked: Open, now_s: float) -> None:
+    @property
+    def frame_bytes(self) -> int:
+        """The longest frame that any model here has a use for, within the limit."""
+        longest = HEAD_BYTES
+        for part in self._parts.values():
+            sizes, positions = part.source.sizes, most_tokens(part)
+            step = activation.HEAD.size + 4 * sizes.hidden * self.limits.step_tokens
+            longest = max(longest, step, KV_HEAD.size + positions * part.kv_layout.bytes_per_token)
+        return min(longest, self.limits.frame_bytes)
+
+    def open(self, who: Who, asked: Open, now_s: float) -> None:
         """Begin a session. Raises Refused: unknown model, other weights, layers not here, too many sessions."""
-        with self._lock:
-            part = self._parts.get(asked.model)
-            if part is None:
-                raise Refused("unknown_model", f"model '{asked.model}' is not here; here: {', '.join(self._parts)}")
-            if asked.fingerprint != part.source.fingerprint:
-                raise Refused("other_weights", f"model '{asked.model}' has other weights or sizes here")
-            if not (asked.start < asked.stop <= part.source.n_layers and part.holds(asked.start, asked.stop)):
-                held = ", ".join(map(str, part.layers)) or "none"
-                raise Refused("not_loaded", f"layers [{asked.start}, {asked.stop}) are not all loaded; loaded: {held}")
-            if (asked.onward is None) != (asked.stop == part.source.n_layers):
-                raise Refused("bad_route", f"a route must go on after layer {asked.stop - 1} and end with the last")
-            if asked.session in self._sessions:
-                raise Refused("conflict", f"session '{asked.session}' is open already")
-            if len(self._sessions) >= self.limits.sessions:
-                raise Refused("full", f"{self.limits.sessions} sessions are open: no more are taken")
-            self._sessions[asked.session] = Session(
-                asked.task, part, asked.start, asked.stop, asked.onward, asked.sampling, used_s=now_s
-            )
+        limits = self.limits
+        with self.sessions.lock:  # against `unload`
+            part, count = self._openable(asked), self.sessions.count(who)
+            if self.sessions.find(who, asked.session) is None:
+                if count >= limits.sessions_each:
+                    raise Refused("full", f"{count} sessions of yours are open: no more are taken")
+                if len(self.sessions) >= limits.sessions:
+                    raise Refused("full", f"{limits.sessions} sessions are open: no more are taken")
+            self.sessions.add(
+                Session(
+                    who, asked.session, asked.task, asked.grant, part, asked.start, asked.stop, asked.onward,
+                    asked.sampling, used_s=now_s,
+                )
+            )  # fmt: skip
 
-    def close(self, session: str) -> None:
+    def _openable(self, asked: Open) -> Part:
+        """Return the part that a session may run on."""
+        part = self._parts.get(asked.model)
+        if part is None:
+            raise Refused("unknown_model", f"model '{asked.model}' is not here; here: {', '.join(self._parts)}")
+        if asked.fingerprint != part.source.fingerprint:
+            raise Refused("other_weights", f"model '{asked.model}' has other weights or sizes here")
+        if not (asked.start < asked.stop <= part.source.n_layers and part.holds(asked.start, asked.stop)):
+            held = ", ".join(map(str, part.layers)) or "none"
+            raise Refused("not_loaded", f"layers [{asked.start}, {asked.stop}) are not all loaded; loaded: {held}")
+        if (asked.onward is None) != (asked.stop == part.source.n_layers):
+            raise Refused("bad_route", f"a route must go on after layer {asked.stop - 1} and end with the last")
+        if asked.grant and len(asked.grant) < LEAST_GRANT:
+            raise Refused("bad_request", f"a grant has at least {LEAST_GRANT} characters")
+        if asked.onward is not None:
+            activation.payload_bytes(1, 1, asked.onward.precision_bits)
+            check_key(asked.onward.server_key)
+        return part
+
+    def close(self, who: Who, session: str) -> None:
         """End a session; one that is not there is no error."""
-        with self._lock:
-            self._sessions.pop(session, None)
+        found = self.sessions.find(who, session)
+        if found is not None:
+            self.sessions.remove(found)
 
-    def expire(self, now_s: float) -> list[str]:
-        """End the sessions that were left behind; return their names."""
-        left = [name for name, s in self._sessions.items() if now_s - s.used_s > self.limits.idle_s]
-        for name in left:
-            self.close(name)
+    def expire(self, now_s: float) -> list[Session]:
+        """End the sessions that were left behind; return them."""
+        left = [s for s in self.sessions if now_s - s.used_s > self.limits.idle_s]
+        for session in left:
+            self.sessions.remove(session)
+        self._expired += len(left)
         return left
 
-    def step(self, asked: Step, frames: Sequence[bytes], now_s: float) -> Stepped:
+    def step(self, who: Who, asked: Step, frames: Sequence[bytes], now_s: float) -> Stepped:
         """Run a step. Raises Refused and BadFrame; the cache is then as it was before."""
-        session = self._session(asked.session)
-        if asked.position != session.length:
-            at = f"its cache has {session.length} tokens, the step begins at {asked.position}"
-            raise Refused("out_of_step", f"session '{asked.session}': {at}")
-        self._afford(asked.tokens * session.bytes_per_token)
+        session = self.sessions.the(who, asked.session, asked.grant)
+        session.used_s = now_s
+        self._check_step(session, asked)
         if len(frames) != 1:
             raise BadFrame(f"a step has one frame of input, not {len(frames)}")
         began = time.perf_counter()
@@ -168,11 +185,30 @@ class Engine:
             session.cache.truncate(session.length)
             raise
         session.length += asked.tokens
-        session.used_s = now_s
         self._steps += 1
         self._tokens += asked.tokens
         self._busy_s += stepped.seconds
         return stepped
+
+    def _check_step(self, session: Session, asked: Step) -> None:
+        self.check_tokens(asked)
+        name, length = session.name, session.length
+        if asked.position != length:
+            at = f"its cache has {length} tokens, the step begins at {asked.position}"
+            raise Refused("out_of_step", f"session '{name}': {at}")
+        if any(session.cache.tokens(layer) != length for layer in range(session.start, session.stop)):
+            raise Refused(
+                "out_of_step", f"session '{name}': not all of its layers have the KV cache of {length} tokens"
+            )
+        if length + asked.tokens > most_tokens(session.part):
+            raise Refused("too_long", f"session '{name}': the model has {most_tokens(session.part)} positions")
+        self._afford(session, asked.tokens * session.bytes_per_token)
+
+    def check_tokens(self, asked: Step) -> None:
+        """Raise Refused where a step is too long for one turn."""
+        if asked.tokens > self.limits.step_tokens:
+            text = f"{asked.tokens} tokens in one step; at most {self.limits.step_tokens}: send them in chunks"
+            raise Refused("too_long", text)
 
     def _run(self, session: Session, asked: Step, frame: bytes, began: float) -> Stepped:
         hidden = self._input(session, frame, asked.tokens)
@@ -180,6 +216,8 @@ class Engine:
             hidden = session.part.run(hidden, session.cache, session.start, session.stop)
         except torch.OutOfMemoryError:
             raise Refused("memory", f"session '{asked.session}': the device's memory is full") from None
+        if not bool(torch.isfinite(hidden).all()):
+            raise BadFrame("what the layers make of this input is not finite")
         if session.onward is not None:
             out: tuple[bytes, ...] = (activation.encode(hidden, session.onward.precision_bits),)
             return Stepped(session.onward, out, -1, time.perf_counter() - began)
@@ -196,88 +234,117 @@ class Engine:
             if len(frame) != 4 * tokens:
                 raise BadFrame(f"{tokens} token ids are {4 * tokens} bytes, not {len(frame)}")
             return part.embed(token_ids(frame))
-        hidden = activation.decode(frame, part.source.sizes.hidden, part.dtype, part.device)
-        if hidden.shape[1] != tokens:
-            raise BadFrame(f"the activation has {hidden.shape[1]} tokens, its step {tokens}")
-        return hidden
+        return activation.decode(frame, part.source.sizes.hidden, part.dtype, part.device, tokens)
 
-    def export(self, asked: Export) -> list[bytes]:
-        """KV of layers [start, stop), a frame each. Raises Refused and BadFrame."""
-        session = self._session(asked.session)
+    def export_bytes(self, who: Who, asked: Export) -> int:
+        """Bytes that an export brings. Raises as `export`."""
+        session = self.sessions.the(who, asked.session, asked.grant)
         self._within(session, asked.start, asked.stop)
+        return session.length * (asked.stop - asked.start) * session.part.kv_layout.bytes_per_token
+
+    def export(self, who: Who, asked: Export, now_s: float) -> list[bytes]:
+        """KV of layers [start, stop), a frame each. Raises Refused and BadFrame."""
+        session = self.sessions.the(who, asked.session, asked.grant)
+        self._within(session, asked.start, asked.stop)
+        session.used_s = now_s
         return [session.cache.export(layer) for layer in range(asked.start, asked.stop)]
 
-    def take(self, asked: Import, frames: Sequence[bytes]) -> None:
-        """Put KV of layers [start, stop) in. Raises Refused and BadFrame; the cache is then as it was before."""
-        session = self._session(asked.session)
+    def check_import(self, who: Who, asked: Import, frames: Sequence[bytes]) -> int:
+        """Tokens that an import brings, after what can be said without a look at its values. Raises as `take`."""
+        session = self.sessions.the(who, asked.session)
         self._within(session, asked.start, asked.stop)
         if len(frames) != asked.stop - asked.start:
             raise BadFrame(f"KV of layers [{asked.start}, {asked.stop}) in {len(frames)} frames")
-        self._afford(sum(map(len, frames)))
+        tokens = {claimed(frame) for frame in frames}
+        if len(tokens) != 1 or any(len(frame) != len(frames[0]) for frame in frames):
+            raise BadFrame("KV of layers that have seen different numbers of tokens")
+        self._may_have(session, *tokens)
+        return tokens.pop()
+
+    def take(self, who: Who, asked: Import, frames: Sequence[bytes], now_s: float) -> None:
+        """Put KV in. Raises Refused and BadFrame."""
+        tokens = self.check_import(who, asked, frames)
+        session = self.sessions.the(who, asked.session)
+        session.used_s = now_s
         taken = KvCache()
         for layer, frame in enumerate(frames, asked.start):
             taken.take(frame, layer, session.part.kv_layout)
-        self._put(session, taken, range(asked.start, asked.stop))
+        session.cache.adopt(taken, range(asked.start, asked.stop))
+        session.length = tokens
 
-    def adopt(self, session_name: str, source_name: str, start: int, stop: int) -> None:
+    def adopt(self, who: Who, asked: Pull, now_s: float) -> None:
         """Take KV of layers [start, stop) over from another session here. Raises Refused and BadFrame."""
-        session, source = self._session(session_name), self._session(source_name)
-        self._within(session, start, stop)
-        self._within(source, start, stop)
+        session, source = self.sessions.the(who, asked.session), self.sessions.the(who, asked.source, asked.grant)
+        self._within(session, asked.start, asked.stop)
+        self._within(source, asked.start, asked.stop)
         if session.part is not source.part:
-            raise Refused("unknown_model", f"session '{source_name}' is of another model")
-        self._put(session, source.cache, range(start, stop))
-
-    def _put(self, session: Session, other: KvCache, layers: range) -> None:
-        if session.cache.layers and other.length != session.length:
-            raise BadFrame(f"KV of {other.length} tokens beside layers that have {session.length}")
-        session.cache.adopt(other, layers)
+            raise Refused("unknown_model", f"session '{asked.source}' is of another model")
+        tokens = {source.cache.tokens(layer) for layer in range(asked.start, asked.stop)}
+        if len(tokens) != 1:
+            raise BadFrame("KV of layers that have seen different numbers of tokens")
+        self._may_have(session, *tokens)
+        session.used_s = source.used_s = now_s
+        session.cache.adopt(source.cache, range(asked.start, asked.stop))
         session.length = session.cache.length
+
+    def _may_have(self, session: Session, tokens: int) -> None:
+        """Raise where a session cannot have the KV of so many tokens."""
+        if session.cache.layers and tokens != session.length:
+            raise BadFrame(f"KV of {tokens} tokens beside layers that have {session.length}")
+        if tokens > most_tokens(session.part):
+            raise Refused("too_long", f"KV of {tokens} tokens: the model has {most_tokens(session.part)} positions")
+        self._afford(session, (tokens - session.length) * session.bytes_per_token)
 
     def _within(self, session: Session, start: int, stop: int) -> None:
         if not session.start <= start < stop <= session.stop:
             raise Refused("bad_route", f"layers [{start}, {stop}) are not within [{session.start}, {session.stop})")
 
-    def _afford(self, more_bytes: int) -> None:
-        used = sum(s.kv_bytes for s in self._sessions.values())
-        if used + more_bytes > self.limits.kv_bytes:
-            raise Refused("memory", f"KV caches hold {used} of {self.limits.kv_bytes} bytes; {more_bytes} more are not")
-
-    def _session(self, name: str) -> Session:
-        found = self._sessions.get(name)
-        if found is None:
-            raise Refused("unknown_session", f"session '{name}' is not open here")
-        return found
+    def _afford(self, session: Session, more_bytes: int) -> None:
+        used, own = self.sessions.kv_bytes(session.owner)
+        for held, most in ((used, self.limits.kv_bytes), (own, self.limits.kv_bytes_each)):
+            if held + more_bytes > most:
+                raise Refused("memory", f"KV caches hold {held} of {most} bytes; {more_bytes} more are not")
 
     def _part(self, model: str) -> Part:
         if model not in self._parts:
             raise BadModel(f"model '{model}' is not known here; known: {', '.join(self._parts)}")
         return self._parts[model]
 
-    def count_refused(self) -> None:
-        """Count a request that was refused."""
-        self._refused += 1
-
-    def report(self, name: str) -> HostReport:
-        """Say what is held and what was done."""
-        with self._lock:
-            models = {
-                key: ModelHeld(
-                    fingerprint=p.source.fingerprint, layers=tuple(p.layers), weight_bytes=p.weight_bytes
-                )
-                for key, p in self._parts.items()
-            }  # fmt: skip
+    def report(self, name: str, who: Who | None = None) -> HostReport:
+        """Say what is held and what was done. who: whose sessions to name, None: all."""
+        models = {
+            key: ModelHeld(
+                fingerprint=p.source.fingerprint, layers=tuple(p.layers), weight_bytes=p.weight_bytes
+            )
+            for key, p in self._parts.items()
+        }  # fmt: skip
+        with self.sessions.lock:
             return HostReport(
                 name=name,
                 models=models,
-                sessions={key: s.length for key, s in self._sessions.items()},
-                kv_bytes=sum(s.kv_bytes for s in self._sessions.values()),
+                sessions=self.sessions.lengths(who),
+                kv_bytes=sum(s.kv_bytes for s in self.sessions),
                 steps=self._steps,
                 tokens=self._tokens,
                 busy_s=self._busy_s,
-                refused=self._refused,
+                refused=0,
                 load_s_per_layer=self._loaded_s / self._loaded_layers if self._loaded_layers else 0.0,
+                expired=self._expired,
             )
+
+
+def most_tokens(part: Part) -> int:
+    """Positions that a model has."""
+    return int(part.source.config.max_position_embeddings)
+
+
+def check_key(public: str) -> None:
+    """Raise Refused for a CURVE key that is none; "" is a plain connection."""
+    try:
+        if public:
+            check_public(public)
+    except BadInput as error:
+        raise Refused("bad_route", str(error)) from None
 
 
 def token_ids(frame: bytes) -> list[int]:

@@ -4,27 +4,35 @@
     host.start(); host.load("llama", 4, 32); host.apply_weights({"t1": 2.0}); host.report(); host.stop()
 
 It installs no signal handler and has no global state: an object inside an actor as well as a process of its own
-(`cosched host`). Requests that cost nothing are answered as they come; steps wait in a fair queue by weight.
+(`cosched host`). Sessions are opened and closed as requests come; all that costs more waits for its turn, which goes
+round among identities (accounts.py, fair.py). Nothing that a peer sends ends the thread: what is refused is answered
+with a code and counted by identity, and a defect of ours that it meets is answered `internal`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import torch
 
+from cosched.access import OPERATOR, Access
 from cosched.errors import BadInput, CoschedError
-from cosched.runtime.engine import Engine, Limits
-from cosched.runtime.errors import BadFrame, Refused
-from cosched.runtime.fair import FairQueue
+from cosched.runtime.accounts import Account, Accounts, Who
+from cosched.runtime.engine import Engine, check_key
+from cosched.runtime.errors import BadFrame, HostLost, Refused
+from cosched.runtime.fair import FairTurns
+from cosched.runtime.limits import Limits
 from cosched.runtime.model import ModelSource
+from cosched.runtime.news import News
 from cosched.runtime.parts import Loaded
 from cosched.runtime.peers import Peers, Then
 from cosched.runtime.protocol import (
+    TEXT,
     Answer,
     Body,
     Close,
@@ -39,21 +47,35 @@ from cosched.runtime.protocol import (
     frames_of,
     request_of,
 )
+from cosched.runtime.sessions import Session
 from telemetry.bus import Curve
-from telemetry.calls import Call, Guard, Served, wait_for
+from telemetry.calls import Call, Guard, Sent, Served, wait_for
 from telemetry.errors import BadEndpoint
 
 IDLE_S: Final = 0.1  # how long the loop sleeps at most: then it looks whether it is to stop
 PATIENCE_S: Final = 30.0  # with another host that says nothing
+TAKEN_IN: Final = 64  # requests, and bytes of them, between two turns
+TAKEN_BYTES: Final = 32 << 20
+HOPELESS: Final = 100  # turns in a row in which nothing can be received: then the thread ends after all
+AFTER_DEFECT_S: Final = 0.002
+
+
+class HostGuard(Guard, Protocol):
+    """Who answers handshakes, and by which list (drivers/zap.py)."""
+
+    access: Access
 
 
 class _Waiting(NamedTuple):
-    """A step that waits for its turn."""
+    """A request that waits for its turn. `payer`: whose turn it is, the owner of the session that it is about."""
 
     route: bytes
     number: int
-    step: Step
+    who: Who
+    body: Body
     frames: list[bytes]
+    payer: Account
+    size: int
 
 
 class Host:
@@ -73,13 +95,17 @@ class Host:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         keys: Curve | None = None,
-        guard: Guard | None = None,
+        guard: HostGuard | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.name = name
         self.engine = Engine(models, limits or Limits(), dtype=dtype, device=device)
         self._bind, self._keys, self._guard, self._patience_s = list(bind), keys, guard, patience_s
-        self._queue: FairQueue[_Waiting] = FairQueue()
+        self.accounts = Accounts(self.engine.limits)
+        self.news = News()
+        self._queue: FairTurns[_Waiting] = FairTurns()
+        self._unread: deque[tuple[Account, Sent]] = deque()
+        self._refused = self._failed = self._unsent = self._failed_turns = 0
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.endpoints: list[str] = []
@@ -90,8 +116,14 @@ class Host:
         return self.endpoints[0]
 
     def start(self) -> None:
-        """Bind and serve, in a thread of its own. Raises BadEndpoint."""
-        max_bytes = self.engine.limits.frame_bytes
+        """Bind and serve, in a thread of its own. Raises BadEndpoint.
+
+        tcp alone: out of descriptors, libzmq's ipc listener aborts the process (ipc_listener.cpp), its tcp one waits.
+        """
+        for endpoint in self._bind:
+            if not endpoint.startswith("tcp://"):
+                raise BadEndpoint(f"{endpoint}: a host serves over tcp, such as tcp://127.0.0.1:5561")
+        max_bytes = self.engine.frame_bytes
         self._served = Served(self._keys, max_bytes)
         try:
             self._served.bind(self._bind)
@@ -99,7 +131,7 @@ class Host:
             self._served.close()
             raise
         self.endpoints = list(self._served.endpoints)
-        self._peers = Peers(self._keys, max_bytes, self._patience_s)
+        self._peers = Peers(self._keys, max_bytes, self._patience_s, self.engine.limits)
         self._thread = threading.Thread(target=self._serve, name=f"cosched-host-{self.name}", daemon=True)
         self._thread.start()
 
@@ -126,133 +158,274 @@ class Host:
         """Share the node among tasks by weight; tasks not named have 1. Raises BadModel for a weight that is none."""
         self.engine.apply_weights(weights)
 
-    def report(self) -> HostReport:
-        """Say what is held and what was done."""
-        return self.engine.report(self.name)
+    def report(self, who: Who | None = None) -> HostReport:
+        """Say what is held and what was done. who: for whose eyes; None: all sessions, and refusals of everybody."""
+        account = None if who is None else self.accounts.known(who)
+        sees_all = who is None or not who.user or self._is_operator(who)
+        refused = self.accounts.refused() if sees_all else {}
+        if not refused and account is not None and account.refused:
+            refused = {account.label: dict(account.refused)}
+        return msgspec.structs.replace(
+            self.engine.report(self.name, who),
+            refused=self._refused,
+            refused_by=refused,
+            failed=self._failed,
+            unsent=self._unsent,
+            waiting=len(self._queue),
+        )
+
+    def _is_operator(self, who: Who) -> bool:
+        return self._guard is not None and not self._guard.access.call(who.user, OPERATOR)
 
     def _serve(self) -> None:
         sockets: list[Served | Guard] = [self._served, *([self._guard] if self._guard else [])]
         try:
             while not self._stopping.is_set():
                 wait_for([*sockets, *self._peers.callers], 0.0 if len(self._queue) else IDLE_S)
-                self._turn()
-        finally:  # a fault of ours closes the sockets, so that nobody waits for an answer
+                self._turn(time.monotonic())
+        finally:  # whoever waits for an answer sees the connection close
             self._peers.close()
             self._served.close(linger_ms=100)
 
-    def _turn(self) -> None:
-        now_s = time.monotonic()
+    def _turn(self, now_s: float) -> None:
+        """Do a little of everything; a part that fails keeps none of the others from its turn."""
         if self._guard is not None:
-            self._guard.drain()
-        for session in self.engine.expire(now_s):
-            self._queue.forget(session)
-        for call in self._served.drain():
-            self._receive(call, now_s)
-        self._peers.turn(now_s)
+            self._attempt(self._guard.drain)
+        self._attempt(lambda: self._clean_up(now_s))
+        is_well = self._attempt(lambda: self._take_in(now_s))
+        self._attempt(lambda: self._peers.turn(now_s))
         if len(self._queue):
-            self._step(self._queue.pop())
+            self._attempt(lambda: self._serve_one(self._queue.pop(), now_s))
+        self._failed_turns = 0 if is_well else self._failed_turns + 1
+        if self._failed_turns >= HOPELESS:
+            raise HostLost(f"{self.name}: nothing can be received any more")
+
+    def _attempt(self, part: Callable[[], object]) -> bool:
+        """Do a part of a turn; False: it met a defect, outside of any one request."""
+        try:
+            part()
+        except Exception as error:  # noqa: BLE001  # a defect is counted and said, and never ends the thread
+            self._defect(error)
+            self._stopping.wait(AFTER_DEFECT_S)  # what fails again at once must not fill the time
+            return False
+        return True
+
+    def _clean_up(self, now_s: float) -> None:
+        """Close what nobody uses, let go of what has been sent, say what was refused."""
+        left = self.engine.expire(now_s)
+        for session in left:
+            self._recount(session.owner, now_s)
+        self.news.closed(len(left), self.engine.limits.idle_s, now_s)
+        for _ in range(min(len(self._unread), TAKEN_IN)):
+            account, sent = self._unread.popleft()
+            if sent.left:
+                self.accounts.unread(account, -sent.n_bytes)
+            else:
+                self._unread.append((account, sent))
+        self.news.refused(self.accounts.refused, self._refused, now_s)
+
+    def _take_in(self, now_s: float) -> None:
+        size = 0
+        for _ in range(TAKEN_IN):
+            calls = self._served.drain(1)
+            for call in calls:
+                size += sum(map(len, call.frames))
+                self._receive(call, now_s)
+            if not calls or size > TAKEN_BYTES:
+                return
 
     def _receive(self, call: Call, now_s: float) -> None:
+        who = Who(call.user) if call.user else Who("", call.route)
+        account = self.accounts.of(who, now_s)
         try:
             request = request_of(call.frames)
         except BadFrame as error:
-            self._answer(call.route, Answer(id=0, error="bad_request", message=str(error)))
+            self._count(account, "bad_request")
+            if self.accounts.may_ask(account, now_s):
+                self._answer(call.route, Answer(id=0, error="bad_request", message=str(error)), account)
             return
-        self._guarded(call.route, request.id, lambda: self._do(call.route, request, call.frames[1:], now_s))
+        self._guarded(call.route, request.id, account, lambda: self._admit(call, request, who, account, now_s))
 
-    def _guarded(self, route: bytes, number: int, work: Callable[[], None]) -> None:
-        """Do it, and turn what is refused into an answer."""
+    def _guarded(self, route: bytes, number: int, account: Account, work: Callable[[], bool]) -> bool:
+        """Do it, and turn what is refused or fails into an answer. Returns what it returns, False where it fails."""
         try:
-            work()
+            return work()
         except CoschedError as error:
-            self.engine.count_refused()
-            self._answer(route, Answer(id=number, error=code_of(error), message=f"{self.name}: {error}"))
+            code = code_of(error)
+            self._count(account, code)
+            answer = Answer(id=number, error=code, message=f"{self.name}: {error}"[:TEXT])
+        except Exception as error:  # noqa: BLE001  # a defect is answered, and never ends the thread
+            self._count(account, "internal")
+            self._defect(error)
+            answer = Answer(id=number, error="internal", message=f"{self.name}: a defect here: {type(error).__name__}")
+        self._answer(route, answer, account)
+        return False
 
-    def _do(self, route: bytes, request: Request, frames: list[bytes], now_s: float) -> None:
-        body, engine = request.body, self.engine
-        if isinstance(body, Step):
-            self._enqueue(_Waiting(route, request.id, body, frames))
-            return
-        if isinstance(body, Pull) and body.endpoint:
-            self._pull(route, request.id, body, now_s)
-            return
-        tensors, report = self._at_once(engine, body, frames, now_s)
-        self._answer(route, Answer(id=request.id, report=report), tensors)
+    def _count(self, account: Account, code: str) -> None:
+        self._refused += 1
+        account.refused[code] += 1
 
-    def _at_once(
-        self, engine: Engine, body: Body, frames: list[bytes], now_s: float
-    ) -> tuple[Sequence[bytes], HostReport | None]:
-        """Do what needs neither a turn nor another host."""
+    def _defect(self, error: Exception) -> None:
+        self._failed += 1
+        self.news.defect(error)
+
+    def _admit(self, call: Call, request: Request, who: Who, account: Account, now_s: float) -> bool:
+        """Do at once what costs nothing, let the rest wait. Raises Refused and BadFrame."""
+        body, frames = request.body, call.frames[1:]
+        session = self._about(who, body)
+        payer = account if session is None else self.accounts.of(session.owner, now_s)
+        if not self.accounts.may_ask(payer, now_s):
+            raise Refused("too_many", f"more than {self.engine.limits.requests_per_s:g} requests a second")
         match body:
             case Open():
-                engine.open(body, now_s)
+                self._check_task(who, body.task)
+                self.engine.open(who, body, now_s)
+                self._recount(who, now_s)
+                self._answer(call.route, Answer(id=request.id), account)
             case Close():
-                engine.close(body.session)
-                self._queue.forget(body.session)
+                self.engine.close(who, body.session)
+                self._recount(who, now_s)
+                self._answer(call.route, Answer(id=request.id), account)
+            case _:
+                size = sum(map(len, frames))
+                self._check(who, body, frames, payer)
+                self._enqueue(_Waiting(call.route, request.id, who, body, frames, payer, size), session)
+        return False
+
+    def _about(self, who: Who, body: Body) -> Session | None:
+        """Return the session that a request is about, if `who` may use it."""
+        if isinstance(body, Step | Export):
+            return self.engine.sessions.find(who, body.session, body.grant)
+        return self.engine.sessions.find(who, body.session) if isinstance(body, Import | Pull) else None
+
+    def _check_task(self, who: Who, task: str) -> None:
+        why = self._guard.access.may_run(who.user, task) if self._guard is not None else ""
+        if why:
+            raise Refused("not_allowed", f"task '{task}': {why}")
+
+    def _recount(self, who: Who, now_s: float) -> None:
+        self.accounts.of(who, now_s).sessions = self.engine.sessions.count(who)
+
+    def _check(self, who: Who, body: Body, frames: list[bytes], payer: Account) -> None:
+        """Refuse what can be refused before it waits."""
+        match body:
+            case Step():
+                self.engine.sessions.the(who, body.session, body.grant)
+                self.engine.check_tokens(body)
+                if len(frames) != 1:
+                    raise BadFrame(f"a step has one frame of input, not {len(frames)}")
+                self.accounts.may_send(payer, 0)
             case Export():
-                return engine.export(body), None
+                self.accounts.may_send(payer, self.engine.export_bytes(who, body))
             case Import():
-                engine.take(body, frames)
+                self.engine.check_import(who, body, frames)
             case Pull():
-                engine.adopt(body.session, body.source, body.start, body.stop)
+                self.engine.sessions.the(who, body.session)
+                check_key(body.server_key)
+
+    def _enqueue(self, item: _Waiting, session: Session | None) -> None:
+        flow, name, weight, cost = (item.who, ""), "", None, 1.0
+        if session is not None:
+            name, weight, cost = (
+                session.name,
+                self.engine.weight(session),
+                self.engine.cost(session, item.body, item.size),
+            )
+            flow = (session.owner, "" if weight is None else session.task)
+            if session.flow is not None and self._queue.waiting(session.flow, name):
+                flow = session.flow  # in the order in which they came, whatever its weight has become
+            session.flow = flow
+        if self._queue.waiting(flow, name) >= self.engine.limits.waiting:
+            raise Refused("busy", f"{self.engine.limits.waiting} requests of session '{name}' wait already")
+        self.accounts.begin(item.payer, item.size)
+        self._queue.push(flow, name, item, cost, 1.0 if weight is None else weight)
+
+    def _serve_one(self, item: _Waiting, now_s: float) -> None:
+        self.accounts.taken(item.payer, item.size)
+        if not self._guarded(item.route, item.number, item.payer, lambda: self._carry_out(item, now_s)):
+            self.accounts.ended(item.payer)
+
+    def _carry_out(self, item: _Waiting, now_s: float) -> bool:
+        """Do it; True: another host is asked, and its answer will be this one's."""
+        engine, body, tensors = self.engine, item.body, list[bytes]()
+        answer = Answer(id=item.number)
+        match body:
+            case Step():
+                return self._step(item, body, now_s)
+            case Pull() if body.endpoint:
+                return self._pull(item, body, now_s)
+            case Pull():
+                engine.adopt(item.who, body, now_s)
+            case Import():
+                engine.take(item.who, body, item.frames, now_s)
+            case Export():
+                self.accounts.may_send(item.payer, engine.export_bytes(item.who, body))
+                tensors = engine.export(item.who, body, now_s)
             case Look():
-                return (), self.report()
-        return (), None
+                answer = Answer(id=item.number, report=self.report(item.who))
+        self._answer(item.route, answer, item.payer, tensors)
+        return False
 
-    def _enqueue(self, item: _Waiting) -> None:
-        session = item.step.session
-        if self._queue.waiting(session) >= self.engine.limits.waiting:
-            raise Refused("busy", f"{self.engine.limits.waiting} steps of session '{session}' wait already")
-        self._queue.push(session, item, self.engine.cost(item.step), self.engine.weight(session))
-
-    def _step(self, item: _Waiting) -> None:
-        self._guarded(item.route, item.number, lambda: self._run(item))
-
-    def _run(self, item: _Waiting) -> None:
-        now_s = time.monotonic()
-        stepped = self.engine.step(item.step, item.frames, now_s)
-        if stepped.onward is None:
-            answer = Answer(id=item.number, token=stepped.token, node_s=stepped.seconds)
-            self._answer(item.route, answer, stepped.frames)
-            return
-        onward, asked = stepped.onward, item.step
+    def _step(self, item: _Waiting, asked: Step, now_s: float) -> bool:
+        stepped = self.engine.step(item.who, asked, item.frames, now_s)
+        number, node_s, onward = item.number, stepped.seconds, stepped.onward
+        if onward is None:
+            answer = Answer(id=number, token=stepped.token, node_s=node_s)
+            self._answer(item.route, answer, item.payer, stepped.frames)
+            return False
         body = Step(
             session=onward.session, position=asked.position, tokens=asked.tokens, choose=asked.choose,
-            logits=asked.logits,
+            logits=asked.logits, grant=onward.grant,
         )  # fmt: skip
+        route, payer = item.route, item.payer  # and not `item`, whose frames may go
 
-        def relay(answer: Answer, tensors: list[bytes]) -> None:
-            node_s = answer.node_s + stepped.seconds
-            self._answer(item.route, msgspec.structs.replace(answer, id=item.number, node_s=node_s), tensors)
+        def relay(answer: Answer, tensors: list[bytes]) -> bool:
+            told = msgspec.structs.replace(answer, id=number, node_s=answer.node_s + node_s, report=None)
+            self._answer(route, told, payer, tensors)
+            return False
 
-        self._ask(onward.endpoint, onward.server_key, body, stepped.frames, relay, now_s)
+        self._ask(item, onward.endpoint, onward.server_key, body, stepped.frames, relay, now_s)
+        return True
 
-    def _pull(self, route: bytes, number: int, body: Pull, now_s: float) -> None:
+    def _pull(self, item: _Waiting, body: Pull, now_s: float) -> bool:
         """Fetch KV from another host, and answer when it is in."""
+        number, who, route, payer = item.number, item.who, item.route, item.payer
 
-        def put(answer: Answer, tensors: list[bytes]) -> None:
-            if answer.error:
-                self._answer(route, msgspec.structs.replace(answer, id=number))
-                return
-            taken = Import(session=body.session, start=body.start, stop=body.stop)
+        def put(answer: Answer, tensors: list[bytes]) -> bool:
+            if not answer.error:
+                taken = Import(session=body.session, start=body.start, stop=body.stop)
+                self.engine.take(who, taken, tensors, time.monotonic())
+            self._answer(route, msgspec.structs.replace(answer, id=number, report=None), payer)
+            return False
 
-            def take() -> None:
-                self.engine.take(taken, tensors)
-                self._answer(route, Answer(id=number))
+        asked = Export(session=body.source, start=body.start, stop=body.stop, grant=body.grant)
+        self._ask(item, body.endpoint, body.server_key, asked, (), put, now_s)
+        return True
 
-            self._guarded(route, number, take)
+    def _ask(
+        self, item: _Waiting, endpoint: str, key: str, body: Body, tensors: Sequence[bytes],
+        then: Callable[[Answer, list[bytes]], bool], now_s: float,
+    ) -> None:  # fmt: skip
+        """Ask another host for the sake of `item`, which has ended when `then` is called with its answer."""
+        route, number, payer = item.route, item.number, item.payer
 
-        asked = Export(session=body.source, start=body.start, stop=body.stop)
-        self._ask(body.endpoint, body.server_key, asked, (), put, now_s)
+        def ended(answer: Answer, tensors: list[bytes]) -> None:
+            self.accounts.ended(payer)
+            self._guarded(route, number, payer, lambda: then(answer, tensors))
 
-    def _ask(self, endpoint: str, key: str, body: Body, tensors: Sequence[bytes], then: Then, now_s: float) -> None:
+        hand_on: Then = ended
         try:
-            self._peers.ask(endpoint, key, body, tensors, then, now_s)
+            self._peers.ask(payer.who, endpoint, key, body, tensors, hand_on, now_s)
         except BadEndpoint as error:
             raise Refused("bad_route", str(error)) from None
 
-    def _answer(self, route: bytes, answer: Answer, tensors: Sequence[bytes] = ()) -> None:
-        self._served.answer(route, frames_of(answer, list(tensors)))
+    def _answer(self, route: bytes, answer: Answer, account: Account, tensors: Sequence[bytes] = ()) -> None:
+        sent = self._served.answer(route, frames_of(answer, list(tensors)))
+        if sent is None:
+            self._unsent += 1
+        elif not sent.left:
+            self.accounts.unread(account, sent.n_bytes)
+            self._unread.append((account, sent))
 
 
 def code_of(error: CoschedError) -> str:

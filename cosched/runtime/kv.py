@@ -18,7 +18,7 @@ from cosched.runtime.errors import BadFrame
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (1, kv_heads, tokens, head_dim)
 
-_HEAD: Final = struct.Struct("<4sBxHHHII")  # magic, dtype, layer, kv_heads, head_dim, tokens, crc32 of what follows
+HEAD: Final = struct.Struct("<4sBxHHHII")  # magic, dtype, layer, kv_heads, head_dim, tokens, crc32 of what follows
 _MAGIC: Final = b"cKV1"
 _DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,12 +66,17 @@ class KvCache:
         """Forget tokens from position `length` on, in layers that a broken step left longer than others, too."""
         self._layers = {i: (k[:, :, :length], v[:, :, :length]) for i, (k, v) in self._layers.items()} if length else {}
 
+    def tokens(self, layer: int) -> int:
+        """Tokens that one layer has seen; 0: it has nothing."""
+        return int(self._layers[layer][0].shape[2]) if layer in self._layers else 0
+
     def adopt(self, other: KvCache, layers: Iterable[int]) -> None:
         """Take over layers of another cache; the tensors are shared. Raises BadFrame: it lacks one."""
-        for layer in layers:
-            if layer not in other._layers:
+        taken = {layer: other._layers.get(layer) for layer in layers}
+        for layer, pair in taken.items():
+            if pair is None:
                 raise BadFrame(f"layer {layer} has no KV cache to take over")
-            self._layers[layer] = other._layers[layer]
+        self._layers |= {layer: pair for layer, pair in taken.items() if pair is not None}
 
     def export(self, layer: int) -> bytes:
         """Return one layer as a frame. Raises BadFrame: there is nothing."""
@@ -81,21 +86,30 @@ class KvCache:
         body = raw_bytes(keys) + raw_bytes(values)
         _, heads, tokens, width = keys.shape
         kind = _DTYPES.index(keys.dtype)
-        return _HEAD.pack(_MAGIC, kind, layer, heads, width, tokens, zlib.crc32(body)) + body
+        return HEAD.pack(_MAGIC, kind, layer, heads, width, tokens, zlib.crc32(body)) + body
 
     def take(self, frame: bytes, layer: int, like: KvLayout) -> None:
         """Put an exported layer in. Raises BadFrame: damaged, another layer, or of other sizes than the model's."""
-        if len(frame) < _HEAD.size:
+        if len(frame) < HEAD.size:
             raise BadFrame(f"KV of layer {layer}: {len(frame)} bytes are no frame")
-        magic, kind, sent, heads, width, tokens, crc = _HEAD.unpack_from(frame)
+        magic, kind, sent, heads, width, tokens, crc = HEAD.unpack_from(frame)
         told = (magic, sent, heads, width)
         if told != (_MAGIC, layer, like.heads, like.width) or kind >= len(_DTYPES) or _DTYPES[kind] != like.dtype:
             raise BadFrame(f"KV of layer {layer}: the frame is of another layer, model or dtype")
-        body = frame[_HEAD.size :]
-        if len(body) != tokens * like.bytes_per_token or zlib.crc32(body) != crc:
+        body = memoryview(frame)[HEAD.size :]
+        if not tokens or len(body) != tokens * like.bytes_per_token or zlib.crc32(body) != crc:
             raise BadFrame(f"KV of layer {layer}: damaged on its way")
         pair = torch.frombuffer(bytearray(body), dtype=like.dtype).view(2, 1, heads, tokens, width).to(like.device)
+        if not bool(torch.isfinite(pair).all()):
+            raise BadFrame(f"KV of layer {layer}: not finite")
         self._layers[layer] = (pair[0], pair[1])
+
+
+def claimed(frame: bytes) -> int:
+    """Tokens that an exported layer says it has; nothing else of it is looked at. Raises BadFrame."""
+    if len(frame) < HEAD.size:
+        raise BadFrame(f"KV: {len(frame)} bytes are no frame")
+    return int(HEAD.unpack_from(frame)[5])
 
 
 class KvLayout:

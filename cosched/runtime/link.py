@@ -25,6 +25,7 @@ class Link:
         self.patience_s = patience_s
         self._caller = Caller(endpoint, keys, GREATEST_FRAME)
         self._numbers = itertools.count(1)
+        self._due: set[int] = set()  # numbers that an answer is still to come for
         self._arrived: dict[int, list[bytes]] = {}
         self._lost = ""
 
@@ -35,6 +36,7 @@ class Link:
         if not self._caller.send(frames_of(Request(id=number, body=body), list(tensors))):
             self._lost = "takes nothing any more"
             self._look()
+        self._due.add(number)
         return number
 
     def wait(self, number: int) -> tuple[Answer, list[bytes]]:
@@ -64,9 +66,14 @@ class Link:
 
     def _receive(self) -> bool:
         arrived = self._caller.drain()
+        due = False
         for frames in arrived:
-            self._arrived[answer_of(frames).id] = frames
-        return bool(arrived)
+            number = answer_of(frames).id
+            if number in self._due:  # what nobody asked for is not kept, and is no sign of life
+                due = True
+                self._due.discard(number)
+                self._arrived[number] = frames
+        return due
 
     def _look(self) -> None:
         if self._caller.lost():

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from cosched.profiles.quant import activation_bytes
 from cosched.runtime.chain import Leg, Route
+from cosched.runtime.errors import BadFrame
 from cosched.runtime.kv import KvCache, KvLayout
 from cosched.runtime.model import ModelSource
 from cosched.runtime.protocol import Export, Import, Pull
@@ -112,6 +113,8 @@ def migrate(cache: KvCache, old: Legs, new: Legs, layout: KvLayout) -> KvCache:
             fresh.adopt(cache, range(start, stop))
         elif taker is None and giver is not None:
             _, frames = giver.link.ask(Export(session=giver.session, start=start, stop=stop))
+            if len(frames) != stop - start:
+                raise BadFrame(f"KV of layers [{start}, {stop}) in {len(frames)} frames")
             for layer, frame in enumerate(frames, start):
                 fresh.take(frame, layer, layout)
         elif taker is not None and giver is None:
@@ -119,6 +122,8 @@ def migrate(cache: KvCache, old: Legs, new: Legs, layout: KvLayout) -> KvCache:
             taker.link.ask(Import(session=taker.session, start=start, stop=stop), frames)
         elif taker is not None and giver is not None:
             taker.link.ask(_pull(taker, giver, start, stop))
+    if len({fresh.tokens(layer) for layer in range(new.split)}) > 1:
+        raise BadFrame("KV of layers that have seen different numbers of tokens")
     return fresh
 
 
@@ -130,5 +135,5 @@ def _pull(taker: Leg, giver: Leg, start: int, stop: int) -> Pull:
     here = taker.hop.endpoint == giver.hop.endpoint
     return Pull(
         session=taker.session, start=start, stop=stop, source=giver.session,
-        endpoint="" if here else giver.hop.endpoint, server_key=giver.hop.server_key,
+        endpoint="" if here else giver.hop.endpoint, server_key=giver.hop.server_key, grant=giver.grant,
     )  # fmt: skip

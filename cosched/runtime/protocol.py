@@ -1,12 +1,14 @@
 """What a host is asked and what it answers: MessagePack in the first frame, tensors as raw frames behind it.
 
 Every request has a number that its answer brings back. A step says at which position it begins, and a host whose
-cache is not exactly there refuses it: a message that was lost or came twice can damage nothing.
+cache is not exactly there refuses it: a message that was lost or came twice can damage nothing. Whatever is decoded
+here comes from outside: lengths and nesting are bounded before anything is kept, and all that is wrong is a BadFrame.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Sequence
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -14,9 +16,16 @@ from cosched.runtime.errors import BadFrame
 from cosched.runtime.sampling import Sampling
 
 VERSION: Final = 1
+HEAD_BYTES: Final = 1 << 16  # of a message's first frame; an answer's report names every session and layer
+MOST_FRAMES: Final = 1_025  # of a message: its head, and a tensor a layer
+TEXT: Final = 2_000  # characters of a message for people
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Grant = Annotated[str, msgspec.Meta(max_length=64)]  # a session's, at least LEAST_GRANT characters; "": none
+Key = Annotated[str, msgspec.Meta(max_length=40)]
+LEAST_GRANT: Final = 16
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
@@ -28,8 +37,9 @@ class Onward(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     endpoint: Name
     session: Name
-    precision_bits: int
-    server_key: str = ""  # its CURVE public key
+    precision_bits: Annotated[int, msgspec.Meta(ge=1, le=32)]
+    server_key: Key = ""  # its CURVE public key
+    grant: Grant = ""  # of that session: what lets this host run its steps
 
 
 class Open(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,9 +48,10 @@ class Open(Message, frozen=True, kw_only=True, omit_defaults=True):
     session: Name
     task: Name  # whose weight in the sharing of the node it goes by
     model: Name
-    fingerprint: str
+    fingerprint: Annotated[str, msgspec.Meta(max_length=64)]
     start: Count
     stop: Count
+    grant: Grant = ""  # who shows it may run steps and export, though the session is not his
     onward: Onward | None = None  # None: `stop` is the model's end, and tokens are chosen here
     sampling: Sampling = Sampling()
 
@@ -62,6 +73,7 @@ class Step(Message, frozen=True, kw_only=True, omit_defaults=True):
     tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
     choose: bool = False  # the answer brings the next token
     logits: bool = False  # and the last token's logits as a frame, fp32
+    grant: Grant = ""
 
 
 class Export(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -70,6 +82,7 @@ class Export(Message, frozen=True, kw_only=True, omit_defaults=True):
     session: Name
     start: Count
     stop: Count
+    grant: Grant = ""
 
 
 class Import(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,8 +100,9 @@ class Pull(Message, frozen=True, kw_only=True, omit_defaults=True):
     start: Count
     stop: Count
     source: Name
-    endpoint: str = ""
-    server_key: str = ""
+    endpoint: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    server_key: Key = ""
+    grant: Grant = ""  # of the source
 
 
 class Look(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,7 +115,7 @@ Body = Open | Close | Step | Export | Import | Pull | Look
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Frame 0 of a request."""
 
-    id: int
+    id: Number
     body: Body
     v: int = VERSION
 
@@ -126,14 +140,19 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     busy_s: float  # in execution
     refused: int
     load_s_per_layer: float  # mean; 0: nothing was loaded
+    refused_by: dict[str, dict[str, int]] = {}  # identity -> reason -> requests
+    failed: int = 0  # of those refused: by a defect of ours, answered `internal`
+    expired: int = 0  # sessions closed because nobody used them
+    unsent: int = 0  # answers that their client did not take
+    waiting: int = 0  # requests that wait for their turn
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Frame 0 of an answer. `error` "" is success; it is a code for programs, `message` for people."""
 
-    id: int
-    error: str = ""
-    message: str = ""
+    id: Number
+    error: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    message: Annotated[str, msgspec.Meta(max_length=TEXT)] = ""
     token: int = -1  # the token chosen; -1: none was asked for
     node_s: float = 0.0  # in execution, over all hosts passed; waiting is left out
     report: HostReport | None = None
@@ -142,26 +161,34 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 _requests = msgspec.msgpack.Decoder(Request)
 _answers = msgspec.msgpack.Decoder(Answer)
 
+Head = TypeVar("Head", Request, Answer)
 
-def request_of(frames: list[bytes]) -> Request:
+
+def request_of(frames: Sequence[bytes]) -> Request:
     """Decode a request's first frame. Raises BadFrame."""
-    try:
-        request = _requests.decode(frames[0] if frames else b"")
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadFrame(f"not a request: {error}") from None
+    request = _head(_requests, frames, "a request", HEAD_BYTES)
     if request.v != VERSION:
         raise BadFrame(f"protocol version {request.v}: this host speaks {VERSION}")
     return request
 
 
-def answer_of(frames: list[bytes]) -> Answer:
+def answer_of(frames: Sequence[bytes]) -> Answer:
     """Decode an answer's first frame. Raises BadFrame."""
+    return _head(_answers, frames, "an answer", 16 * HEAD_BYTES)
+
+
+def _head(decoder: msgspec.msgpack.Decoder[Head], frames: Sequence[bytes], what: str, most: int) -> Head:
+    head = frames[0] if frames else b""
+    if len(head) > most or len(frames) > MOST_FRAMES:
+        raise BadFrame(f"not {what}: {len(head)} bytes and {len(frames)} frames, more than there can be")
     try:
-        return _answers.decode(frames[0] if frames else b"")
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadFrame(f"not an answer: {error}") from None
+        return decoder.decode(head)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadFrame(f"not {what}: {error}"[:TEXT]) from None
+    except RecursionError:
+        raise BadFrame(f"not {what}: nested too deeply") from None
 
 
-def frames_of(head: Request | Answer, tensors: tuple[bytes, ...] | list[bytes] = ()) -> list[bytes]:
+def frames_of(head: Request | Answer, tensors: Sequence[bytes] = ()) -> list[bytes]:
     """Put a message together."""
     return [msgspec.msgpack.encode(head), *tensors]

@@ -160,7 +160,7 @@ def _running(view: api.TaskView) -> Row:
         lease.task,
         (
             *map(_text, (lease.task, lease.ue, lease.cell, lease.node or "device", _split(lease))),
-            *(_number(lease.prbs, 1), _number(1e2 * lease.node_share, 1)),
+            *(_number(lease.weight_prb, 1), _number(1e2 * lease.reserved.node, 1)),
             *_latency(lease, view.phase),
             *(_text(lease.reason if lease.promised else "no promise"), _number(lease.valid_for_ms)),
         ),
@@ -232,8 +232,8 @@ def explanation(found: api.Explanation) -> list[str]:
     if lease.point:
         phases = ", ".join(map(_of_deadline, lease.predicted_s, lease.slack_s))
         lines.append(
-            f"{plain(lease.point)}: {plain(lease.cell)} {lease.prbs:.1f} PRBs, "
-            f"{plain(lease.node) or 'device'} {100 * lease.node_share:.1f} %; {phases}"
+            f"{plain(lease.point)}: {plain(lease.cell)} {lease.weight_prb:.1f} PRBs, "
+            f"{plain(lease.node) or 'device'} {100 * lease.reserved.node:.1f} % reserved; {phases}"
         )
     if lease.binding_resource:
         lines.append(f"Binding resource: {plain(lease.binding_resource)}")

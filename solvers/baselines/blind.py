@@ -126,7 +126,7 @@ def _admit(view: _View, arrivals: Ints, count: int) -> Ints:
     left = view.room - _granted(view, held, np.where(np.isfinite(need[held]), need[held], 0.0))
     left -= np.append(view.overbook * _coupled(problem, allowed), 0.0)
     places = np.append((allowed - view.users(chosen))[:-1], np.inf)
-    taken = np.where(np.isfinite(need), problem.activity * need, np.inf) + problem.rigid  # (J, S)
+    taken = np.where(np.isfinite(need), problem.activity * need, np.inf) + view.overbook * problem.rigid  # (J, S)
     total = np.where(problem.value > 0, need.sum(axis=1), np.inf)
     least = [total[problem.first[i] : problem.first[i + 1]].min(initial=np.inf) for i in arrivals]
     for i in arrivals[np.argsort(least, kind="stable")]:
@@ -157,9 +157,12 @@ def _spread(view: _View, arrivals: Ints, count: int) -> Floats:
 
 
 def _granted(view: _View, points: Ints, need: Floats) -> Floats:
-    """Compute shares and rigid demand (R + 1,) of the points."""
+    """Compute shares and rigid demand (R + 1,) of the points.
+
+    Shares are given away `overbook` times over; what is rigid (memory) is held and can be given away once only.
+    """
     problem = view.problem
-    weight = problem.activity[points] * need + problem.rigid[points]
+    weight = problem.activity[points] * need + view.overbook * problem.rigid[points]
     total = np.bincount(problem.slot[points].ravel(), weights=weight.ravel(), minlength=view.room.size)
     total[-1] = 0.0
     return np.asarray(total, dtype=np.float64)

@@ -321,6 +321,8 @@ class Dispatcher:
             raise Gone(f"no answer within {patience_s:g} s") from None
         except RayError as error:
             raise Gone(_cause(error)) from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Gone(f"its actor's answer cannot be read: {error}") from None
         node.undelivered = 0
         if isinstance(answer, Refusal):
             self._refused(answer)

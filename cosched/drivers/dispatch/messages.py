@@ -7,16 +7,21 @@ dispatcher -> node actor: Order, at most one per plan, answered with Ack or Refu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
 from cosched.control_messages import ClusterNode
+from cosched.errors import BadInput
 
 VERSION: Final = 1  # of what node actors take: daemon and nodes may be updated one after the other
 OLD_EPOCH: Final = "old_epoch"  # codes of a Refusal
 OLD_GENERATION: Final = "old_generation"
 OTHER_VERSION: Final = "other_version"
+MALFORMED: Final = "malformed"
+
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # bytes, weights, shares: neither negative nor infinite nor NaN
+LayerNo = Annotated[int, msgspec.Meta(ge=0, le=4_096)]
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True):
@@ -26,17 +31,17 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     point: str  # id of the operating point
     split: int  # layers that the device keeps
     precision_bits: int
-    weight: float
-    share: float  # of the node, as planned
+    weight: Amount
+    share: Amount  # of the node, as planned
 
 
 class Layers(msgspec.Struct, frozen=True, array_like=True):
     """Decoder layers [first, last) of a model; `weight_bytes` is what they weigh, each alike."""
 
     model: str
-    first: int
-    last: int
-    weight_bytes: float = 0.0
+    first: LayerNo
+    last: LayerNo
+    weight_bytes: Amount = 0.0
 
 
 Layer = tuple[str, int]  # one of a model
@@ -76,7 +81,24 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     end: tuple[str, ...] = ()
     load: tuple[Layers, ...] = ()
     unload: tuple[Layers, ...] = ()
-    room_bytes: float = 0.0  # for weights
+    room_bytes: Amount = 0.0  # for weights
+
+
+_order = msgspec.msgpack.Decoder(Order)
+
+
+def order_of(data: bytes) -> Order:
+    """Decode an Order. Raises BadInput: it is none, or has amounts or layers that cannot be."""
+    try:
+        order = _order.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadInput(f"an order that cannot be read: {error}") from None
+    except RecursionError:
+        raise BadInput("an order that cannot be read: nested too deeply") from None
+    for layers in (*order.load, *order.unload):
+        if layers.first >= layers.last:
+            raise BadInput(f"an order for layers [{layers.first}, {layers.last}) of '{layers.model}', which are none")
+    return order
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):

@@ -3,6 +3,7 @@
 What it serves with is the node's own affair, so it stands in the environment of the node's Ray:
 COSCHED_HOST_MODELS: a folder with a checkpoint's folder for each model of the site, by its id there.
 COSCHED_HOST_BIND: the endpoint of activations, tcp://127.0.0.1:0 unless it is set.
+COSCHED_HOST_LIMITS: NAME=VALUE of cosched.runtime's limits, with blanks between.
 COSCHED_HOST_KEY, COSCHED_HOST_ALLOWED: its CURVE key pair and the list of who may connect; needed beyond this machine.
 """
 
@@ -13,12 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from cosched.drivers.dispatch.executor import InForce, InUse, Memory
 from cosched.drivers.dispatch.messages import Layer, Layers, Session, runs, single
 from cosched.drivers.zap import Authenticator, guarded
 from cosched.errors import BadInput
 from cosched.runtime.errors import BadModel, HostLost, Refused
 from cosched.runtime.host import Host
+from cosched.runtime.limits import Limits, limits_of
 from cosched.runtime.measure import best_device, card_name, memory_bytes
 from cosched.runtime.model import ModelSource, open_model
 from telemetry.bus import Curve
@@ -26,9 +30,11 @@ from telemetry.errors import BadEndpoint
 
 MODELS: Final = "COSCHED_HOST_MODELS"
 BIND: Final = "COSCHED_HOST_BIND"
+LIMITS: Final = "COSCHED_HOST_LIMITS"
 KEY: Final = "COSCHED_HOST_KEY"
 ALLOWED: Final = "COSCHED_HOST_ALLOWED"
 EVERYWHERE: Final = ("tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:")  # no address to connect to
+_log = structlog.get_logger()
 LEAST_WEIGHT: Final = 1e-6  # who is served with what the others leave has weight 0 in a plan; a host wants more
 
 
@@ -36,10 +42,12 @@ class Serving:
     """A Host with the weights and layers that the daemon wants. Raises BadInput, BadModel, BadEndpoint."""
 
     def __init__(self, node: str) -> None:
-        sources, bind = _sources(), _bind()
+        sources, bind, limits = _sources(), _bind(), _limits()
         keys, self._guard = _keys()
         self._device = best_device()
-        self._host = Host(node, sources, bind=[bind], device=self._device.type, keys=keys, guard=self._guard)
+        self._host = Host(
+            node, sources, bind=[bind], limits=limits, device=self._device.type, keys=keys, guard=self._guard
+        )
         try:
             self._host.start()
         except BadEndpoint as error:
@@ -75,7 +83,9 @@ class Serving:
 
     def in_force(self) -> InForce:
         """Return the weights applied, and those layers that the host really has. Raises HostLost."""
-        if not self._host.is_serving:  # a step that found no memory, for one, ends its thread
+        for line in self._host.news.take():
+            _log.warning("host", said=line)
+        if not self._host.is_serving:
             raise HostLost("its host has ended; the log of its actor says why")
         models = self._host.report().models
         held = {(name, k): self._bytes.get((name, k), 0.0) for name, model in models.items() for k in model.layers}
@@ -95,6 +105,13 @@ class Serving:
     def _end_guard(self) -> None:
         if self._guard is not None:
             self._guard.close()
+
+
+def _limits() -> Limits:
+    try:
+        return limits_of(os.environ.get(LIMITS, "").split())
+    except BadInput as error:
+        raise BadInput(f"{LIMITS}: {error}") from None
 
 
 def _bind() -> str:

@@ -1,0 +1,133 @@
+"""What peers have sent and is not worked on yet: a bounded queue for each peer, served in turns.
+
+A peer pays for its work in seconds of the loop's time. Whoever has had more than its part lately comes after those who
+have not, and is served only while they are not waiting: so one peer, whatever it sends, delays nobody by more than one
+piece of its work. Nothing is held back while nobody else waits. (Deficit round robin: Shreedhar, Varghese 1996; the
+quantum is time, for sizes do not tell what a message costs.)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+PART: Final = 0.1  # of the loop's time that a peer may use before it comes after the others
+BURST_S: Final = 0.02  # that it may use at once
+DEEPEST_S: Final = 1.0  # no peer is held to have used more than this beyond its part
+LOOKED_AT: Final = 32  # peers, for one that has not used up its part
+REMEMBERED: Final = 4_096  # peers whose use is remembered; then those are forgotten that were silent longest
+
+
+@dataclass(slots=True)
+class _Peer(Generic[T]):
+    """One peer's queue, and what it may use (s) as of an instant."""
+
+    at_s: float
+    credit_s: float = BURST_S
+    queue: deque[tuple[T, int]] = field(default_factory=deque)
+    n_bytes: int = 0
+
+    def refill(self, now_s: float) -> None:
+        self.credit_s = min(BURST_S, self.credit_s + PART * max(0.0, now_s - self.at_s))
+        self.at_s = now_s
+
+
+class Turns(Generic[T]):
+    """Queues of at most `most` items and `most_bytes` a peer, `all_bytes` in all; beyond, what comes is not taken."""
+
+    def __init__(self, most: int, most_bytes: int, all_bytes: int) -> None:
+        self._most, self._most_bytes, self._all_bytes = most, most_bytes, all_bytes
+        self._peers: OrderedDict[str, _Peer[T]] = OrderedDict()  # least recently heard first
+        self._waiting: OrderedDict[str, _Peer[T]] = OrderedDict()  # with something in the queue, next in turn first
+        self._held: set[str] = set()
+        self._n = self._n_bytes = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that wait."""
+        return self._n_bytes
+
+    def put(self, name: str, item: T, n_bytes: int, now_s: float) -> bool:
+        """Queue an item; False where its peer, or all together, have too much waiting already."""
+        peer = self._peer(name, now_s)
+        full = len(peer.queue) >= self._most or peer.n_bytes + n_bytes > self._most_bytes
+        if peer.queue and (full or self._n_bytes + n_bytes > self._all_bytes):
+            return False  # one item is always taken: a peer that has nothing waiting is never shut out by others
+        peer.queue.append((item, n_bytes))
+        self._count(peer, 1, n_bytes)
+        if name not in self._held:
+            self._waiting[name] = peer
+        return True
+
+    def put_back(self, name: str, item: T, n_bytes: int, now_s: float) -> None:
+        """Queue what is left of an item that was taken, before the peer's others."""
+        peer = self._peer(name, now_s)
+        peer.queue.appendleft((item, n_bytes))
+        self._count(peer, 1, n_bytes)
+        self._waiting[name] = peer
+
+    def take(self, now_s: float) -> tuple[str, T] | None:
+        """Return the next item and whose it is; None where nothing waits. Charge its peer with what it cost."""
+        if not self._waiting:
+            return None
+        for _ in range(min(LOOKED_AT, len(self._waiting))):
+            name, peer = next(iter(self._waiting.items()))
+            if self._is_due(peer, now_s):
+                break
+            self._waiting.move_to_end(name)  # it has used up its part: the others first
+        name, peer = next(iter(self._waiting.items()))
+        item, n_bytes = peer.queue.popleft()
+        self._count(peer, -1, -n_bytes)
+        if peer.queue:
+            self._waiting.move_to_end(name)
+        else:
+            del self._waiting[name]
+        return name, item
+
+    def hold(self, name: str) -> None:
+        """Let nothing of this peer's be taken until `release`."""
+        self._held.add(name)
+        self._waiting.pop(name, None)
+
+    def release(self, name: str) -> None:
+        """Let this peer's items be taken again."""
+        self._held.discard(name)
+        if (peer := self._peers.get(name)) is not None and peer.queue:
+            self._waiting[name] = peer
+
+    def charge(self, name: str, cost_s: float) -> None:
+        """Note what an item of a peer has cost."""
+        if (peer := self._peers.get(name)) is not None:
+            peer.credit_s = max(peer.credit_s - cost_s, -DEEPEST_S)
+
+    def has_overdrawn(self, name: str, now_s: float) -> bool:
+        """Whether the peer has used more than its part lately."""
+        peer = self._peers.get(name)
+        return peer is not None and not self._is_due(peer, now_s)
+
+    def _is_due(self, peer: _Peer[T], now_s: float) -> bool:
+        peer.refill(now_s)
+        return peer.credit_s > 0
+
+    def _count(self, peer: _Peer[T], n: int, n_bytes: int) -> None:
+        peer.n_bytes += n_bytes
+        self._n_bytes += n_bytes
+        self._n += n
+
+    def _peer(self, name: str, now_s: float) -> _Peer[T]:
+        peer = self._peers.get(name)
+        if peer is not None:
+            self._peers.move_to_end(name)
+            return peer
+        peer = self._peers[name] = _Peer(now_s)
+        if len(self._peers) > REMEMBERED:
+            oldest = next((n for n, p in self._peers.items() if not p.queue and n not in self._held), None)
+            if oldest is not None:
+                del self._peers[oldest]
+        return peer

@@ -1,0 +1,57 @@
+"""What a host lends out, in all and to one identity; whoever asks for more is refused with a code.
+
+An identity is the name that its CURVE key goes by, or a connection where it is plain.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import msgspec
+
+from cosched.errors import BadInput
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of one host. `*_each`: of one identity."""
+
+    sessions: int = 256
+    sessions_each: int = 64
+    kv_bytes: int = 8 << 30  # of all sessions
+    kv_bytes_each: int = 4 << 30
+    frame_bytes: int = 256 << 20  # of one frame, less where no model needs that; longer ones close their connection
+    waiting_bytes: int = 1 << 30  # of frames of requests that wait for their turn
+    waiting_bytes_each: int = 256 << 20
+    unread_bytes: int = 1 << 30  # of answers on their way to whoever reads slowly
+    unread_bytes_each: int = 512 << 20
+    waiting: int = 256  # requests of one session that wait for their turn
+    requests_each: int = 1_024  # that wait, or are under way at other hosts
+    requests_per_s: float = 2_000.0  # of one identity; a burst of one second's worth is let through
+    step_tokens: int = 512  # of one step: whoever asks for more waits for turns between
+    idle_s: float = 600.0  # a session that nobody uses for so long is closed
+    hosts: int = 64  # other hosts connected to at a time
+    hosts_each: int = 8  # ... for the sake of one identity
+    reach: str = "tcp://*"  # shell pattern of the other hosts' endpoints
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a limit that is none."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not (0 <= value < float("inf")):
+                raise ValueError(f"{name} = {value}: 0 or more")
+
+
+def limits_of(items: Iterable[str]) -> Limits:
+    """Read NAME=VALUE. Raises BadInput."""
+    told: dict[str, str] = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        if name not in Limits.__struct_fields__:
+            near = difflib.get_close_matches(name, Limits.__struct_fields__, 1, 0.0)[0]
+            raise BadInput(f"limit '{item}': there is none of that name; the nearest is {near}")
+        told[name] = value
+    try:
+        return msgspec.convert(told, Limits, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"limits: {error}") from None

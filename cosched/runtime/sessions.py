@@ -1,0 +1,122 @@
+"""A host's sessions: each belongs to the identity that opened it, and is found by nobody else.
+
+Names are apart by owner. Whoever is to run steps of a session or to fetch its KV cache on the owner's behalf (the host
+before it on a route, the host that a generation moves to) shows the session's grant, a secret that its owner made up
+and handed to that host.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cosched.runtime.accounts import Who
+from cosched.runtime.errors import Refused
+from cosched.runtime.kv import KvCache
+from cosched.runtime.parts import Part
+from cosched.runtime.protocol import Onward
+from cosched.runtime.sampling import Sampling
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One generation's part at this host."""
+
+    owner: Who
+    name: str
+    task: str
+    grant: str  # "": nobody but its owner
+    part: Part
+    start: int
+    stop: int
+    onward: Onward | None
+    sampling: Sampling
+    has_weight: bool = False  # whether it goes by its task's weight
+    cache: KvCache = field(default_factory=KvCache)
+    length: int = 0  # tokens in the cache
+    used_s: float = 0.0  # when it was last used
+    flow: tuple[Who, str] | None = None  # that its requests waited in the last time
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of its cache."""
+        return self.length * self.bytes_per_token
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one more token adds."""
+        return (self.stop - self.start) * self.part.kv_layout.bytes_per_token
+
+
+class Sessions:
+    """Sessions by owner and name. `lock`: for whoever looks at all of them from another thread."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[Who, str], Session] = {}
+        self._granted: dict[str, Session] = {}
+        self.lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._open.values()))
+
+    def find(self, who: Who, name: str, grant: str = "") -> Session | None:
+        """Return a session that `who` may use: its own, or one whose grant it shows."""
+        found = self._open.get((who, name))
+        if found is None and grant:
+            found = self._granted.get(grant)
+            return found if found is not None and found.name == name else None
+        return found
+
+    def the(self, who: Who, name: str, grant: str = "") -> Session:
+        """Return it, as `find`. Raises Refused("unknown_session"): for another's as for one that is not there."""
+        found = self.find(who, name, grant)
+        if found is None:
+            raise Refused("unknown_session", f"session '{name}' is not open here for you")
+        return found
+
+    def add(self, session: Session) -> None:
+        """Take one in. Raises Refused("conflict"): its owner has one of that name, or the grant is in use."""
+        if (session.owner, session.name) in self._open:
+            raise Refused("conflict", f"session '{session.name}' is open already")
+        if session.grant and session.grant in self._granted:
+            raise Refused("conflict", f"session '{session.name}': its grant is in use")
+        with self.lock:
+            session.has_weight = not any(
+                s.has_weight for s in self if s.task == session.task and s.owner != session.owner
+            )
+            self._open[session.owner, session.name] = session
+        if session.grant:
+            self._granted[session.grant] = session
+
+    def remove(self, session: Session) -> None:
+        """Let one go."""
+        with self.lock:
+            self._open.pop((session.owner, session.name), None)
+        if session.grant:
+            self._granted.pop(session.grant, None)
+
+    def count(self, who: Who) -> int:
+        """Sessions of one identity."""
+        return sum(owner == who for owner, _ in self._open)
+
+    def kv_bytes(self, who: Who) -> tuple[int, int]:
+        """Bytes of all caches, and of those of one identity."""
+        all_bytes = own = 0
+        for session in self._open.values():
+            size = session.kv_bytes
+            all_bytes += size
+            own += size if session.owner == who else 0
+        return all_bytes, own
+
+    def lengths(self, who: Who | None = None) -> dict[str, int]:
+        """Tokens in the caches by name, of all (None) or of one identity."""
+        found: dict[str, int] = {}
+        for session in self:
+            if who is None or session.owner == who:
+                name = session.name if session.name not in found else f"{session.name} ({len(found)})"
+                found[name] = session.length
+        return found
