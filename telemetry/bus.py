@@ -80,7 +80,7 @@ class Bus:
 
     `domain` is what the authenticator (RFC 27) knows the socket by. There are no heartbeats of libzmq: with a full
     queue they abort the process (libzmq 4.3.5, stream_engine_base.cpp; issues 3937, 4364, 4767). Dead hosts are noticed
-    by tcp, dead processes by the connection; whoever has to notice more listens for messages (the status, every second).
+    by tcp, dead processes by the connection; whoever must notice more listens for messages (the status, every second).
     """
 
     domain: ClassVar[str] = ""  # what the authenticator is told of this socket (ZAP, RFC 27)
