@@ -1,5 +1,6 @@
 # Every target does its own set-up: it needs make and Python 3.11 or newer, nothing else.
 # PYTHON=/path/to/python chooses the interpreter; ARGS="..." is handed on to the program that a target runs.
+# simulate: SEED, EVENTS and SCRIPT say what is played; a seed that fails is shrunk and printed with its command.
 # EXTRAS=dev leaves out torch: the tests of the split runtime are skipped then.
 # install: PREFIX, ETC and UNITS say where the program, its configuration and the systemd units go.
 # fuzz: TARGET and SECONDS; ARGS=--keep adds what is found to the corpus.
@@ -20,7 +21,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq -c const
 KERNELS := $(shell find solvers cosched/core cosched/fluid cosched/warmup.py -name '*.py' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint format bench install clean
+.PHONY: help setup demo test simulate fuzz lint format bench install clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -34,6 +35,10 @@ demo: setup ## a live daemon on the sample trace, an LLM split over a local Ray,
 
 test: setup ## run all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+simulate: setup ## a daemon in virtual time against a seeded adversary: SEED=1 EVENTS=1000000, or SCRIPT=out/simulate-17.json
+	@$(BIN)/python tests/simulation/run.py --seed $(or $(SEED),1) --events $(or $(EVENTS),1000000) \
+	  $(if $(SCRIPT),--script $(SCRIPT)) $(ARGS)
 
 fuzz: setup ## hunt for inputs that break TARGET (tests/fuzz) for SECONDS, guided by coverage; TARGET=all for every one
 	@for target in $(if $(filter all,$(TARGET)),bus control decisions host captures state config problems,$(TARGET)); do \
@@ -62,9 +67,7 @@ install: ## as root: put program, configuration, keys and systemd units in their
 	@install -d -m 755 $(ETC) $(ETC)/keys $(UNITS)
 	@test -e $(ETC)/cosched.toml || echo '# What differs from the defaults: cosched config show' > $(ETC)/cosched.toml
 	@test -e $(ETC)/keys/daemon.key || $(PREFIX)/bin/cosched keys new daemon --keys $(ETC)/keys
-	@for unit in systemd/*.service; do \
-	  sed 's,/opt/cosched,$(PREFIX),; s,/etc/cosched,$(ETC),g' $$unit > $(UNITS)/$${unit#systemd/} || exit 1; \
-	done
+	@sh systemd/install.sh '$(PREFIX)' '$(ETC)' '$(UNITS)'
 	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo 'installed; next: systemctl enable --now cosched'
 

@@ -127,6 +127,11 @@ class Access:
         self._states = {i.name: _state(i, now_s) for i in identities}
         self._by_key = {state.identity.public: state for state in self._states.values()}
 
+    @property
+    def holders(self) -> frozenset[tuple[str, str, str]]:
+        """(key, name, role) of everybody who is let in."""
+        return frozenset((s.identity.public, s.identity.name, s.identity.role) for s in self._states.values())
+
     def connect(self, public: str, domain: str, now_s: float) -> tuple[str, str]:
         """Answer a handshake on the socket `domain`: (name, "") or ("", reason)."""
         state = self._by_key.get(public)

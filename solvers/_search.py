@@ -39,6 +39,7 @@ FILL_ROUNDS: Final = 8  # of filling, with few tasks ...
 LEAST_ROUNDS: Final = 1  # ... and with any number
 ROUNDS_TASKS: Final = 8000  # ... in all rounds together, between these two
 NEARLY: Final = 1e-6  # of the worth of the room: less than that need not be saved at once (GOAL in solvers/_fit.py)
+TINY: Final = 1e-3  # part of what a change saves: an excess below it does not call for that change
 SAME: Final = 1e-9  # values that differ by less are the same
 
 
@@ -264,7 +265,8 @@ def _lessen(
 ) -> float:
     """Drop or switch wavering tasks, least loss per cost saved first; returns what is left of the excess.
 
-    paid (N,): what the chosen points cost; least: less than it need not be saved by the last change.
+    Where the last change saves a thousand times the excess, another one may give up less: `_close`. paid (N,): what the
+    chosen points cost; least: less than it need not be saved by the last change.
     """
     many = opt.task.shape[0]
     ratio, to, now = np.full(many, math.inf), np.empty(many, dtype=np.int64), np.empty(many, dtype=np.int64)
@@ -281,7 +283,7 @@ def _lessen(
             break
         m = to[best]
         saved = opt.cost[now[best]] - (opt.cost[m] if m >= 0 else 0.0)
-        if saved >= max(excess, least):
+        if TINY * saved >= excess and saved >= least:
             _close(t, k, opt, now, ratio, net, paid, max(excess, least), switch)
             return 0.0
         excess -= saved
@@ -308,7 +310,7 @@ def _drop(t: Table, k: Set, net: Floats, paid: Floats, excess: float) -> None:
             low = middle
     for i in t.order:
         if excess > 0.0 and k.chosen[i] >= 0 and net[i] <= high * paid[i]:
-            last = _least(t, k, net, paid, excess) if paid[i] >= excess else i
+            last = _least(t, k, net, paid, excess) if TINY * paid[i] >= excess else i
             excess -= paid[last]
             put(t, k, last, -1)
 

@@ -125,8 +125,10 @@ def problem_to_json(problem: Problem) -> bytes:
     return msgspec.json.encode(data)
 
 
-def solution_to_json(problem: Problem, solution: Solution, solve_ms: float, snr: Floats | None = None) -> bytes:
-    """Write a solution as `cosched solve --json` prints it (docs/solve-format.md)."""
+def solution_to_json(
+    problem: Problem, solution: Solution, solve_ms: float, snr: Floats | None = None, notes: Sequence[str] = ()
+) -> bytes:
+    """Write a solution as `cosched solve --json` prints it (docs/solve-format.md), with notes if there are any."""
     prices = zip(problem.resource_ids, solution.prices, strict=True)
     data = {
         "v": VERSION,
@@ -136,11 +138,11 @@ def solution_to_json(problem: Problem, solution: Solution, solve_ms: float, snr:
         "gap": solution.certificate.gap if math.isfinite(solution.certificate.gap) else None,
         "solver": solution.solver,
         "solve_ms": round(solve_ms, 3),
-        "evaluations": solution.evaluations,
+        "evaluations": int(solution.evaluations),
         "prices": {r: float(x) for r, x in prices},
         "tasks": {task: _served(problem, solution, i, snr) for i, task in enumerate(problem.task_ids)},
     }
-    return msgspec.json.encode(data)
+    return msgspec.json.encode(data | ({"notes": list(notes)} if notes else {}))
 
 
 def latencies(problem: Problem, chosen: int, share: Floats, snr: Floats | None = None) -> Floats:
@@ -156,13 +158,15 @@ def _served(problem: Problem, solution: Solution, i: int, snr: Floats | None) ->
         return None
     slots = [(s, int(r)) for s, r in enumerate(problem.slot[j]) if r < problem.n_resources]
     latency = latencies(problem, j, solution.share[i], snr)
+    with np.errstate(invalid="ignore"):  # no deadline, no share: how much is left is no number
+        left = problem.slack[j] - latency
     exists = np.isfinite(problem.slack[j]) | (problem.work[j] > 0).any(axis=1)
     return {
         "point": problem.point_ids[j],
         "promised": bool(solution.promised[i]),
         "shares": {problem.resource_ids[r]: float(solution.share[i, s]) for s, r in slots},
         "latency_s": [_finite(x) for x in latency[exists]],
-        "slack_s": [_finite(x) for x in (problem.slack[j] - latency)[exists]],
+        "slack_s": [_finite(x) for x in left[exists]],
     }
 
 

@@ -22,6 +22,7 @@ class Solver(Protocol):
 
 
 SOLVERS: Final[dict[str, str]] = {
+    "auto": "solvers.auto:solve",
     "joint": "solvers.price:solve",
     "exact": "solvers.exact:solve",
     "grid": "solvers.grid:solve",

@@ -154,6 +154,12 @@ def second_stage(problem: Problem, solution: Solution, goal: Goal, *, weight: Fl
     return dataclasses.replace(solution, share=share)
 
 
+def _is_awaited(problem: Problem, chosen: Ints) -> bool:
+    """Whether any chosen point has a deadline on work."""
+    point = chosen[chosen >= 0]
+    return bool((np.isfinite(problem.slack[point]) & (problem.work[point] > 0).any(axis=2)).any())
+
+
 def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats | None = None) -> tuple[Floats, float]:
     """Shares (N, S) by the goal, and a proven lower bound on its value; the objective's own is `value_of`."""
     from solvers._jit import plain
@@ -163,6 +169,9 @@ def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats
 
     if not (solution.chosen >= 0).any():
         return solution.share, 0.0
+    if goal.objective is not Objective.ENERGY and not _is_awaited(problem, solution.chosen):
+        left = leftover(problem, solution.chosen, goal, weight)
+        return solution.share, value_of(left, goal, np.ones(len(left.task)))  # latency counts for nobody
     p, energy = problem, goal.objective is Objective.ENERGY
     on_air = [goal.power_w if energy and kind == "comm" else 0.0 for kind in p.kinds]
     weights = np.ones(p.n_tasks) if weight is None else np.asarray(weight, dtype=np.float64)

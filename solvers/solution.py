@@ -25,6 +25,11 @@ class Certificate:
     value: float
     bound: float
 
+    def __post_init__(self) -> None:
+        """Plain numbers, whoever computed them: a NumPy scalar is none to what writes JSON and journals."""
+        object.__setattr__(self, "value", float(self.value))
+        object.__setattr__(self, "bound", float(self.bound))
+
     @property
     def gap(self) -> float:
         """How far from optimal the plan can be at most, in units of value."""

@@ -397,12 +397,13 @@ class Pump:
     ) -> None:
         self._loop, self._fd, self._work, self._rest_s = loop, bus.fd, work, rest_s
         self._due: asyncio.Handle | None = None
+        self._is_over = False
         self._wake()
         self.again()
 
     def again(self) -> None:
-        """Look once more, soon."""
-        if self._due is None:
+        """Look once more, soon; not after `stop`, for then the socket is being closed."""
+        if self._due is None and not self._is_over:
             self._due = self._loop.call_soon(self._run)
 
     def _run(self) -> None:
@@ -411,7 +412,7 @@ class Pump:
             self._due = None
         if self._work():
             self.again()
-        elif self._rest_s:
+        elif self._rest_s and not self._is_over:
             self._loop.remove_reader(self._fd)
             self._due = self._loop.call_later(self._rest_s, self._wake)
 
@@ -421,6 +422,7 @@ class Pump:
 
     def stop(self) -> None:
         """Call no more."""
+        self._is_over = True
         self._loop.remove_reader(self._fd)
         if self._due is not None:
             self._due.cancel()

@@ -1,7 +1,7 @@
 """ZeroMQ sockets for requests with many frames: activations and KV caches travel beside their message, not in it.
 
 A server binds `Served`, its clients connect `Caller`. A caller learns that its server has gone from the connection
-itself (a process that is killed closes it; one that is silent fails ZeroMQ's heartbeat), not from a timeout alone.
+itself (a process that is killed closes it, tcp notices a machine that is gone), not from a timeout alone.
 """
 
 from __future__ import annotations

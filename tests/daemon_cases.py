@@ -52,7 +52,8 @@ class Place:
         return sorted((self.folder / "state" / "captures").glob("*.mcap"))
 
     def environment(self) -> dict[str, str]:
-        usual = {"SOLVER_BUDGET_S": BUDGET_S, "CLUSTER_MODE": "off"}  # a Ray takes seconds: tests of it ask for one
+        # a Ray takes seconds, and few tests report their tasks: what is about either asks for it
+        usual = {"SOLVER_BUDGET_S": BUDGET_S, "CLUSTER_MODE": "off", "LEASE_SILENT_S": "1000"}
         own = {f"COSCHED_{name}": value for name, value in {**usual, **self.settings}.items()}
         clean = {k: v for k, v in os.environ.items() if not k.startswith("COSCHED_") or k == "COSCHED_KERNEL"}
         folders = {"STATE_DIRECTORY": f"{self.folder}/state", "RUNTIME_DIRECTORY": f"{self.folder}/run"}

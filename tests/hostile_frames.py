@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import sys
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from runtime_cases import HIDDEN, LAYERS, VOCAB
+from runtime_cases import HIDDEN, LAYERS, SEED, VOCAB
 
 from cosched.runtime import activation, kv
 from cosched.runtime.engine import token_frame, token_ids
 from cosched.runtime.errors import BadFrame, Refused
 from cosched.runtime.kv import KvCache, KvLayout
 from cosched.runtime.link import Link
-from cosched.runtime.model import ModelSource
+from cosched.runtime.model import ModelSource, open_model
 from cosched.runtime.peers import check_endpoint
 from cosched.runtime.protocol import (
     Answer,
@@ -309,3 +312,47 @@ def forged(values: torch.Tensor, bits: int = 32) -> bytes:
         scale = struct.pack("<e", float("inf"))
         payload = scale * tokens + b"\x11" * (tokens * width * bits // 8)
     return activation.HEAD.pack(b"cAc1", bits, 0, tokens, width, zlib.crc32(payload)) + payload
+
+
+def flood(endpoint: str, attackers: list[Attacker], count: int, patience_s: float = 60.0) -> int:
+    """Send `count` messages, some under way at a time; return how many were never answered."""
+    callers = [Caller(endpoint) for _ in attackers]
+    under_way, lost, sent = [0] * len(callers), 0, 0
+    heard_s = time.monotonic()
+    while sent < count or any(under_way):
+        for i, caller in enumerate(callers):
+            while sent < count and under_way[i] < 50:
+                caller.send(attackers[i].message())
+                under_way[i] += 1
+                sent += 1
+        wait_for(callers, 1.0)
+        for i, caller in enumerate(callers):
+            got = len(caller.drain())
+            under_way[i] -= got
+            heard_s = time.monotonic() if got else heard_s
+            if caller.lost() or time.monotonic() - heard_s > patience_s:
+                lost, under_way[i] = lost + under_way[i], 0
+                caller.close()
+                callers[i] = Caller(endpoint)
+    for caller in callers:
+        caller.close()
+    return lost
+
+
+def main() -> None:
+    """ENDPOINT CONFIG NAMES: send as many messages as each line of stdin says; print how many had no answer."""
+    endpoint, config, names = sys.argv[1:]
+    made = [Attacker(open_model(config, seed=SEED, name="llama"), [], seed) for seed in range(3)]
+    for line in sys.stdin:
+        lost, count = 0, int(line)
+        while count:
+            for attacker in made:
+                attacker.victim = Path(names).read_text().split()[-4:]
+            lost += flood(endpoint, made, min(count, 5_000))
+            count -= min(count, 5_000)
+        sys.stdout.write(f"{lost}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

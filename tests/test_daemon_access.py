@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
-from daemon_cases import SESSION, Daemon, Place, until
+from daemon_cases import PATIENCE_S, SESSION, Daemon, Place, until
 
 from cosched import keys
 from cosched.access import Identity, Limits
 from cosched.client import Client, NoAnswer, Refused, curve
+from cosched.control_messages import NoArgs, Watching
 from cosched.drivers.zap import new_pair
-from telemetry.bus import Curve, Publisher
+from telemetry.bus import Curve, Follower, Publisher
 from telemetry.messages import NodeReport, TaskProgress, UeReport
 from telemetry.wire import encode
 
@@ -184,6 +186,46 @@ def test_a_key_is_revoked_by_a_reload(site: Site) -> None:
         keys.write_allowed(path, before)
         hands.reload()
         assert eyes.status().pid == site.daemon.process.pid
+
+
+def test_whoever_is_revoked_hears_no_decision_any_more_and_the_others_go_on(site: Site, heard: Publisher) -> None:
+    """Over CURVE: open connections of the key are cut; who stays comes again by himself."""
+    path = site.folder / keys.ALLOWED
+    before = keys.read_allowed(path)
+    with site.client("hands") as hands, site.client("eyes") as eyes:
+        watching: Watching = hands.call("watch", NoArgs())
+        endpoint = next(e for e in watching.endpoints if e.startswith("tcp://"))
+        eyes.status()
+        revoked, stays = (Follower(endpoint, [b"status"], site.keys_of(name)) for name in ("eyes", "hands"))
+        assert revoked.wait(PATIENCE_S)
+        assert stays.wait(PATIENCE_S)
+        for change in ("removed", "demoted"):
+            left = [identity for identity in before if identity.name != "eyes"]
+            eyes_now = next(identity for identity in before if identity.name == "eyes")
+            demoted = msgspec.structs.replace(eyes_now, role="publisher")
+            keys.write_allowed(path, left if change == "removed" else [*left, demoted])
+            hands.reload()
+            until(lambda one=revoked: not (one.drain() or one.wait(2.5)), 20.0)  # the status comes every second
+            assert stays.wait(PATIENCE_S)
+            stays.drain()
+            assert stays.wait(PATIENCE_S), "who stays hears on"
+            keys.write_allowed(path, before)
+            hands.reload()
+            revoked.close()
+            revoked = Follower(endpoint, [b"status"], site.keys_of("eyes"))
+            assert revoked.wait(PATIENCE_S), "let in again"
+        counted = {(c.source, c.reason) for c in hands.status().ingest.refused}
+        assert ("(decisions)", "cut: a key was revoked") in counted
+        reports = hands.status().ingest.reports
+        seq = iter(range(10**6, 2 * 10**6))
+
+        def said() -> bool:
+            heard.send(*encode(UeReport(at_ns=1, source="gnb", seq=next(seq), ue="ue0", cell="cell0")))
+            return hands.status().ingest.reports > reports
+
+        until(said)
+        revoked.close()
+        stays.close()
 
 
 def test_metrics_are_served(site: Site) -> None:

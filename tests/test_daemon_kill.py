@@ -105,7 +105,8 @@ def killed_under_load(daemon: Daemon, ledger: Ledger, rng: np.random.Generator, 
 
 def test_kill_9_at_random_moments(tmp_path: Path):
     (tmp_path / "site.toml").write_text(ROOMY)
-    place = Place(tmp_path, {"SITE": f"{tmp_path}/site.toml", "TELEMETRY_STALE_UE_S": "1000"})
+    own = {"SITE": f"{tmp_path}/site.toml", "TELEMETRY_STALE_UE_S": "1000", "LEASE_LIFE_S": "20000"}
+    place = Place(tmp_path, own)
     rng, ledger = np.random.default_rng(SEED), Ledger()
     for run in range(KILLS):
         with place.daemon() as daemon:

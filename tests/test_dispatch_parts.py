@@ -18,7 +18,7 @@ from cosched.drivers.dispatch import executor, processes
 from cosched.drivers.dispatch.fence import Mark, claimed, question_refusal, refusal
 from cosched.drivers.dispatch.follow import Follower
 from cosched.drivers.dispatch.link import node_specs
-from cosched.drivers.dispatch.messages import Claim, Layers, Order, Report, Session
+from cosched.drivers.dispatch.messages import Claim, Layers, Order, Report, Session, order_of
 from cosched.errors import BadInput
 from cosched.runtime.errors import HostLost
 
@@ -55,6 +55,25 @@ def test_an_order_of_another_version_is_refused():
     refused = refusal(Mark(), order(1, 1, v=2))
     assert refused is not None
     assert refused.reason == "other_version"
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        (b"\x91" * 100_000, "cannot be read"),
+        (b"\x81\xa1x" + b"\x91" * 100_000, "nested too deeply"),
+        (b"\xdf\xff\xff\xff\xff", "truncated"),
+        (order(1, 1, hold=(Session("t", "p", 1, 8, float("nan"), 0.1),)), "hold"),
+        (order(1, 1, hold=(Session("t", "p", 1, 8, 0.1, float("inf")),)), "hold"),
+        (order(1, 1, load=(Layers("m", 0, 2**60),)), "load"),
+        (order(1, 1, load=(Layers("m", -1, 2),)), "load"),
+        (order(1, 1, unload=(Layers("m", 3, 3),)), r"layers \[3, 3\) of 'm'"),
+        (order(1, 1, room_bytes=float("-inf")), "room_bytes"),
+    ],
+)
+def test_what_is_no_order_is_bad_input(what: bytes | Order, why: str):
+    with pytest.raises(BadInput, match=why):
+        order_of(what if isinstance(what, bytes) else msgspec.msgpack.encode(what))
 
 
 def test_epochs_grow_with_every_claim_and_a_lost_one_does_not_come_back():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import socket
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -31,7 +35,8 @@ from cosched.runtime.model import ModelSource
 from cosched.runtime.parts import Part
 from cosched.runtime.protocol import Answer, Import, Look, Step
 from cosched.runtime.sampling import Sampling
-from telemetry.calls import Caller, wait_for
+from telemetry.calls import Caller
+from telemetry.errors import BadEndpoint
 
 L = cases.LAYERS
 FRAMES = int(os.environ.get("COSCHED_HOSTILE_FRAMES", "100000"))  # of the flood
@@ -202,15 +207,47 @@ def test_limits_are_read_or_refused_with_the_nearest() -> None:
             limits_of([bad])
 
 
+def test_more_connections_than_descriptors_end_nothing(tmp_path: Path) -> None:
+    """Strangers take all descriptors: who is connected is served meanwhile, and newcomers once they are gone."""
+    source, host = cases.seeded(tmp_path), cases.HostProcess(tmp_path, "edge0")
+    crowd: list[socket.socket] = []
+    try:
+        endpoint = host.endpoint()
+        resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, (128, 128))
+        early = Link(endpoint)
+        early.ask(opened(source))
+        address, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        with contextlib.suppress(OSError):
+            for _ in range(300):
+                crowd.append(socket.create_connection((address, int(port)), timeout=1.0))  # noqa: PERF401  # until it fails
+        assert len(crowd) > 128
+        early.ask(Step(session="s", position=0, tokens=1), (token_frame([1]),))
+        for one in crowd:
+            one.close()
+        late = Link(endpoint)
+        late.ask(opened(source))
+        for link in (early, late):
+            link.close()
+    finally:
+        for one in crowd:
+            one.close()
+        host.kill()
+
+
+def test_a_host_serves_over_tcp_alone(source: ModelSource, tmp_path: Path) -> None:
+    host = Host("edge0", [source], bind=[f"ipc://{tmp_path}/host.sock"])
+    with pytest.raises(BadEndpoint, match="a host serves over tcp"):
+        host.start()
+
+
 # --- all of it at once -----------------------------------------------------------------------------------------------
 
 
 class Bystander:
-    """Generates on the host under attack, again and again, and takes the time of each token."""
+    """Generates on the host under attack, again and again, and times each token. names: file of its sessions."""
 
-    def __init__(self, source: ModelSource, endpoint: str, expected: list[int]) -> None:
-        self._source, self._endpoint, self._expected = source, endpoint, expected
-        self.names: list[str] = []
+    def __init__(self, source: ModelSource, endpoint: str, expected: list[int], names: Path) -> None:
+        self._source, self._endpoint, self._expected, self._names = source, endpoint, expected, names
         self.seconds: list[float] = []
         self.runs = 0
         self.wrong = ""
@@ -218,84 +255,84 @@ class Bystander:
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def __enter__(self) -> Self:
+        self._names.write_text("nobody\n")
         self._thread.start()
-        while not self.names:
-            time.sleep(0.01)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join(60)
 
+    def wait_for(self, runs: int) -> None:
+        """Wait for so many more runs that gave the right tokens."""
+        until, until_s = self.runs + runs, time.monotonic() + 120
+        while self.runs < until:
+            assert not self.wrong
+            assert time.monotonic() < until_s, "it is not served"
+            time.sleep(0.02)
+
     def _live(self) -> None:
         try:
             links = Links()
             while not self._ended.is_set():
-                route = Route(2 * (self.runs % 2), (Hop(self._endpoint, L),), 32)
-                run = Generation(Part(self._source), "by", cases.PROMPT, route, links, chunk_tokens=cases.CHUNK)
-                self.names.append(f"{run._name}.1.0")
-                while len(run.output) < len(self._expected):
-                    began_s = time.perf_counter()
-                    run.advance()
-                    self.seconds.append(time.perf_counter() - began_s)
-                if run.output != self._expected or run.is_local:
-                    self.wrong = f"run {self.runs}: {run.output}"
-                    return
-                run.close()
-                self.runs += 1
+                self._run(links)
             links.close()
         except Exception as error:  # noqa: BLE001
             self.wrong = repr(error)
 
+    def _run(self, links: Links) -> None:
+        route = Route(2 * (self.runs % 2), (Hop(self._endpoint, L),), 32)
+        run = Generation(Part(self._source), "by", cases.PROMPT, route, links, chunk_tokens=cases.CHUNK)
+        with self._names.open("a") as file:
+            file.write(f"{run._name}.1.0\n")
+        while len(run.output) < len(self._expected):
+            began_s = time.perf_counter()
+            run.advance()
+            self.seconds.append(time.perf_counter() - began_s)
+        if run.output != self._expected or run.is_local:
+            raise AssertionError(f"run {self.runs}: {run.output}")
+        run.close()
+        self.runs += 1
 
-def flood(endpoint: str, attackers: list[Attacker], count: int, patience_s: float = 30.0) -> int:
-    """Send `count` messages, some under way at a time; return how many were never answered."""
-    callers = [Caller(endpoint) for _ in attackers]
-    under_way, lost, sent = [0] * len(callers), 0, 0
-    heard_s = time.monotonic()
-    while sent < count or any(under_way):
-        for i, caller in enumerate(callers):
-            while sent < count and under_way[i] < 50:
-                caller.send(attackers[i].message())
-                under_way[i] += 1
-                sent += 1
-        wait_for(callers, 1.0)
-        for i, caller in enumerate(callers):
-            got = len(caller.drain())
-            under_way[i] -= got
-            heard_s = time.monotonic() if got else heard_s
-            if caller.lost() or time.monotonic() - heard_s > patience_s:
-                lost, under_way[i] = lost + under_way[i], 0
-                caller.close()
-                callers[i] = Caller(endpoint)
-    for caller in callers:
-        caller.close()
-    return lost
+
+@contextlib.contextmanager
+def attackers(endpoint: str, config: Path, names: Path) -> Iterator[Callable[[int], int]]:
+    """Connections of a process of its own; call with how many messages to send: returns how many had no answer."""
+    command = [sys.executable, str(Path(__file__).with_name("hostile_frames.py")), endpoint, str(config), str(names)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        into, out = process.stdin, process.stdout
+
+        def send(count: int) -> int:
+            into.write(f"{count}\n")
+            into.flush()
+            return int(out.readline())
+
+        yield send
+        into.close()
 
 
 @pytest.mark.slow
 def test_a_flood_of_hostile_frames_leaves_memory_flat_and_a_bystander_served(tmp_path: Path) -> None:
     source = cases.seeded(tmp_path)
     expected = cases.reference_tokens(tmp_path, "llama", 24)
-    host = cases.HostProcess(tmp_path, "edge0", "requests_per_s=1e9", "sessions_each=16", "idle_s=5")
+    host, names = cases.HostProcess(tmp_path, "edge0", "requests_per_s=1e9", "sessions_each=16"), tmp_path / "names"
     try:
         endpoint = host.endpoint()
         process = psutil.Process(host.process.pid)
-        with Bystander(source, endpoint, expected) as calm:
-            while calm.runs < 4:
-                time.sleep(0.05)
-                assert not calm.wrong
-            quiet = list(calm.seconds)
-            attackers = [Attacker(source, calm.names, seed) for seed in range(3)]
-            lost = flood(endpoint, attackers, FRAMES // 5)
-            rss, began, runs, began_s = [process.memory_info().rss], len(calm.seconds), calm.runs, time.perf_counter()
-            for _ in range(4):
-                lost += flood(endpoint, attackers, FRAMES // 5)
-                rss.append(process.memory_info().rss)
-            took_s = time.perf_counter() - began_s
-            busy = calm.seconds[began:]
-        assert not calm.wrong
-        assert calm.runs > runs
+        with Bystander(source, endpoint, expected, names) as calm:
+            with attackers(endpoint, tmp_path / "llama.json", names) as send:
+                send(0)
+                calm.wait_for(4)
+                quiet = list(calm.seconds)
+                lost = send(FRAMES // 5)
+                rss, began, began_s = [process.memory_info().rss], len(calm.seconds), time.perf_counter()
+                for _ in range(4):
+                    lost += send(FRAMES // 5)
+                    rss.append(process.memory_info().rss)
+                took_s, busy = time.perf_counter() - began_s, calm.seconds[began:]
+            calm.wait_for(2)
         links = Links()
         report = links.to(Hop(endpoint, L)).ask(Look())[0].report
         links.close()

@@ -23,7 +23,7 @@ from cosched.runtime.chain import Hop, Links, Route
 from cosched.runtime.engine import Limits, token_frame
 from cosched.runtime.errors import BadFrame, HostLost, Refused
 from cosched.runtime.generation import Generation
-from cosched.runtime.host import Host
+from cosched.runtime.host import Host, _Waiting
 from cosched.runtime.kv import KvCache
 from cosched.runtime.link import Link
 from cosched.runtime.model import ModelSource
@@ -246,6 +246,18 @@ def test_a_tasks_weight_is_not_for_whoever_names_it(source: ModelSource) -> None
         assert [host.engine.weight(s) for s in host.engine.sessions] == [8.0, None]
         first.close()
         second.close()
+
+
+def test_a_weight_that_comes_or_goes_meanwhile_does_not_turn_a_sessions_steps_round(source: ModelSource) -> None:
+    host, who = Host("edge0", [source], bind=["tcp://127.0.0.1:0"]), Who("ann")
+    host.load(source.name, 0, L)
+    host.engine.open(who, opened(source), 0.0)
+    (session,) = host.engine.sessions
+    for i in range(12):
+        host.apply_weights({"t": 0.01} if i // 3 % 2 else {})
+        step = Step(session="s", position=i, tokens=1)
+        host._enqueue(_Waiting(b"", i, who, step, [token_frame([1])], host.accounts.of(who, 0.0), 4), session)
+    assert [host._queue.pop().number for _ in range(12)] == list(range(12))
 
 
 def test_answers_that_nobody_reads_do_not_pile_up(tmp_path: Path) -> None:

@@ -91,6 +91,55 @@ def test_the_daemons_unit_says_what_the_issue_asks() -> None:
     assert "\nLoadCredential=daemon.key:" in text
 
 
+def installed(folder: Path, says: str | None) -> tuple[str, dict[str, str]]:
+    """Run install.sh where `systemctl --version` says that, or as it is; return what it says and the units."""
+    path = os.environ["PATH"]
+    if says is not None:
+        fake = folder / "bin" / "systemctl"
+        fake.parent.mkdir()
+        fake.write_text(f"#!/bin/sh\ncat <<'E'\n{says}\nE\n")
+        fake.chmod(0o755)
+        path = f"{fake.parent}:{path}"
+    units = folder / "units"
+    units.mkdir()
+    done = subprocess.run(
+        ["sh", ROOT / "systemd" / "install.sh", "/srv/c", "/srv/etc", units],
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stdout, {path.name: path.read_text() for path in units.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("says", "is_old"),
+    [
+        ("systemd 252 (252.38-1~deb12u1)\n+PAM", True),
+        ("systemd 249 (249.11-0ubuntu3)", True),
+        ("systemd 219\n+PAM", True),
+        ("systemd 253 (253)", False),
+        ("systemd 257 (257.7-1)\n+PAM", False),
+        ("Running in chroot, ignoring command", False),
+    ],
+)
+def test_an_older_systemd_gets_the_type_that_it_knows(says: str, is_old: bool, tmp_path: Path) -> None:
+    told, units = installed(tmp_path, says)
+    unit = units["cosched.service"]
+    assert ("\nType=notify\nExecReload=/bin/kill -HUP $MAINPID\n" in unit) is is_old
+    assert ("\nType=notify-reload\n" in unit) is not is_old
+    assert ("is older than 253" in told) is is_old
+    assert "\nType=exec\n" in units["cosched-agent.service"]
+    assert "ExecStart=/srv/c/bin/cosched run --config /srv/etc/cosched.toml" in unit
+    assert set(units) == {path.name for path in UNITS}
+
+
+@needs_analyze
+def test_this_machines_systemd_knows_every_line_of_what_is_installed(tmp_path: Path) -> None:
+    _, units = installed(tmp_path, None)
+    unit = tmp_path / "cosched.service"
+    unit.write_text(units["cosched.service"].replace("/srv/c/bin/cosched", shutil.which("true") or "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False)
+    assert [line for line in (done.stdout + done.stderr).splitlines() if "cosched" in line] == []
+
+
 # ---- a real systemd
 
 IMAGE = os.environ.get("TEST_SYSTEMD_ROOT", "")

@@ -15,6 +15,8 @@ SUITES: Final[dict[str, str]] = {
     "closed-loop": "cosched.bench.closed_loop:run",
     "bid-prices": "cosched.bench.bid_prices:run",
     "ingest": "cosched.bench.ingest:run",
+    "attack": "cosched.bench.attack:run",
+    "soak": "cosched.bench.soak:run",
     "replay-speed": "cosched.bench.replay_speed:run",
     "batching": "cosched.bench.batching:run",
     "tick": "cosched.bench.tick:run",

@@ -40,7 +40,7 @@ FULL: Final = "no connection left"
 CROWDED: Final = "too many connections from one peer"
 TOPICS: Final = "too many subscriptions"
 SLOW: Final = "takes nothing of what waits for it"
-CUT: Final = "cut: not allowed any more"
+CUT: Final = "cut: a key was revoked"
 
 
 class Entry:
@@ -272,7 +272,8 @@ class Door:
 
     def cut_all(self, name: str, now_s: float) -> None:
         """Have all go that came with a key: who is still allowed comes again, and is asked again."""
-        for link in [k for k in set(self.links.values()) if k.entry.name == name and k.entry.guarded and k.peer]:
+        links = [k for k in set(self.links.values()) if k.entry.name == name and k.entry.guarded]
+        for link in [k for k in links if k.peer is not None]:
             self.cut(link, CUT)
             if link.is_joined:
                 self.move(link, now_s)

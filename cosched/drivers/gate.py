@@ -86,9 +86,7 @@ def listen(endpoint: str, *, guarded: bool) -> socket.socket:
         if endpoint.startswith("ipc://"):
             return _listen_ipc(Path(endpoint.removeprefix("ipc://")))
         if endpoint.startswith("tcp://"):
-            if not guarded and not is_loopback(endpoint):
-                raise BadEndpoint(f"{endpoint}: tcp beyond this machine needs keys: see 'cosched keys new'")
-            return _listen_tcp(endpoint)
+            return _listen_tcp(endpoint, guarded=guarded)
     except OSError as error:
         raise BadEndpoint(f"{endpoint}: {error.strerror or error}") from None
     raise BadEndpoint(f"{endpoint}: {FORM}")
@@ -125,10 +123,12 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _listen_tcp(endpoint: str) -> socket.socket:
+def _listen_tcp(endpoint: str, *, guarded: bool) -> socket.socket:
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     if not host or not (port == "*" or (port.isascii() and port.isdigit() and int(port) < 1 << 16)):
         raise BadEndpoint(f"{endpoint}: {FORM}")
+    if not guarded and not is_loopback(endpoint):
+        raise BadEndpoint(f"{endpoint}: tcp beyond this machine needs keys: see 'cosched keys new'")
     number = 0 if port == "*" else int(port)
     if host.startswith("["):
         return socket.create_server((host.strip("[]"), number), family=socket.AF_INET6, backlog=BACKLOG)
@@ -237,7 +237,7 @@ class Gate:
         return [(name, reason, n) for (name, reason), n in sorted((self._earlier + self._refused).items())]
 
     def cut(self, *names: str) -> None:
-        """End the connections of these sockets that came with a key: who is allowed comes again."""
+        """End the connections of these sockets that came with a key: who is still allowed comes again."""
         assert self._door.stdin is not None  # noqa: S101  # asked for
         with contextlib.suppress(OSError):  # a door that died has none
             self._door.stdin.write("".join(f"cut {name}\n" for name in names).encode())

@@ -81,6 +81,7 @@ class Daemon:
         self._barred: tuple[str, ...] = ()  # nodes that are not planned with
         self._planned_ns = self.started_ns  # the latest tick that led to a plan, or had nothing to plan
         settings = loaded.settings
+        places.own(loaded)
         plant = places.plant(loaded)
         keys, self.access = places.security(loaded)
         self.store = Store(places.place(settings.state.dir) / "state.sqlite")  # refuses a second daemon

@@ -38,6 +38,7 @@ class Sockets:
     control: bus.Control
     decisions: bus.Decisions
     gate: Gate
+    folder: Path  # that is locked
 
     async def close(self, linger_ms: int) -> None:
         """Close all, after what is queued was sent."""
@@ -45,6 +46,7 @@ class Sockets:
             socket.close(linger_ms)
         self.gate.shut()
         await asyncio.to_thread(self.gate.wait)
+        folders.give_back(self.folder)
 
 
 def place(template: str) -> Path:
@@ -55,6 +57,13 @@ def place(template: str) -> Path:
 def filled(template: str) -> str:
     """Fill in `{state}` and `{run}`."""
     return template.replace("{state}", str(state_dir())).replace("{run}", str(runtime_dir()))
+
+
+def own(loaded: Loaded) -> None:
+    """Make the folders of state and captures, or see that nobody else can change what is in them. Raises BadInput."""
+    folders.own(place(loaded.settings.state.dir))
+    if loaded.settings.capture.enabled:
+        folders.own(place(loaded.settings.capture.dir))
 
 
 def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
@@ -75,7 +84,7 @@ def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
         socket.bind_behind(next(iter(plain), None), next(iter(guarded), None), [e.endpoint for e in own])
         entries += own
     most = most_connections(settings.security.max_connections, raise_descriptors())
-    return Sockets(**{name: socket for name, (socket, _, _) in sockets.items()}, gate=Gate(entries, most))  # type: ignore[arg-type]
+    return Sockets(**{name: socket for name, (socket, _, _) in sockets.items()}, gate=Gate(entries, most), folder=run)  # type: ignore[arg-type]
 
 
 def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:

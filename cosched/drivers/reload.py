@@ -74,8 +74,11 @@ def _adopt(daemon: Daemon, fresh: Loaded, plant: build.Plant, core: Core, access
     daemon.spawn(_tell_cluster(daemon, plant))
     engine.capture.settings = settings.capture
     daemon.pool.budget_s = settings.solver.budget_s
-    daemon.access = daemon.ingest.access = access
+    before, daemon.access, daemon.ingest.access = daemon.access, access, access
     if daemon.authenticator is not None and access is not None:
         daemon.authenticator.access = access
+        if before is not None and (gone := before.holders - access.holders):
+            log.warning("revoked", names=sorted(name for _, name, _ in gone))
+            daemon.sockets.gate.cut("decisions", "telemetry")  # who is still allowed comes again, and is asked again
     configure(settings.log.level)
     engine.begin_capture()

@@ -116,7 +116,13 @@ class Host:
         return self.endpoints[0]
 
     def start(self) -> None:
-        """Bind and serve, in a thread of its own. Raises BadEndpoint."""
+        """Bind and serve, in a thread of its own. Raises BadEndpoint.
+
+        tcp alone: out of descriptors, libzmq's ipc listener aborts the process (ipc_listener.cpp), its tcp one waits.
+        """
+        for endpoint in self._bind:
+            if not endpoint.startswith("tcp://"):
+                raise BadEndpoint(f"{endpoint}: a host serves over tcp, such as tcp://127.0.0.1:5561")
         max_bytes = self.engine.frame_bytes
         self._served = Served(self._keys, max_bytes)
         try:
@@ -326,6 +332,9 @@ class Host:
                 self.engine.cost(session, item.body, item.size),
             )
             flow = (session.owner, "" if weight is None else session.task)
+            if session.flow is not None and self._queue.waiting(session.flow, name):
+                flow = session.flow  # in the order in which they came, whatever its weight has become
+            session.flow = flow
         if self._queue.waiting(flow, name) >= self.engine.limits.waiting:
             raise Refused("busy", f"{self.engine.limits.waiting} requests of session '{name}' wait already")
         self.accounts.begin(item.payer, item.size)

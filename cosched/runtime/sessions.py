@@ -36,6 +36,7 @@ class Session:
     cache: KvCache = field(default_factory=KvCache)
     length: int = 0  # tokens in the cache
     used_s: float = 0.0  # when it was last used
+    flow: tuple[Who, str] | None = None  # that its requests waited in the last time
 
     @property
     def kv_bytes(self) -> int:

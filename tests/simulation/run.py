@@ -6,6 +6,7 @@ Example: make simulate SEED=17 EVENTS=1000
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from sim_play import play, shrink
 from sim_script import Script, draw
 
 STEPS = 700  # of a seed: about a thousand events
+MOST_BAD = 10  # seeds that fail: then it ends
 OUT = Path("out")
 
 
@@ -54,8 +56,8 @@ def main() -> int:
         return int(bool(played.error))
     began, cpu, told = time.monotonic(), time.process_time(), time.monotonic()
     seed, events, lives, plans, captures, bad = args.seed, 0, 0, 0, 0, []
-    faults, counts = Counter[str](), Counter[str]()
-    while events < args.events:
+    faults, counts, digest = Counter[str](), Counter[str](), hashlib.sha256()
+    while events < args.events and len(bad) < MOST_BAD:
         script = draw(seed, STEPS)
         played = play(script)
         world = played.world
@@ -63,6 +65,7 @@ def main() -> int:
         captures += world.verified
         faults.update(world.faults)
         counts.update(world.counts)
+        digest.update(world.digest.digest())
         if played.error:
             bad.append(seed)
             failed(script, played.error, played.kind, played.trace, shrunk=not args.no_shrink)
@@ -79,6 +82,7 @@ def main() -> int:
     say(
         f"{wall_s:.0f} s, {cpu_s:.0f} s of CPU: {events / max(wall_s, 1e-9):.0f} events/s, {events / max(cpu_s, 1e-9):.0f} per CPU second"
     )
+    say(f"digest {digest.hexdigest()}")
     say(f"failed: {bad}" if bad else "all invariants held")
     return int(bool(bad))
 

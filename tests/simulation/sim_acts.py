@@ -93,8 +93,9 @@ def requested(world: World, payloads: list[bytes]) -> None:
     for payload in payloads:
         route = str(world.number()).encode()
         world.witness.requests(route, submitted(payload))
-        life.control.handle(Asked((route,), payload, ""))
-    life.control.flush()
+        life.control.queue(Asked((route,), payload, ""), world.now_ns * NS)
+    while life.control.work(world.now_ns * NS):
+        pass
 
 
 def submitted(payload: bytes) -> str:
@@ -281,7 +282,9 @@ def subscribe(world: World, step: Step) -> None:
     topics = (DECISION_TOPIC.encode(), (DECISION_TOPIC + one_of(world, step.b)).encode(), b"", b"\xff\xfe", b"status")
     world.witness.is_greeting = True
     try:
-        world.life.engine.board.subscribed(topics[pick(step.a, len(topics))], world.now_ns)
+        board = world.life.engine.board
+        for task in board.asked_for([topics[pick(step.a, len(topics))]]):
+            board.tell(task, world.now_ns)
     finally:
         world.witness.is_greeting = False
 

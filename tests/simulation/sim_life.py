@@ -15,23 +15,23 @@ import msgspec
 from cosched import control_messages as api
 from cosched.control_messages import Shadow
 from cosched.core.commands import Plan, Solve
+from cosched.core.planner import resource_ids
 from cosched.core.policy import POLICIES
 from cosched.core.reasons import Reason
-from cosched.drivers import places, questions, reload, status
+from cosched.drivers import places, question_worker, reload, status
 from cosched.drivers.capture import Capture
 from cosched.drivers.control import Control, Refused
 from cosched.drivers.engine import Engine
+from cosched.drivers.holders import over_quota, over_share
 from cosched.drivers.ingest import Ingest
 from cosched.drivers.leases import Board
 from cosched.drivers.mode import Mode, Modes, Move
-from cosched.drivers.packing import pack, solve_packed
-from cosched.drivers.pool import SolveLost, ask_of
+from cosched.drivers.question_worker import Question, Reply, Why
 from cosched.drivers.store import Kept, Store, StoreFailed
 from cosched.errors import BadInput
 from cosched.settings import Loaded
-from solvers.solution import Solution
 from telemetry.bus import Frame
-from telemetry.messages import Message, NodeReport
+from telemetry.messages import TaskOffer
 from telemetry.wire import Intake
 
 NS = 1e-9
@@ -90,6 +90,8 @@ class Life:
         loaded: Loaded,
         folder: Path,
         clock: Callable[[], int],
+        wall: Callable[[], int],
+        boot: Callable[[], str],
         point: Callable[[], None],
         publish: Callable[[bytes, bytes], None],
         send: Callable[[tuple[bytes, ...], bytes], None],
@@ -102,11 +104,12 @@ class Life:
         self.access = self.authenticator = None
         settings = loaded.settings
         plant = places.plant(loaded)
-        self.store = WatchedStore(folder / "state" / "state.sqlite")
+        self.store = WatchedStore(folder / "state" / "state.sqlite", clock=clock, wall=wall, boot=boot)
         stored = self.store.load(clock())
         self.policy_chosen = stored.policy if stored.policy in POLICIES else settings.policy
         self.bus = Bus()
-        self.sockets = SimpleNamespace(telemetry=self.bus)
+        gate = SimpleNamespace(counted=lambda: ())
+        self.sockets = SimpleNamespace(telemetry=self.bus, control=SimpleNamespace(malformed=0, unread=0), gate=gate)
         self.shadow = SimpleNamespace(view=lambda: Shadow(baseline=""))
         self.cluster = SimpleNamespace(view=api.ClusterView, adopt=_nothing)
         self.placer = SimpleNamespace(view=api.PlacementView, adopt=lambda: None)
@@ -126,7 +129,7 @@ class Life:
         self.engine.capture.point = point
         self.engine.restore(stored.snapshot(clock()))
         self.store.point = point
-        takers = (self.engine.reports, self._report)
+        takers = (self.engine.reports, self.engine.report)
         self.ingest = Ingest(self.bus, self.intake, *takers, self.engine.reported_s, clock)
         self.ingest.max_ues = settings.telemetry.max_ues
         self.control = Control(self, send, self.spawn, settings.control.max_waiting, settings.control.max_message_bytes)
@@ -137,7 +140,7 @@ class Life:
     def tick(self) -> None:
         self.engine.beat()
         self.watch_input()
-        self.engine.tick(self.loaded.settings.telemetry.stale_ue_s)
+        self.engine.tick(self.loaded.settings.telemetry.stale_ue_s, self.loaded.settings.lease.silent_s)
         if self.modes.mode is Mode.FENCED:
             for task in list(self.engine.trackers):
                 self.engine.end(task, Reason.FENCED)
@@ -158,11 +161,6 @@ class Life:
         self.engine.capture.close(self.clock())
         self.engine.flush()
         self.store.close()
-
-    def _report(self, message: Message, at_ns: int) -> None:
-        self.engine.report(message, at_ns)
-        if isinstance(message, NodeReport):
-            pass  # of the cluster's business nothing is played here
 
     # --- what the verbs need ------------------------------------------------------------------------------------
 
@@ -210,6 +208,15 @@ class Life:
     def may_act(self, _user: str, _about: Sequence[tuple[str, str]]) -> str:
         return ""
 
+    def may_hold(self, offer: TaskOffer) -> str:
+        quota, engine = self.loaded.settings.quota, self.engine
+        if len(engine.trackers) >= quota.tasks:
+            return "there are enough"
+        held = (engine.trackers.of, engine.waiting.of, self.control.submits.of)
+        return over_quota(offer, held, quota.ue_tasks, quota.tasks) or over_share(
+            offer, engine.core, engine.plan, quota.ue_share, 1.0
+        )
+
     async def reload(self) -> api.Reloaded:
         return await reload.reload(self)
 
@@ -218,34 +225,41 @@ class Life:
             raise BadInput("the daemon is too busy: a solve is always open")
 
     async def whatif(self, args: api.WhatifArgs) -> api.WhatifResult:
-        offers = [self.control.offer_of(one) for one in args.submit]
+        offers = tuple(map(self.control.sound_offer, args.submit))
         if living := [o.task for o in offers if o.task in self.engine.trackers]:
             raise Refused("conflict", f"a task '{living[0]}' lives")
-        return await questions.whatif(self._scene(), args, offers)
+        return self._inquire(api.WhatifResult, whatif=args, offers=offers)
 
     async def explain(self, task: str) -> api.Explanation:
         view = self.control.view(task)
         held, ended = self.engine.trackers.get(task), self.engine.board.ended(task)
         offer = held.offer if held is not None else ended.offer
         fresh = msgspec.structs.replace(offer, at_ns=self.clock())
-        return await questions.explain(self._scene(), fresh, view.lease, self.engine.plan)
+        plan, names = self.engine.plan, resource_ids(self.engine.plant.site)
+        known = plan is not None and len(plan.planned_use) == len(names)
+        planned = tuple(plan.planned_use.tolist()) if known else (0.0,) * len(names)
+        return self._inquire(api.Explanation, why=Why(offer=fresh, lease=view.lease, planned=planned))
 
-    def _scene(self) -> questions.Scene:
-        async def ask(command: Solve) -> Solution:
-            answer = solve_packed(pack(ask_of(command)))
-            if answer.solution is None:
-                raise SolveLost(answer.error)
-            return answer.solution
-
+    def _inquire(self, kind: type, **asked: Any) -> Any:
         engine = self.engine
-        snapshot = msgspec.structs.replace(engine.core.snapshot(), at_s=self.clock() * NS)
-        core = self.loaded.settings.core
-        return questions.Scene(engine.plant, engine.core.policy.name, core, snapshot, ask)
+        question = Question(
+            site_toml=engine.plant.toml,
+            ue_devices=dict(engine.plant.ue_devices),
+            policy=engine.core.policy.name,
+            core=self.loaded.settings.core,
+            snapshot=msgspec.structs.replace(engine.core.snapshot(), at_s=self.clock() * NS),
+            **asked,
+        )
+        reply = msgspec.msgpack.decode(question_worker.answer(msgspec.msgpack.encode(question)), type=Reply)
+        if reply.fault is not None:
+            raise Refused(reply.fault.code, reply.fault.message)
+        return msgspec.msgpack.decode(reply.result, type=kind)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Nothing that is spawned here waits for anything."""
+        """Run it to its end: nothing that is spawned here waits for more than its turn."""
         try:
-            work.send(None)
+            for _ in range(10_000):
+                work.send(None)
         except StopIteration:
             return
         raise AssertionError("it waits")

@@ -15,10 +15,12 @@ from unittest.mock import patch
 
 import structlog
 from sim_script import Script, Step
+from sim_validate import Broken
 from sim_world import World
 
 from cosched import build
-from cosched.drivers import capture, leases, store
+from cosched.drivers import capture, control, ingest, leases
+from telemetry import trace
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # a disk that takes no time, where there is one
 
@@ -42,6 +44,7 @@ def _plant(text: str, where: str, devices: tuple[tuple[str, str], ...]) -> build
     return PLANT(text, where, dict(devices))
 
 
+_json_schema = functools.cache(trace.json_schema)
 PLANT = build.plant
 PROFILES = build.profiles_sha256()
 
@@ -54,7 +57,7 @@ async def _at_once(work: Callable[..., object], *args: object) -> object:
 def virtual(world: World) -> Iterator[None]:
     """Clocks of the world's; what is pure and slow is done once; no log."""
     clock = SimpleNamespace(
-        time=lambda: world.wall_ns * 1e-9, time_ns=lambda: world.wall_ns, monotonic_ns=lambda: world.now_ns,
+        time=lambda: world.wall_ns * 1e-9, time_ns=lambda: world.wall_ns, monotonic_ns=lambda: world.now_ns, perf_counter=lambda: world.now_ns * 1e-9,
         strftime=time.strftime, gmtime=lambda: time.gmtime(min(world.wall_ns * 1e-9, 4e9)),
     )  # fmt: skip
     held = structlog.get_config()
@@ -62,13 +65,13 @@ def virtual(world: World) -> Iterator[None]:
         logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""], cache_logger_on_first_use=False
     )
     with contextlib.ExitStack() as stack:
-        for module in (capture, leases, store):
+        for module in (capture, control, ingest, leases):
             stack.enter_context(patch.object(module, "time", clock))
         stack.enter_context(patch("asyncio.to_thread", _at_once))
-        stack.enter_context(patch.object(store, "_boot_id", lambda: world.boot))
         stack.enter_context(patch.object(build, "plant", lambda t, w, d: _plant(t, w, tuple(sorted(d.items())))))
         stack.enter_context(patch.object(build, "profiles_sha256", lambda: PROFILES))
         stack.enter_context(patch("cosched.drivers.engine.profiles_sha256", lambda: PROFILES))
+        stack.enter_context(patch("telemetry.trace.json_schema", _json_schema))
         stack.enter_context(patch("cosched.drivers.reload.configure", lambda _: None))
         try:
             yield
@@ -84,7 +87,7 @@ def play(script: Script) -> Played:
         with virtual(world):
             try:
                 world.run()
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is a finding
+            except (Exception, Broken) as error:  # noqa: BLE001  # whatever it is, it is a finding
                 world.disk.lift()
                 return Played(world, f"{type(error).__name__}: {error}"[:500], traceback.format_exc())
     return Played(world)

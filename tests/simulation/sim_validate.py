@@ -21,7 +21,7 @@ NS = 1e-9
 OVER = 1e-6  # of a resource: a solver's own tolerance, and rounding
 
 
-class Broken(AssertionError):
+class Broken(BaseException):  # nothing of the daemon may catch it
     """An invariant does not hold."""
 
 
@@ -109,7 +109,7 @@ def validate_plan(engine: Engine, plan: Plan, *, reserved: bool, stored: bool, l
     told = [d.task for d in plan.decisions]
     hold(len(set(told)) == len(told), "decided twice in one plan:", sorted(told))
     hold(plan.valid_until_s - plan.at_s <= core.settings.lease_s + NS, "a lease longer than leases are")
-    for name in ("share", "prbs", "node_weight", "planned_use", "variance", "prices", "efficiency"):
+    for name in ("share", "prbs", "node_weight", "planned_use", "reserved", "variance", "prices", "efficiency"):
         array = getattr(plan, name)
         hold(np.isfinite(array).all() and (array >= 0).all(), "plan", plan.generation, ":", name, array)
     rows = {name: i for i, name in enumerate(plan.tasks) if name in state.tasks}

@@ -48,6 +48,7 @@ class Witness:
         task = self.open.pop(route)
         if task:
             self.asked[task] -= 1
+        hold(response.ok or response.error.code != "internal", "a defect:", response)
         self.answered["" if response.ok else response.error.code] += 1
         if task and response.ok:
             lease = msgspec.json.decode(response.result, type=Lease)
@@ -100,7 +101,9 @@ class Witness:
 
     def _lives(self, lease: Lease) -> None:
         task = lease.task
-        hold(lease.bandwidth_hz >= 0 and lease.node_share >= 0, "", task, ": negative shares")
+        hold(
+            lease.bandwidth_hz >= 0 and lease.weight_prb >= 0 and lease.weight_node >= 0, "", task, ": negative shares"
+        )
         if task not in self.alive:
             hold(
                 self.asked[task] > 0, "", task, "is decided (", lease.reason, ") after its end, or was never submitted"

@@ -99,7 +99,8 @@ class World:
         self.lives += 1
         self.solves.clear()
         life = Life(
-            load(self.configure(), {}), self.folder, lambda: self.now_ns, self.point, self.publish, self.send,
+            load(self.configure(), {}), self.folder, lambda: self.now_ns, lambda: self.wall_ns,
+            lambda: self.boot, self.point, self.publish, self.send,
             self.solve, self.planned,
         )  # fmt: skip
         life.store.stored, life.store.not_stored = self.witness.stored, self.not_stored

@@ -12,6 +12,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from cosched.control_messages import ClusterNode
+from cosched.errors import BadInput
 
 VERSION: Final = 1  # of what node actors take: daemon and nodes may be updated one after the other
 OLD_EPOCH: Final = "old_epoch"  # codes of a Refusal
@@ -81,6 +82,23 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     load: tuple[Layers, ...] = ()
     unload: tuple[Layers, ...] = ()
     room_bytes: Amount = 0.0  # for weights
+
+
+_order = msgspec.msgpack.Decoder(Order)
+
+
+def order_of(data: bytes) -> Order:
+    """Decode an Order. Raises BadInput: it is none, or has amounts or layers that cannot be."""
+    try:
+        order = _order.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadInput(f"an order that cannot be read: {error}") from None
+    except RecursionError:
+        raise BadInput("an order that cannot be read: nested too deeply") from None
+    for layers in (*order.load, *order.unload):
+        if layers.first >= layers.last:
+            raise BadInput(f"an order for layers [{layers.first}, {layers.last}) of '{layers.model}', which are none")
+    return order
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):

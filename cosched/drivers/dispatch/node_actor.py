@@ -16,15 +16,23 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from cosched.drivers.dispatch import executor
 from cosched.drivers.dispatch.fence import Mark, claimed, question_refusal, refusal
 from cosched.drivers.dispatch.holding import Holding
-from cosched.drivers.dispatch.messages import MALFORMED, Ack, Answer, Claim, Order, Refusal, Report
-from cosched.errors import CoschedError
+from cosched.drivers.dispatch.messages import (
+    MALFORMED,
+    Ack,
+    Answer,
+    Claim,
+    Order,
+    Refusal,
+    Report,
+    order_of,
+)
+from cosched.errors import BadInput, CoschedError
 
 NAMESPACE: Final = "cosched"  # of actors and of keys
 CLAIM_KEY: Final = b"claim"
 
 Record = TypeVar("Record", Claim, Mark)
 
-_order = msgspec.msgpack.Decoder(Order)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -73,8 +81,8 @@ class NodeActor:
     def apply(self, data: bytes) -> bytes:
         """Take an Order; Ack or Refusal, packed."""
         try:
-            order = _order.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            order = order_of(data)
+        except BadInput as error:
             return _encode(self._malformed(error))
         return _encode(self._refuse(refusal(self._mark, order), order.who) or self._take(order))
 
@@ -82,9 +90,9 @@ class NodeActor:
         """Report, packed; Refusal for a daemon that has a successor."""
         return _encode(self._refuse(question_refusal(self._mark, epoch), who) or self._report())
 
-    def _malformed(self, error: Exception) -> Refusal:
-        """An order that cannot be read, or with amounts that are none, changes nothing."""
-        self._failed = f"an order that cannot be read: {error}"
+    def _malformed(self, error: BadInput) -> Refusal:
+        """What is no order changes nothing, and is reported."""
+        self._failed = str(error)
         return Refusal(
             reason=MALFORMED, epoch=self._mark.epoch, generation=self._mark.generation, who=self._mark.who
         )  # fmt: skip
