@@ -116,7 +116,6 @@ LIMITS: Final[dict[type, dict[str, tuple[float, float]]]] = {
     Node: {"fraction": (1e-6, 1.0), "decode_batch": (1, 1e6), "one_way_s": _DELAY_S, "memory_bytes": (0.0, 1e18)}
     | {"background_fraction": _FRACTION},
     DeviceShare: {"share": _FRACTION, "max_layers": (0, 1e6)},
-    ModelRef: {"weight_bits": (1, 64)},
 }
 
 
@@ -152,7 +151,6 @@ def _check(site: Site, where: str) -> None:
         ("cells", [(c.id, c) for c in site.cells]),
         ("nodes", [(n.id, n) for n in site.nodes]),
         ("ues.devices", [(d.device, d) for d in site.ues.devices]),
-        ("models", [(m.id, m) for m in site.models]),
     ):
         for name, one in named:
             _check_limits(one, f"{where}: {kind}: {name}")

@@ -32,9 +32,15 @@ def load(place: Place, life: int, ended: threading.Event) -> None:
     while not ended.is_set():
         n += 1
         work = CLIP if n % 3 else SESSION
-        requests = [("submit", api.SubmitArgs(task=f"s{life}-{n}", ue=f"ue{n % 4}", work=work)), ("status", api.NoArgs())]
+        requests = [
+            ("submit", api.SubmitArgs(task=f"s{life}-{n}", ue=f"ue{n % 4}", work=work)),
+            ("status", api.NoArgs()),
+        ]
         if n % 20 == 0:
-            requests += [("whatif", api.WhatifArgs(nodes_gone=("edge0",))), ("explain", api.TaskArgs(task=f"s{life}-{n - 1}"))]
+            requests += [
+                ("whatif", api.WhatifArgs(nodes_gone=("edge0",))),
+                ("explain", api.TaskArgs(task=f"s{life}-{n - 1}")),
+            ]
         if n % 2 == 0:
             requests.append(("release", api.TaskArgs(task=f"s{life}-{n - 1}")))
         for number, (verb, args) in enumerate(requests):
@@ -99,5 +105,7 @@ def test_a_stop_under_load_is_no_defect(tmp_path: Path) -> None:
             ended.set()
             for thread in threads:
                 thread.join()
-            assert (code, "defect" in daemon.log(), "Traceback" in daemon.log()) == (0, False, False), daemon.log()[-3000:]
+            assert (code, "defect" in daemon.log(), "Traceback" in daemon.log()) == (0, False, False), daemon.log()[
+                -3000:
+            ]
     assert all(not verify(path).difference for path in place.captures[-2:])
