@@ -124,7 +124,7 @@ def parse_site(text: str, where: str) -> Site:
     try:
         raw: dict[str, Any] = tomllib.loads(text)
         site = msgspec.convert(raw, Site)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise BadInput(f"{where}: {error}") from None
     _check(site, where)
     return site

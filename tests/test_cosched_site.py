@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from cosched import build
+from cosched import build, settings
 from cosched.errors import BadInput
-from cosched.site import LIMITS, Cell, DeviceShare, Node, parse_site
+from cosched.site import LIMITS, Cell, DeviceShare, Node, load_site, parse_site
 from telemetry.messages import LlmSession, TaskOffer
 
 SITE = """
@@ -53,3 +55,14 @@ def test_at_the_limits_points_are_numbers() -> None:
             text = site(kind, name, int(value) if isinstance(LIMITS[kind][name][0], int) else value)
             table = build.plant(text, "x.toml", {}).points(offer, 0)
             assert not np.isnan(table.fixed_s).any(), (name, value)
+
+
+@pytest.mark.parametrize("text", ["v = " + "1" * 5000, "v = " + "[" * 5000, "v = {" * 2000])
+def test_toml_that_python_refuses_to_read_is_one_line(tmp_path: Path, text: str) -> None:
+    """Whole numbers of more than 4 300 digits, and nesting deeper than its stack."""
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    for read in (lambda: parse_site(text, "x.toml"), lambda: load_site(path), lambda: settings.load(path, {})):
+        with pytest.raises(BadInput, match=r"x\.toml") as refused:
+            read()
+        assert "\n" not in str(refused.value)

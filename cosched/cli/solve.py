@@ -13,9 +13,9 @@ from rich.markup import escape
 from cosched.cli.common import JsonFlag, own_stdout, progress, warn
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from collections.abc import Callable
+
+    from rich.console import Console
 
     from solvers.problem import Floats, Problem
     from solvers.registry import Solver
