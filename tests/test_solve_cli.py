@@ -189,7 +189,7 @@ def test_no_deadline_and_no_compiler_are_no_trouble(tmp_path: Path, solver: str,
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
     assert answer["tasks"]["t"]["slack_s"] == [None]
-    assert answer["value"] == 2.0
+    assert answer["value"] == (1.0 if solver in {"greedy", "compute-only"} else 2.0)  # the node shares by rule there
 
 
 def test_the_solver_by_default_is_the_referee_where_that_is_better_and_the_answer_says_so(run: Run):
