@@ -377,8 +377,8 @@ def _limit_ways(model: cp_model.CpModel, p: Program, held: Sequence[Any], parts:
         by_class.setdefault(demand, []).append(parts[way])
     for (_, choice), mine in sorted(by_range.items()):
         model.add(sum(parts[way] for way in sorted(mine)) <= p.parts * held[choice])
-    for mine in by_class.values():
-        model.add(sum(mine) <= p.parts)
+    for of_class in by_class.values():
+        model.add(sum(of_class) <= p.parts)
 
 
 def _fractions(ways: Sequence[_Open], counts: Sequence[int]) -> dict[str, dict[int, float]]:
