@@ -164,7 +164,8 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 # May not change while the daemon runs: sockets, files and processes hang on them.
-FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key", "security.max_connections",
+FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key",
+                "security.max_connections",
                 "metrics.listen", "telemetry.max_message_bytes", "control.max_message_bytes",
                 *(f"cluster.{key}" for key in Cluster.__struct_fields__))  # fmt: skip
 
@@ -255,7 +256,7 @@ def _parse(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; 'cosched config show' prints a whole one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: {error}") from None
 
 
@@ -296,7 +297,7 @@ def _from_environment(known: Mapping[str, Any], environ: Mapping[str, str]) -> l
 def _value(text: str) -> object:
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

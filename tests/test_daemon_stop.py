@@ -32,9 +32,15 @@ def load(place: Place, life: int, ended: threading.Event) -> None:
     while not ended.is_set():
         n += 1
         work = CLIP if n % 3 else SESSION
-        requests = [("submit", api.SubmitArgs(task=f"s{life}-{n}", ue=f"ue{n % 4}", work=work)), ("status", api.NoArgs())]
+        requests = [
+            ("submit", api.SubmitArgs(task=f"s{life}-{n}", ue=f"ue{n % 4}", work=work)),
+            ("status", api.NoArgs()),
+        ]
         if n % 20 == 0:
-            requests += [("whatif", api.WhatifArgs(nodes_gone=("edge0",))), ("explain", api.TaskArgs(task=f"s{life}-{n - 1}"))]
+            requests += [
+                ("whatif", api.WhatifArgs(nodes_gone=("edge0",))),
+                ("explain", api.TaskArgs(task=f"s{life}-{n - 1}")),
+            ]
         if n % 2 == 0:
             requests.append(("release", api.TaskArgs(task=f"s{life}-{n - 1}")))
         for number, (verb, args) in enumerate(requests):
@@ -55,7 +61,7 @@ def load(place: Place, life: int, ended: threading.Event) -> None:
 
 
 def test_a_pump_that_was_stopped_looks_at_its_socket_no_more(tmp_path: Path) -> None:
-    """What is answered or published while the daemon ends asked for one more look, at a socket that was closed by then."""
+    """What is answered or published while the daemon ends asks for one more look, at a socket closed by then."""
     looks = 0
 
     def look() -> bool:
@@ -82,7 +88,7 @@ def test_a_pump_that_was_stopped_looks_at_its_socket_no_more(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_stop_under_load_is_no_defect(tmp_path: Path) -> None:
-    place, rng = Place(tmp_path, {"CAPTURE_KEEP": "1000"}), random.Random(SEED)
+    place, rng = Place(tmp_path, {"CAPTURE_KEEP": "1000"}), random.Random(SEED)  # noqa: S311  # an instant
     for life in range(STOPS):
         with place.daemon() as daemon:
             with daemon.ready() as client, radio(place, client):
@@ -99,5 +105,7 @@ def test_a_stop_under_load_is_no_defect(tmp_path: Path) -> None:
             ended.set()
             for thread in threads:
                 thread.join()
-            assert (code, "defect" in daemon.log(), "Traceback" in daemon.log()) == (0, False, False), daemon.log()[-3000:]
+            assert (code, "defect" in daemon.log(), "Traceback" in daemon.log()) == (0, False, False), daemon.log()[
+                -3000:
+            ]
     assert all(not verify(path).difference for path in place.captures[-2:])
