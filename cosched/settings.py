@@ -256,7 +256,7 @@ def _parse(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; 'cosched config show' prints a whole one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: {error}") from None
 
 
@@ -297,7 +297,7 @@ def _from_environment(known: Mapping[str, Any], environ: Mapping[str, str]) -> l
 def _value(text: str) -> object:
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -108,12 +108,23 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     description: str = ""
 
 
+# What a site may say: beyond, times and shares that are made of it are no numbers any more.
+_FRACTION: Final = (0.0, 1.0)
+_DELAY_S: Final = (0.0, 60.0)
+LIMITS: Final[dict[type, dict[str, tuple[float, float]]]] = {
+    Cell: {"ul_prbs": (1, 1e6), "scs_khz": (1, 1e4), "one_way_s": _DELAY_S, "background_fraction": _FRACTION},
+    Node: {"fraction": (1e-6, 1.0), "decode_batch": (1, 1e6), "one_way_s": _DELAY_S, "memory_bytes": (0.0, 1e18)}
+    | {"background_fraction": _FRACTION},
+    DeviceShare: {"share": _FRACTION, "max_layers": (0, 1e6)},
+}
+
+
 def parse_site(text: str, where: str) -> Site:
     """Parse TOML text. Raises BadInput naming `where` and the offending key."""
     try:
         raw: dict[str, Any] = tomllib.loads(text)
         site = msgspec.convert(raw, Site)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise BadInput(f"{where}: {error}") from None
     _check(site, where)
     return site
@@ -136,12 +147,20 @@ def _check(site: Site, where: str) -> None:
             raise BadInput(f"{where}: {what}: at least one is needed")
         if len(set(ids)) != len(ids):
             raise BadInput(f"{where}: {what}: two have the same id")
-    for cell in site.cells:
-        if cell.ul_prbs < 1:
-            raise BadInput(f"{where}: cells: {cell.id}: ul_prbs must be at least 1, not {cell.ul_prbs}")
-    for node in site.nodes:
-        if not 0 < node.fraction <= 1:
-            raise BadInput(f"{where}: nodes: {node.id}: fraction must be in (0, 1], not {node.fraction}")
+    for kind, named in (
+        ("cells", [(c.id, c) for c in site.cells]),
+        ("nodes", [(n.id, n) for n in site.nodes]),
+        ("ues.devices", [(d.device, d) for d in site.ues.devices]),
+    ):
+        for name, one in named:
+            _check_limits(one, f"{where}: {kind}: {name}")
     total = sum(d.share for d in site.ues.devices)
     if abs(total - 1) > 1e-6:
         raise BadInput(f"{where}: ues.devices: shares add up to {total:g}, not 1")
+
+
+def _check_limits(one: msgspec.Struct, where: str) -> None:
+    for name, (least, most) in LIMITS[type(one)].items():
+        value = getattr(one, name)
+        if value is not None and not least <= value <= most:  # NaN is in no range
+            raise BadInput(f"{where}: {name} must be {least:g} to {most:g}, not {value:g}")

@@ -203,9 +203,7 @@ def _result(
         figures = {"level": values, "growth_over_last_half": [growth], "noise": [error]}
         rows += [_row(figure, name, numbers) for figure, numbers in figures.items()]
         left = max(SCATTER * error, small) - growth
-        claims.append(
-            Claim(text=f"growth of {name} over the last half, left to noise", reached=left, asked=0.0)
-        )
+        claims.append(Claim(text=f"growth of {name} over the last half, left to noise", reached=left, asked=0.0))
     rows.append(_row("submit", "ms", soak.took_ms))
     totals = {"submits": soak.submits, "answered": soak.answered, "faults": soak.faults, "captures": captures}
     rows += [_row("count", name, [float(value)]) for name, value in {**totals, **counts}.items()]

@@ -152,6 +152,6 @@ def plan_made(plan: Plan) -> PlanMade:
         generation=plan.generation,
         sha256=plan_sha256(plan),
         tasks=len(plan.tasks),
-        value=plan.value,
-        bound=plan.bound,
+        value=float(plan.value),
+        bound=float(plan.bound),
     )

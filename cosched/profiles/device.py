@@ -234,7 +234,7 @@ def _read(path: Path, kind: type[S]) -> S:
         return msgspec.convert(raw, kind)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise BadInput(f"{path}: {error}") from None
 
 

@@ -111,7 +111,7 @@ def parse_scenario(text: str, where: str, folder: Path = Path()) -> Loaded:
         refuse_unknown(raw, Scenario, where)
         _refuse_not_finite(raw, where)
         scenario = msgspec.convert(raw, Scenario)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise BadInput(f"{where}: {error}") from None
     _check(scenario, where)
     site, site_toml = _site(scenario.site, where)

@@ -40,7 +40,7 @@ def load_quality(path: Path | None = None) -> QualityTable:
         table = msgspec.convert(raw, QualityTable, str_keys=True)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise BadInput(f"{path}: {error}") from None
     if table.v != 1:
         raise BadInput(f"{path}: v = {table.v}: this version reads v = 1")
