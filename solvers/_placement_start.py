@@ -42,6 +42,8 @@ class Program:
     demand: Ints  # (O,)
     value: Floats  # (O,) of all of the class
     pieces: Ints  # (P, 3)
+    load: Floats  # (P,) of the node's compute that all of the class takes, before rounding: the bound is of this
+    free: Floats  # (N,) part of the node's compute that is not taken
     room: Ints  # (N,) units of compute, for all parts
     n_demands: int
     parts: int
@@ -119,12 +121,12 @@ def _left(p: Program, served: Ints) -> tuple[Ints, Ints]:
 
 def _loads(p: Program) -> tuple[Ints, Ints, Floats]:
     """Triples (node, open way, part of the node's compute that is free) that all of the class takes."""
-    room = np.maximum(p.room[p.node[p.pieces[:, 1]]], 1)
-    return p.node[p.pieces[:, 1]], p.pieces[:, 0], p.pieces[:, 2] * (p.parts / room)
+    node = p.node[p.pieces[:, 1]]
+    return node, p.pieces[:, 0], p.load / np.where(p.free[node] > 0, p.free[node], 1.0)
 
 
 def _linear(p: Program, ways: Ints, load: tuple[Ints, Ints, Floats]) -> tuple[Floats, Floats]:
-    """Fractions (W,) of the open ways that are worth most, memory left out, and prices (D + N,) of classes and of nodes' compute."""
+    """Fractions (W,) of the open ways worth most without memory, and prices (D + N,) of classes and compute."""
     from scipy.optimize import linprog  # 0.2 s: only where it is used
     from scipy.sparse import coo_matrix
 
@@ -136,7 +138,7 @@ def _linear(p: Program, ways: Ints, load: tuple[Ints, Ints, Floats]) -> tuple[Fl
     column = np.concatenate([np.arange(len(ways)), place[way[used]]])
     entry = np.concatenate([np.ones(len(ways)), part[used]])
     limits = np.ones(p.n_demands + len(p.room))
-    limits[p.n_demands :] = np.where(p.room > 0, 1.0, 0.0)
+    limits[p.n_demands :] = np.where(p.free > 0, 1.0, 0.0)
     matrix = coo_matrix((entry, (row, column)), shape=(len(limits), len(ways))).tocsr()
     result = linprog(-p.value[ways], A_ub=matrix, b_ub=limits, bounds=(0, None), method="highs")
     if result.x is None:
@@ -156,7 +158,7 @@ def _bound(p: Program) -> tuple[Floats, float]:
     saved: dict[tuple[int, int], float] = {}
     for node, model, cost in zip(p.node.tolist(), p.model.tolist(), p.cost.tolist(), strict=True):
         saved[node, model] = max(saved.get((node, model), 0.0), -cost)
-    bound = math.fsum(best) + math.fsum(price * (p.room > 0)) + math.fsum(saved.values())
+    bound = math.fsum(best) + math.fsum(price * (p.free > 0)) + math.fsum(saved.values())
     return both[: p.n_demands], bound * (1.0 + SLACK)
 
 
@@ -164,7 +166,7 @@ def _net(p: Program, load: tuple[Ints, Ints, Floats], price: Floats) -> Floats:
     """(O,) value of an open way less the price of the compute that it takes."""
     node, way, part = load
     paid = np.bincount(way, weights=part * price[node], minlength=len(p.value))
-    full = np.bincount(way, weights=(p.room[node] <= 0) & (part > 0), minlength=len(p.value)) > 0
+    full = np.bincount(way, weights=(p.free[node] <= 0) & (part > 0), minlength=len(p.value)) > 0
     return np.where(full, 0.0, p.value - paid)
 
 
@@ -187,7 +189,7 @@ def _nodes(p: Program) -> list[_Node]:
     _, _, part = _loads(p)
     by_class: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for (way, choice, _), load in zip(p.pieces.tolist(), part.tolist(), strict=True):
-        if alone[way] and p.value[way] > 0 and p.room[p.node[choice]] > 0:
+        if alone[way] and p.value[way] > 0 and p.free[p.node[choice]] > 0:
             by_class.setdefault((choice, int(p.demand[way])), []).append((float(p.value[way]), load))
     for (choice, demand), ways in sorted(by_class.items()):
         opens = found[int(p.node[choice])].opens.setdefault(choice, [])
@@ -198,7 +200,7 @@ def _nodes(p: Program) -> list[_Node]:
 def _ascend(p: Program, price: Floats) -> list[Ints]:
     """Ranges to hold after each pass: node after node what is worth most while the others stay as they are.
 
-    Whoever serves a class pays its price (D,), for others could serve it; less from pass to pass, since memory is short.
+    Whoever serves a class pays its price (D,), for others could serve it; less from pass to pass: memory is short.
     """
     nodes, rest, found = _nodes(p), [1.0] * p.n_demands, []
     for part_of_price in PASSES:
@@ -242,7 +244,8 @@ def _gain(
 ) -> tuple[float, dict[int, float]]:
     """What ranges are worth on a node to what is left of the classes (D,), and which parts of them it serves."""
     ways = [(d, value - paid[d], load) for c in held for d, value, load in node.opens.get(c, ()) if value > paid[d]]
-    left, total, taken = 1.0, -math.fsum(p.cost[c] for c in held), {}
+    taken: dict[int, float] = {}
+    left, total = 1.0, -math.fsum(p.cost[c] for c in held)
     for demand, value, load in sorted(ways, key=lambda w: (-w[1] / max(w[2], TINY), w)):
         amount = min(rest[demand] - taken.get(demand, 0.0), left / load if load > 0 else 1.0)
         if amount > 0:

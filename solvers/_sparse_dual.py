@@ -18,7 +18,7 @@ from solvers._dual import worth
 from solvers._jit import lean, nopython
 from solvers._kernel import DEAD, RIGID, Prices, Table, at_least, prices_of, rounded, with_couplings
 from solvers._point import Point, legs, price_point
-from solvers.problem import Floats, Ints
+from solvers.problem import Floats
 
 HEATS: Final = (0.05, 0.015, 0.004)  # temperatures, parts of a task's greatest value
 STEPS: Final = 100  # looks at one temperature at most; 10 to 40 are used
@@ -135,7 +135,7 @@ def _less_mean(t: Table, i: int, heat: float, b: Blur) -> None:
 
 @nopython
 def blurred(t: Table, price: Floats, heat: float, b: Blur, o: Point) -> tuple[float, float]:
-    """(dual with blurred choices, proven bound) at prices (R,); `heat`: temperature, part of a task's greatest value."""
+    """Return (dual with blurred choices, proven bound) at prices (R,); `heat`: part of a task's greatest value."""
     n, p, total, bound = price.shape[0], prices_of(t, price), 0.0, 0.0
     for r in range(n):
         bound += price[r] * t.room[r]

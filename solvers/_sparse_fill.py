@@ -17,10 +17,23 @@ import numpy as np
 from solvers._fit import Set, elastic_room, new_set, put, scaled, serve, worth_of
 from solvers._jit import lean, nopython
 from solvers._kernel import ACTIVITY, DEAD, RIGID, Prices, Table, at_least, prices_of
-from solvers._point import A, ACT, CAP, FLOOR, Point, load
+from solvers._point import ACT, CAP, FLOOR, A, Point, load
 from solvers._search import SAME, value_of
 from solvers._settle import _write
-from solvers._sparse_dual import ARMIJO, BEYOND, HEATS, MEMORY, RIDGE, Blur, Tail, descent, moved, nets, new_blur, remember
+from solvers._sparse_dual import (
+    ARMIJO,
+    BEYOND,
+    HEATS,
+    MEMORY,
+    RIDGE,
+    Blur,
+    Tail,
+    descent,
+    moved,
+    nets,
+    new_blur,
+    remember,
+)
 from solvers._sparse_plan import Pack, best_place, cost_of, new_pack, place, reprice, shift, take_out
 from solvers.problem import Floats, Ints
 
@@ -58,7 +71,7 @@ def _expect(t: Table, k: Pack, i: int, price: Prices, heat: float, b: Blur, p: P
 
 @nopython
 def _first_round(t: Table, k: Pack, rank: Ints, price: Floats, p: Prices, o: Point) -> None:
-    """Serve who is worth his cost, in turn; prices keep what is taken near the fractional plan of those asked so far."""
+    """Serve who is worth his cost, in turn; prices keep what is taken near the fractional plan of those asked."""
     bound, b = prices_of(t, price), new_blur(t)
     for i in rank:
         _expect(t, k, i, bound, HEATS[-1], b, p, o)
@@ -158,8 +171,8 @@ def _members(t: Table, k: Pack, rank: Ints) -> tuple[Ints, Ints]:
     for r in range(1, start.shape[0]):
         start[r] += start[r - 1]
     task = np.empty(start[-1], dtype=np.int64)
-    for place in range(rank.shape[0] - 1, -1, -1):
-        i = rank[place]
+    for m in range(rank.shape[0] - 1, -1, -1):
+        i = rank[m]
         if k.chosen[i] >= 0:
             for s in range(t.slot.shape[1]):
                 r = t.slot[k.chosen[i], s]
@@ -255,9 +268,7 @@ def _make_room(t: Table, k: Pack, i: int, j: int, start: Ints, task: Ints, p: Pr
 
 
 @lean
-def _squeeze_in(
-    t: Table, k: Pack, i: int, start: Ints, task: Ints, looks: int, p: Prices, o: Point
-) -> int:
+def _squeeze_in(t: Table, k: Pack, i: int, start: Ints, task: Ints, looks: int, p: Prices, o: Point) -> int:
     """Try to serve task i, which has no place, by pushing somebody out; returns the looks that are left."""
     for j in range(t.first[i], t.first[i + 1]):
         if t.mode[j] == DEAD:

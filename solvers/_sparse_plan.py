@@ -14,7 +14,7 @@ import numpy as np
 
 from solvers._jit import lean, nopython
 from solvers._kernel import ACTIVITY, DEAD, DOUBLE, EDGE, RIGID, Prices, Table, at_least
-from solvers._point import A, ACT, CAP, FLOOR, Point, bill, cheapest, load, stretch
+from solvers._point import ACT, CAP, FLOOR, A, Point, bill, cheapest, load, stretch
 from solvers.problem import Floats, Ints
 
 DRIFT: Final = 5.0  # growth of the log price of a resource of which more is taken than planned, per part of it
@@ -49,7 +49,9 @@ def new_pack(t: Table, price: Floats) -> Pack:
         base[r] = price[r] + (PLAIN_PRICE * worth / room if worth > 0.0 else 1.0)
     chosen, share = np.full(n_tasks, -1, dtype=np.int64), np.zeros((n_tasks, n_slots))
     scratch = np.zeros((2, n_slots))
-    return Pack(chosen, share, t.room.copy(), base, t.room.copy(), np.full(1, DRIFT), scratch[0], scratch[1], np.zeros(1))
+    return Pack(
+        chosen, share, t.room.copy(), base, t.room.copy(), np.full(1, DRIFT), scratch[0], scratch[1], np.zeros(1)
+    )
 
 
 @lean

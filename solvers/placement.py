@@ -279,6 +279,8 @@ def _program(nodes: Mapping[str, Node], choices: Sequence[_Choice], ways: Sequen
         demand=np.array([demand[w.demand] for w in ways], dtype=np.int64),
         value=np.array([w.value for w in ways], dtype=np.float64),
         pieces=np.array(pieces, dtype=np.int64).reshape(-1, 3),
+        load=np.array([load for way in ways for load in way.way.load], dtype=np.float64),
+        free=np.array([max(0.0, 1.0 - n.background) for n in nodes.values()], dtype=np.float64),
         room=np.array(room, dtype=np.int64),
         n_demands=len(demand),
         parts=PARTS,

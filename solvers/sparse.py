@@ -1,6 +1,6 @@
-"""`joint` where resources are many: prices and plan without matrices of resources x resources (docs/model.md, section 4).
+"""`joint` where resources are many: no matrices of resources x resources (docs/model.md, section 4).
 
-solvers/price.py hands a problem over from `MANY` resources up. Prices: solvers/_sparse_dual.py; plan: _sparse_plan.py.
+solvers/joint.py hands a problem over from `MANY` resources up. Prices: solvers/_sparse_dual.py; plan: _sparse_plan.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from solvers._spread import spread
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, Status
 
-MANY: Final = 128  # resources: from here on solvers/price.py leaves a problem to this
+MANY: Final = 128  # resources: from here on solvers/joint.py asks this
 NAME: Final = "joint-sparse"
 LOOKS: Final = STEPS * len(HEATS)  # at the dual at most; 20 to 150 are used
 NOTHING: Final = 1e-9  # worth of all room at prices that stand for 0
@@ -96,7 +96,15 @@ def _make_entry(digest: int) -> Callable[[Table, Floats, int, bool, bool], Answe
         o = new_point(t)
         near, price, bound, looks, good = _bounded(t, warm, most, o)
         if not plan:
-            return Answer(np.full(t.most.shape[0], -1, dtype=np.int64), np.zeros((0, 0)), price, 0.0, bound, looks + digest * 0, good)
+            return Answer(
+                np.full(t.most.shape[0], -1, dtype=np.int64),
+                np.zeros((0, 0)),
+                price,
+                0.0,
+                bound,
+                looks + digest * 0,
+                good,
+            )
         k = pack(t, near, o)
         share = _shared_out(t, k.chosen, k.share) if hand_out else k.share
         return Answer(k.chosen, share, price, value_of(t, k.chosen), bound, looks, good)

@@ -21,7 +21,9 @@ def site(
     models = [Model(f"m{k}", (float(rng.uniform(0.1e9, 0.3e9)),) * LAYERS) for k in range(n_models)]
     room = 1.5 * sum(sum(m.layer_bytes) for m in models) / n_models
     nodes = [
-        Node(f"n{k:03d}", room * float(rng.uniform(0.6, 1.4)), float(rng.uniform(0.5e9, 2e9)), float(rng.uniform(0, 0.3)))
+        Node(
+            f"n{k:03d}", room * float(rng.uniform(0.6, 1.4)), float(rng.uniform(0.5e9, 2e9)), float(rng.uniform(0, 0.3))
+        )
         for k in range(n_nodes)
     ]
     demands = []
