@@ -25,15 +25,15 @@ from cosched.settings import load
 from telemetry import bus
 
 
-def sockets_of(folder: Path) -> tuple[list[bus.Bus], Any]:
+def sockets_of(folder: Path) -> tuple[bus.Telemetry, bus.Control, bus.Decisions, Any]:
     keys = None
     if (folder / "daemon.key").exists():
         pair = read_pair(folder / "daemon.key")
         keys = bus.Curve(pair.public, pair.secret)
     if not os.environ.get("DIRECT"):
         found = places.bind(load(None), keys)
-        return [found.telemetry, found.control, found.decisions], found.gate
-    made: list[bus.Bus] = [bus.Telemetry(keys), bus.Control(keys), bus.Decisions(keys)]
+        return found.telemetry, found.control, found.decisions, found.gate
+    made = bus.Telemetry(keys), bus.Control(keys), bus.Decisions(keys)
     settings = load(None).settings
     for one, bound in zip(
         made, (settings.telemetry.bind, settings.control.bind, settings.control.decisions), strict=True
@@ -41,7 +41,7 @@ def sockets_of(folder: Path) -> tuple[list[bus.Bus], Any]:
         if beats := int(os.environ.get("HEARTBEATS", "0")):
             one.socket.setsockopt(zmq.HEARTBEAT_IVL, beats)
         one.bind([places.filled(endpoint) for endpoint in bound])
-    return made, None
+    return (*made, None)
 
 
 def tell(line: str) -> None:
@@ -51,8 +51,7 @@ def tell(line: str) -> None:
 
 async def main() -> None:
     configure()
-    found, gate = sockets_of(Path(sys.argv[1]))
-    telemetry, control, decisions = found
+    telemetry, control, decisions, gate = sockets_of(Path(sys.argv[1]))
     alarms: list[str] = []
     loop = asyncio.get_running_loop()
     if gate is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 from daemon_cases import PATIENCE_S, until
 
 from cosched.bench.attacks import connections as attacks
+from cosched.drivers import gate
 from cosched.drivers.gate import most_connections
 from telemetry.bus import Dealer, Follower, Publisher
 
@@ -279,3 +281,32 @@ def test_caps_fit_the_descriptors() -> None:
         assert 1 <= most < 1_000
         assert 3 * most + 128 <= descriptors
         assert 6 * most + 32 <= descriptors
+
+
+def test_a_door_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: its limit of processes is not to be touched, so the start is what fails."""
+    entry = gate.Entry("control", gate.listen(f"ipc://{tmp_path}/c", guarded=False), tmp_path / "inner", False, {})
+    monkeypatch.setattr(gate, "RETRY_S", 0.05)
+
+    async def main() -> None:
+        made = gate.Gate([entry], 10)
+        made.attach(asyncio.get_running_loop(), lambda *_: None)
+        first, tries = made.pid, []
+        start = made._start
+
+        def failing() -> subprocess.Popen[bytes]:
+            tries.append(1)
+            if len(tries) < 3:
+                raise OSError(11, "Resource temporarily unavailable")
+            return start()
+
+        monkeypatch.setattr(made, "_start", failing)
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE_S):
+            while made.pid == first:  # noqa: ASYNC110  # another process dies, which tells nobody
+                await asyncio.sleep(0.01)
+        assert len(tries) == 3
+        made.shut()
+        await asyncio.to_thread(made.wait)
+
+    asyncio.run(main())

@@ -11,8 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from daemon_cases import Place, until
+
+from cosched import control_messages as api
+from telemetry.bus import Dealer
 
 LINE = 1_000
 PIPE_BYTES = 1 << 16
@@ -122,11 +126,17 @@ def test_a_daemon_whose_log_nobody_reads_goes_on_and_says_how_much_was_dropped(t
     with place.daemon(output=theirs) as daemon:
         os.close(theirs)
         with daemon.ready() as client:
+            raw = msgspec.Raw(msgspec.msgpack.encode(api.NoArgs()))
+            asking = Dealer(place.control)
             began = time.monotonic()
-            while client.status().log_dropped == 0:  # each says two lines
-                client.drain()
-                client.resume()
-                assert time.monotonic() - began < 120
+            while client.status().log_dropped == 0:
+                for verb in ("drain", "resume") * 100:  # each says a line
+                    asking.send(msgspec.msgpack.encode(api.Request(verb=verb, id=1, args=raw)))
+                for _ in range(200):
+                    assert asking.wait(60)
+                    asking.drain(1)
+                assert time.monotonic() - began < 300
+            asking.close()
             began = time.monotonic()
             client.drain()
             assert time.monotonic() - began < 5

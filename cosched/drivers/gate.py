@@ -33,6 +33,7 @@ DOOR_RESERVE: Final = 32  # of the door; it needs two for each connection
 MOST: Final = 65_536  # descriptors asked for: some programs look at each that there may be
 NAMES: Final = 3  # sockets that share the descriptors
 RESTART_S: Final = 0.1
+RETRY_S: Final = 1.0  # where none can be started
 CLOSING_S: Final = 1.5  # a door that was told to end takes a second
 RECENT_S: Final = 10.0  # an alarm about refused connections stays for so long after the last one
 ALARM: Final = "connections"
@@ -229,7 +230,13 @@ class Gate:
         log.warning("the door ended; another one opens", exit_code=self._door.wait())
         self._shut(self._door)
         self._earlier, self._refused, self._received, self.open = self._earlier + self._refused, Counter(), b"", {}
-        self._door = self._start()
+        try:
+            self._door = self._start()
+        except OSError as error:  # no memory or process to be had: it passes
+            log.warning("no door can be opened", why=str(error))
+            assert self._loop is not None  # noqa: S101  # attached
+            self._due = self._loop.call_later(RETRY_S, self._again)
+            return
         self._listen()
 
     def counted(self) -> list[tuple[str, str, int]]:

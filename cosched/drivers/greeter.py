@@ -47,11 +47,12 @@ class Greeter:
                 return more
             self._tasks.extend(self._board.asked_for(self._topics))
             self._topics = set()
-        for _ in range(min(TASKS, len(self._tasks))):
-            self._board.tell(self._tasks.popleft(), now_ns)
-        self._spent_ns += (ended_ns := self._clock()) - now_ns
-        if not self._tasks:
-            self._rest_until_ns, self._spent_ns = ended_ns + REST * self._spent_ns, 0
+        if portion := min(TASKS, len(self._tasks)):
+            for _ in range(portion):
+                self._board.tell(self._tasks.popleft(), now_ns)
+            self._spent_ns += (ended_ns := self._clock()) - now_ns
+            if not self._tasks:
+                self._rest_until_ns, self._spent_ns = ended_ns + REST * self._spent_ns, 0
         return more or bool(self._tasks) or bool(self._topics)
 
     def _later(self, wait_s: float) -> None:

@@ -123,11 +123,11 @@ def flood_garbage(endpoints: Sequence[str], count: int, seconds: float) -> Told:
 def flood_subscriptions(endpoints: Sequence[str], count: int, seconds: float) -> Told:
     """Subscribe to `count` topics on one connection after the other; a new one when it is cut."""
     told, end_s = Told(), time.monotonic() + seconds
-    for endpoint, blocks in zip(itertools.cycle(endpoints), _topics(count), strict=False):
+    for endpoint in itertools.cycle(endpoints):
         try:
             with plain(endpoint, b"SUB") as one:
                 told.opened += 1
-                for block in blocks:
+                for block in _topics(count):
                     if time.monotonic() > end_s:
                         return told
                     one.sendall(block)
@@ -166,13 +166,10 @@ ATTACKS: Final[dict[str, Callable[[Sequence[str], int, float], Told]]] = {
 }
 
 
-def _topics(count: int) -> Iterator[list[bytes]]:
-    """Per connection the same topics, each its own, as frames."""
-    blocks = [
-        b"".join(frame(0, b"\x01decision/%07d" % n) for n in range(first, first + BLOCK))
-        for first in range(0, count, BLOCK)
-    ]
-    return itertools.repeat(blocks)
+def _topics(count: int) -> Iterator[bytes]:
+    """Subscriptions to so many topics as frames, in blocks; made as they are sent."""
+    for first in range(0, count, BLOCK):
+        yield b"".join(frame(0, b"\x01decision/%07d" % n) for n in range(first, first + BLOCK))
 
 
 def _read(source: socket.socket, size: int) -> bytes:
