@@ -1,8 +1,8 @@
 """Logging set-up: JSON lines with a priority under systemd, readable lines elsewhere, always on stderr.
 
 Modules log through `structlog.get_logger()`; only a program's entry calls `configure`, and the pure core never logs.
-Logging never waits for whoever reads: what a full pipe does not take is kept, up to a bound, and written by a thread when
-it takes more; beyond the bound lines are dropped, counted (`dropped`), and the count is logged when there is room.
+Logging never waits for whoever reads: what a full pipe does not take is kept, up to a bound, and written by a thread
+when it takes more; beyond the bound lines are dropped, counted (`dropped`), and the count is logged when there is room.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def journal_line(_: WrappedLogger, level: str, event: EventDict) -> str:
 class Outlet:
     """Writes lines to a descriptor without ever waiting for it; in order.
 
-    A pipe or terminal is opened anew, so that it can be made non-blocking for us alone; a socket is told with each line.
+    A pipe or terminal is opened anew, to be made non-blocking for us alone; a socket is told with each line.
     What can be neither is written by the thread alone, which may wait.
     """
 

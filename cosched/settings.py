@@ -164,7 +164,8 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 # May not change while the daemon runs: sockets, files and processes hang on them.
-FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key", "security.max_connections",
+FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key",
+                "security.max_connections",
                 "metrics.listen", "telemetry.max_message_bytes", "control.max_message_bytes",
                 *(f"cluster.{key}" for key in Cluster.__struct_fields__))  # fmt: skip
 

@@ -108,7 +108,7 @@ def loads(problem: Problem, grid: Ints, columns: Columns) -> Loads:
     used = (r < n) & (x > 0)
     r, c, x = r[used], c[used], x[used]
     summed, back = np.unique(r * len(slot) + c, return_inverse=True)  # of one column, a resource may come twice
-    part = np.bincount(back, weights=x, minlength=len(summed))
+    part = np.asarray(np.bincount(back, weights=x, minlength=len(summed)), dtype=np.float64)
     r, c = summed // max(1, len(slot)), summed % max(1, len(slot))
     whole, room = _whole(problem), np.maximum(0.0, 1.0 - problem.background)
     unit = np.where(whole, grid, min(FINE, MOST // max(1, len(slot))))

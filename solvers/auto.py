@@ -1,7 +1,7 @@
 """The referee while it is quick, the price solver else (docs/exact.md). `solve` is registered as `auto`.
 
-The price solver always answers first. Where its gap is open and the problem is small, the exact solver looks for a better
-plan on its grid, within a budget that is counted, not timed: the same problem has the same answer on every machine.
+The price solver always answers first. Where its gap is open and the problem is small, the exact solver looks for a
+better plan on its grid, within a budget that is counted, not timed: one problem has one answer on every machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from solvers import price
+from solvers import joint
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Problem
 from solvers.solution import Certificate, Solution, Status
@@ -27,13 +27,13 @@ BETTER: Final = 1e-9  # values that differ by less are the same
 def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:
     """Solve by `joint`, and by `exact` as well where that is quick; `solver` of the solution says whose it is.
 
-    `warm` and options as for `joint`, and `limit_s` for the referee (0.2 deterministic seconds; 0: it is not asked). The
-    plan of `exact` is taken where it is worth more, its bound where that holds off its grid as well: where no point has
-    elastic work or a floor. A bound of the referee has no prices: they are 0.
+    `warm` and options as for `joint`, and `limit_s` for the referee (0.2 deterministic seconds; 0: it is not asked).
+    The plan of `exact` is taken where it is worth more, its bound where that holds off its grid as well: where no point
+    has elastic work or a floor. A bound of the referee has no prices: they are 0.
     """
     options = dict(options or {})
     limit = float(options.pop("limit_s", LIMIT))
-    plan = price.solve(problem, warm=warm, options=options)
+    plan = joint.solve(problem, warm=warm, options=options)
     certificate = plan.certificate
     small = problem.n_tasks <= TASKS and problem.n_points <= POINTS
     if not small or limit <= 0 or certificate.gap <= CLOSED * max(1.0, certificate.bound):

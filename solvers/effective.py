@@ -33,8 +33,9 @@ def restrict(problem: Problem, mean_use: Floats, *, z: float = 1.25, variance0: 
 
     mean_use: (J, S) u of each slot as a fraction of its resource, nan = hard reservation (a guaranteed task).
     variance0: (R,) > 0 variance at which the tangent is taken; without it, guessed from held points and newcomers.
-    Memory and hard slots stay as they are, and so does a resource that no statistical slot is on. A floor below the
-    mean use is raised to it. Bounds of the returned problem hold for it, not for the rule. Raises BadProblem.
+    Memory and hard slots stay as they are, and so does a resource that no statistical slot is on; a slot whose mean use
+    is more than its cap is hard: below its mean use the tangent counts nothing or less. A floor below the mean use is
+    raised to it. Bounds of the returned problem hold for it, not for the rule. Raises BadProblem.
     """
     soft = _soft(problem, mean_use)  # (J, S)
     if not (np.isfinite(z) and z >= 0):
@@ -42,6 +43,8 @@ def restrict(problem: Problem, mean_use: Floats, *, z: float = 1.25, variance0: 
     v0 = first_variance(problem, mean_use) if variance0 is None else np.asarray(variance0, dtype=np.float64)
     if v0.shape != (problem.n_resources,) or not (np.isfinite(v0) & (v0 > 0)).all():
         raise BadProblem("variance0", f"must be {problem.n_resources} numbers > 0")
+    least = np.where(soft, mean_use, 0.0)
+    soft &= least <= problem.cap
     u = np.where(soft, mean_use, 0.0)
     slope = z / (2 * np.sqrt(np.append(v0, 1.0)[problem.slot]))  # (J, S)
     used = np.zeros(problem.n_resources + 1, dtype=bool)
@@ -49,7 +52,7 @@ def restrict(problem: Problem, mean_use: Floats, *, z: float = 1.25, variance0: 
     return dataclasses.replace(
         problem,
         background=problem.background + np.where(used[:-1], z * np.sqrt(v0) / 2, 0.0),
-        floor=np.maximum(problem.floor, u),
+        floor=np.maximum(problem.floor, least),
         activity=np.where(soft, problem.activity * slope * u, problem.activity),
         rigid=np.where(soft, problem.rigid + u - slope * u * u, problem.rigid),
     )

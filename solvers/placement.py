@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
+from solvers._placement_start import Program, Start, start
 from solvers.errors import BadProblem
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ UNIT: Final = 1_000_000  # of a node's compute and memory, rounded against the p
 DIGITS: Final = 9  # of the objective
 DROP: Final = 0.1  # dropping layers costs this part of loading them: they may be wanted again
 LIMIT_S: Final = 2.0  # deterministic seconds
+SEARCHED: Final = 10_000  # open ways: with more CP-SAT does not get beyond its preparations in that time
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class _Choice:
     new_bytes: float  # not held yet
     load_s: float
     cost: float  # of loading what is new, less that of dropping what is kept
+    now: bool  # held as it is
 
 
 def place(
@@ -110,7 +115,9 @@ def place(
     value = sum over ways of value_per_s x fraction served x (horizon - time to load its layers), less `cost_per_byte`
     of what is loaded (and a tenth of that of what is dropped). Each model's time to load is reckoned by itself, also
     where a node loads two. Memory and compute of no node are exceeded. A pure function, independent of the order of
-    its inputs; `limit_s` is deterministic time. Raises BadProblem.
+    its inputs; `limit_s` is deterministic time. There is always an answer: where the search finds none in time, or a
+    worse one, it is what solvers/_placement_start.py begins with, never worse than keeping `current` where that fits.
+    Raises BadProblem for input that is wrong.
     """
     _check(nodes, models, demands, current, horizon_s, cost_per_byte)
     sizes = {m.id: m.layer_bytes for m in models}
@@ -171,8 +178,10 @@ def _choices(
     held = {(c.node, c.model): c for c in current}
     asked = {p for d in demands for w in d.ways for p in w.pieces} | set(current)
     choices: dict[tuple[str, str], list[_Choice]] = {}
-    for node, model in sorted({(p.node, p.model) for p in asked}):
-        mine = [p for p in asked if (p.node, p.model) == (node, model)]
+    by_key: dict[tuple[str, str], list[Layers]] = {}
+    for piece in sorted(asked):
+        by_key.setdefault((piece.node, piece.model), []).append(piece)
+    for (node, model), mine in sorted(by_key.items()):
         for first, end in itertools.product(sorted({p.first for p in mine}), sorted({p.end for p in mine})):
             wanted = Layers(node, model, first, end)
             size = math.fsum(sizes[model][first:end])
@@ -181,7 +190,7 @@ def _choices(
                 new, kept = _missing(sizes[model], wanted, now), _missing(sizes[model], now, None)
                 kept -= _missing(sizes[model], now, wanted)
                 cost = cost_per_byte * (new - DROP * kept)
-                choice = _Choice(wanted, size, new, new / nodes[node].load_bytes_per_s, cost)
+                choice = _Choice(wanted, size, new, new / nodes[node].load_bytes_per_s, cost, wanted == now)
                 choices.setdefault((node, model), []).append(choice)
     return choices
 
@@ -229,79 +238,145 @@ def _solve(
     nodes: Mapping[str, Node], choices: Sequence[_Choice], ways: Sequence[_Open], dropped: float, limit_s: float
 ) -> Placement:
     """Solve the integer program; `dropped`: cost of holding nothing, which the choices' costs are counted from."""
+    program = _program(nodes, choices, ways)
+    first = start(program)
+    counts, value, bound, optimal = _counts(program, first), first.value, first.bound, False
+    found = _search(program, first, limit_s) if len(ways) <= SEARCHED else None
+    if found is not None:
+        bound, optimal = min(bound, found.bound), found.optimal
+        if found.value >= value or optimal:
+            counts, value = found.counts, found.value
+    return Placement(
+        layers=tuple(sorted(c.layers for c, n in zip(choices, counts, strict=False) if n)),
+        served=_fractions(ways, counts[len(choices) :]),
+        load_s=_load_s(nodes, choices, counts),
+        moved_bytes=math.fsum(c.new_bytes for c, n in zip(choices, counts, strict=False) if n),
+        value=value - dropped,
+        bound=max(bound, value) - dropped,
+        optimal=optimal,
+    )
+
+
+def _program(nodes: Mapping[str, Node], choices: Sequence[_Choice], ways: Sequence[_Open]) -> Program:
+    """The program in numbers; compute that is taken rounded up and what there is rounded down."""
+    place = {name: n for n, name in enumerate(nodes)}
+    model = {name: m for m, name in enumerate(sorted({c.layers.model for c in choices}))}
+    demand = {name: d for d, name in enumerate(sorted({w.demand for w in ways}))}
+    number = {c.layers: k for k, c in enumerate(choices)}
+    pieces = [
+        (k, number[choice.layers], math.ceil(load * UNIT - 1e-6))
+        for k, way in enumerate(ways)
+        for choice, load in zip(way.choices, way.way.load, strict=True)
+    ]
+    size = [c.size_bytes / nodes[c.layers.node].memory_bytes if c.size_bytes > 0 else 0.0 for c in choices]
+    room = [math.floor(max(0.0, 1.0 - n.background) * UNIT + 1e-6) * PARTS for n in nodes.values()]
+    return Program(
+        node=np.array([place[c.layers.node] for c in choices], dtype=np.int64),
+        model=np.array([model[c.layers.model] for c in choices], dtype=np.int64),
+        size=np.array(size, dtype=np.float64),
+        cost=np.array([c.cost for c in choices], dtype=np.float64),
+        kept=np.array(_kept(choices, size), dtype=np.int64),
+        demand=np.array([demand[w.demand] for w in ways], dtype=np.int64),
+        value=np.array([w.value for w in ways], dtype=np.float64),
+        pieces=np.array(pieces, dtype=np.int64).reshape(-1, 3),
+        room=np.array(room, dtype=np.int64),
+        n_demands=len(demand),
+        parts=PARTS,
+    )
+
+
+def _kept(choices: Sequence[_Choice], size: Sequence[float]) -> list[int]:
+    """Ranges that are held now, as far as they fit together."""
+    left: dict[str, int] = {}
+    kept = []
+    for k, choice in enumerate(choices):
+        units = _units(size[k])
+        if choice.now and units <= left.get(choice.layers.node, UNIT):
+            left[choice.layers.node] = left.get(choice.layers.node, UNIT) - units
+            kept.append(k)
+    return kept
+
+
+def _units(size: float) -> int:
+    return math.ceil(size * UNIT - 1e-6)
+
+
+def _counts(program: Program, first: Start) -> list[int]:
+    """Whether each range is held, and parts served by each open way."""
+    held = np.zeros(len(program.size), dtype=np.int64)
+    held[first.held] = 1
+    return [*held.tolist(), *first.served.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the search found."""
+
+    counts: list[int]
+    value: float
+    bound: float
+    optimal: bool
+
+
+def _search(p: Program, first: Start, limit_s: float) -> _Found | None:
+    """CP-SAT from the start; None: its time did not reach even that."""
     from ortools.sat.python import cp_model
 
     model = cp_model.CpModel()
-    held = [model.new_bool_var("") for _ in choices]
-    parts = [model.new_int_var(0, PARTS, "") for _ in ways]
-    _limit_nodes(model, nodes, choices, held, ways, parts)
-    _limit_ways(model, choices, held, ways, parts)
-    worth = [*(-c.cost for c in choices), *(w.value / PARTS for w in ways)]
-    scale = 10.0**DIGITS / max([abs(x) for x in worth if x] or [1.0])
-    model.maximize(cp_model.LinearExpr.weighted_sum([*held, *parts], [round(x * scale) for x in worth]))
+    held = [model.new_bool_var("") for _ in p.size]
+    parts = [model.new_int_var(0, p.parts, "") for _ in p.value]
+    _limit_nodes(model, p, held, parts)
+    _limit_ways(model, p, held, parts)
+    price = [*(-p.cost).tolist(), *(p.value / p.parts).tolist()]
+    scale = 10.0**DIGITS / max([abs(x) for x in price if x] or [1.0])
+    model.maximize(cp_model.LinearExpr.weighted_sum([*held, *parts], [round(x * scale) for x in price]))
+    for variable, n in zip((*held, *parts), _counts(p, first), strict=True):
+        model.add_hint(variable, n)
     solver = cp_model.CpSolver()
     solver.parameters.max_deterministic_time = limit_s
     solver.parameters.num_workers = 1
     status = solver.solve(model)
     if status not in {cp_model.OPTIMAL, cp_model.FEASIBLE}:
-        raise BadProblem("limit_s", f"{limit_s:g} deterministic seconds do not reach a first placement")
+        return None
     counts = [solver.value(x) for x in (*held, *parts)]
-    rounding = 0.5 * (len(held) + PARTS * len(parts)) / scale  # what rounded coefficients can hide
-    return Placement(
-        layers=tuple(sorted(c.layers for c, n in zip(choices, counts, strict=False) if n)),
-        served=_fractions(ways, counts[len(held) :]),
-        load_s=_load_s(nodes, choices, counts),
-        moved_bytes=math.fsum(c.new_bytes for c, n in zip(choices, counts, strict=False) if n),
-        value=math.fsum(x * n for x, n in zip(worth, counts, strict=True)) - dropped,
-        bound=solver.best_objective_bound / scale + rounding - dropped,
-        optimal=status == cp_model.OPTIMAL,
-    )
+    rounding = 0.5 * (len(held) + p.parts * len(parts)) / scale  # what rounded coefficients can hide
+    value = math.fsum(x * n for x, n in zip(price, counts, strict=True))
+    return _Found(counts, value, solver.best_objective_bound / scale + rounding, status == cp_model.OPTIMAL)
 
 
-def _limit_nodes(
-    model: cp_model.CpModel,
-    nodes: Mapping[str, Node],
-    choices: Sequence[_Choice],
-    held: Sequence[Any],
-    ways: Sequence[_Open],
-    parts: Sequence[Any],
-) -> None:
-    """Memory and compute, what is taken rounded up and what there is rounded down."""
-    for node in nodes.values():
-        memory = [
-            math.ceil(c.size_bytes / node.memory_bytes * UNIT - 1e-6) * y
-            for c, y in zip(choices, held, strict=True)
-            if c.layers.node == node.id and c.size_bytes > 0
-        ]
-        compute = [
-            math.ceil(load * UNIT - 1e-6) * x
-            for w, x in zip(ways, parts, strict=True)
-            for piece, load in zip(w.way.pieces, w.way.load, strict=True)
-            if piece.node == node.id and load > 0
-        ]
-        if memory:
-            model.add(sum(memory) <= UNIT)
-        if compute:
-            model.add(sum(compute) <= math.floor(max(0.0, 1.0 - node.background) * UNIT + 1e-6) * PARTS)
+def _limit_nodes(model: cp_model.CpModel, p: Program, held: Sequence[Any], parts: Sequence[Any]) -> None:
+    """Memory and compute, what is taken rounded up and what there is rounded down; one range per node and model."""
+    memory: list[list[Any]] = [[] for _ in p.room]
+    compute: list[list[Any]] = [[] for _ in p.room]
+    same: dict[tuple[int, int], list[Any]] = {}
+    for k, (node, size) in enumerate(zip(p.node.tolist(), p.size.tolist(), strict=True)):
+        same.setdefault((node, int(p.model[k])), []).append(held[k])
+        if size > 0:
+            memory[node].append(_units(size) * held[k])
+    for way, choice, units in p.pieces.tolist():
+        if units > 0:
+            compute[int(p.node[choice])].append(units * parts[way])
+    for node, room in enumerate(p.room.tolist()):
+        if memory[node]:
+            model.add(sum(memory[node]) <= UNIT)
+        if compute[node]:
+            model.add(sum(compute[node]) <= room)
+    for ranges in same.values():
+        model.add_at_most_one(ranges)
 
 
-def _limit_ways(
-    model: cp_model.CpModel,
-    choices: Sequence[_Choice],
-    held: Sequence[Any],
-    ways: Sequence[_Open],
-    parts: Sequence[Any],
-) -> None:
-    """One range per node and model; a way needs its ranges; a class is served once."""
-    by_range = {c.layers: y for c, y in zip(choices, held, strict=True)}
-    for _, mine in itertools.groupby(choices, key=lambda c: (c.layers.node, c.layers.model)):
-        model.add_at_most_one([by_range[c.layers] for c in mine])
-    for way, x in zip(ways, parts, strict=True):
-        for choice in way.choices:
-            model.add(x <= PARTS * by_range[choice.layers])
-    numbered = list(zip(ways, parts, strict=True))
-    for _, same in itertools.groupby(numbered, key=lambda pair: pair[0].demand):
-        model.add(sum(x for _, x in same) <= PARTS)
+def _limit_ways(model: cp_model.CpModel, p: Program, held: Sequence[Any], parts: Sequence[Any]) -> None:
+    """A class is served once, and by ranges that are held: all that it has of one range together needs it."""
+    by_range: dict[tuple[int, int], set[int]] = {}
+    by_class: dict[int, list[Any]] = {}
+    for way, choice, _ in p.pieces.tolist():
+        by_range.setdefault((int(p.demand[way]), choice), set()).add(way)
+    for way, demand in enumerate(p.demand.tolist()):
+        by_class.setdefault(demand, []).append(parts[way])
+    for (_, choice), mine in sorted(by_range.items()):
+        model.add(sum(parts[way] for way in sorted(mine)) <= p.parts * held[choice])
+    for mine in by_class.values():
+        model.add(sum(mine) <= p.parts)
 
 
 def _fractions(ways: Sequence[_Open], counts: Sequence[int]) -> dict[str, dict[int, float]]:

@@ -136,7 +136,7 @@ def second_stage(
     """Share out what the plan leaves over, by the goal: with true latencies, by the cone solver (solvers/convex.py).
 
     Its shares may break limits by 1e-8; they go back towards the plan's, which hold them all, until nothing is broken.
-    Where it finds no optimum the fast path's shares stand: the dual method on tangents (`by_tangents`). `tell` hears it.
+    Where it finds no optimum the fast path's shares stand, by the dual method on tangents, and `tell` hears it.
     """
     from solvers import check, convex
 
@@ -157,7 +157,7 @@ def second_stage(
 def by_tangents(problem: Problem, snr: Floats, solution: Solution, goal: Goal) -> Floats:
     """Shares (N, S) by the dual method on tangents taken at the shares before: every limit holds after each round.
 
-    The goal is nearly that of the true latencies: a tangent's constant part is counted off the deadline, not as latency.
+    The goal is nearly that of the true latencies: a tangent's constant part is taken off the deadline.
     """
     from solvers import second_stage as proportional
 

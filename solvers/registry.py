@@ -22,8 +22,8 @@ class Solver(Protocol):
 
 
 SOLVERS: Final[dict[str, str]] = {
+    "joint": "solvers.joint:solve",
     "auto": "solvers.auto:solve",
-    "joint": "solvers.price:solve",
     "exact": "solvers.exact:solve",
     "grid": "solvers.grid:solve",
     "sharded": "solvers.sharded:solve",

@@ -78,9 +78,9 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
 class Bus:
     """One socket with its endpoints. `close` takes it down at once; `close(linger_ms)` sends what is queued first.
 
-    `domain` is what the authenticator (RFC 27) knows the socket by. There are no heartbeats of libzmq: with a full queue
-    they abort the process (libzmq 4.3.5, stream_engine_base.cpp; issues 3937, 4364, 4767). Dead hosts are noticed by tcp,
-    dead processes by the connection; whoever has to notice more listens for messages (the status, once a second).
+    `domain` is what the authenticator (RFC 27) knows the socket by. There are no heartbeats of libzmq: with a full
+    queue they abort the process (libzmq 4.3.5, stream_engine_base.cpp; issues 3937, 4364, 4767). Dead hosts are noticed
+    by tcp, dead processes by the connection; whoever must notice more listens for messages (the status, every second).
     """
 
     domain: ClassVar[str] = ""  # what the authenticator is told of this socket (ZAP, RFC 27)
@@ -131,7 +131,7 @@ class Bus:
                 self._files[-1].chmod(SOCKET_MODE)
 
     def bind_behind(self, plain: Path | None, guarded: Path | None, public: Sequence[str]) -> None:
-        """Bind behind a door (cosched/drivers/door.py), which accepts at the `public` endpoints and checks who is there.
+        """Bind behind a door (cosched/drivers/door.py), which accepts at the `public` endpoints.
 
         plain, guarded: ipc paths for connections without and with CURVE, in a folder that is the daemon's own.
         """

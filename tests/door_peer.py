@@ -1,8 +1,7 @@
 """A process that has the daemon's three sockets, behind the door or as they are, and serves them: what attacks meet.
 
-`python tests/door_peer.py FOLDER`; lines on stdin: `pause`, `go`, `count`, `end`. For each a line on stdout, messages so far,
-and JSON at the end.
-DIRECT=1: without the door; HEARTBEATS=ms: with those of libzmq, as it was once.
+`python tests/door_peer.py FOLDER`; lines on stdin: `pause`, `go`, `count`, `end`. For each a line on stdout: messages
+so far, and JSON at the end. DIRECT=1: without the door; HEARTBEATS=ms: with those of libzmq, as it was once.
 """
 
 from __future__ import annotations
@@ -45,6 +44,11 @@ def sockets_of(folder: Path) -> tuple[list[bus.Bus], Any]:
     return made, None
 
 
+def tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 async def main() -> None:
     configure()
     found, gate = sockets_of(Path(sys.argv[1]))
@@ -56,7 +60,7 @@ async def main() -> None:
     words: list[str] = []
     threading.Thread(target=lambda: words.extend(iter(sys.stdin.readline, "")), daemon=True).start()
     say = json.dumps({"telemetry": telemetry.endpoints, "control": control.endpoints, "decisions": decisions.endpoints})
-    print(say, flush=True)
+    tell(say)
     paused, told, messages, topics, size = False, 0, 0, 0, int(os.environ.get("SIZE", "200"))
     while True:
         await asyncio.sleep(0.002)
@@ -67,11 +71,9 @@ async def main() -> None:
             if word == "end":
                 counted = gate.counted() if gate is not None else []
                 descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # names alone
-                print(
-                    json.dumps([messages, topics, alarms, counted, descriptors, gate.open if gate else {}]), flush=True
-                )
+                tell(json.dumps([messages, topics, alarms, counted, descriptors, gate.open if gate else {}]))
                 return
-            print(messages, flush=True)
+            tell(str(messages))
         decisions.send(b"decision/t%d" % (time.monotonic_ns() % 97), b"x" * size)
         decisions.send(b"status", b"y" * size)
         if not paused:

@@ -18,14 +18,18 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from runtime_cases import HIDDEN, LAYERS, SEED, VOCAB
+from runtime_cases import HIDDEN, LAYERS, PROMPT, SEED, VOCAB
 
 from cosched.runtime import activation, kv
+from cosched.runtime.chain import Hop, Links, Route
 from cosched.runtime.engine import token_frame, token_ids
 from cosched.runtime.errors import BadFrame, Refused
+from cosched.runtime.generation import Generation
+from cosched.runtime.host import Host
 from cosched.runtime.kv import KvCache, KvLayout
 from cosched.runtime.link import Link
 from cosched.runtime.model import ModelSource, open_model
+from cosched.runtime.parts import Part
 from cosched.runtime.peers import check_endpoint
 from cosched.runtime.protocol import (
     Answer,
@@ -299,6 +303,17 @@ def asked(caller: Caller, message: list[bytes], patience_s: float) -> list[Answe
     caller.send(message)
     wait_for([caller], patience_s)
     return [answer_of(frames) for frames in caller.drain()]
+
+
+def generates(host: Host, source: ModelSource, expected: list[int], split: int = 2) -> None:
+    """Whoever comes now is served, with the right tokens."""
+    links = Links()
+    run = Generation(Part(source), "after", PROMPT, Route(split, (Hop(host.endpoint, LAYERS),), 32), links)
+    assert list(run.stream(len(expected))) == expected
+    run.close()
+    links.close()
+    assert host.is_serving
+    assert host.report().failed == 0
 
 
 def forged(values: torch.Tensor, bits: int = 32) -> bytes:

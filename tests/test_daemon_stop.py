@@ -61,7 +61,7 @@ def load(place: Place, life: int, ended: threading.Event) -> None:
 
 
 def test_a_pump_that_was_stopped_looks_at_its_socket_no_more(tmp_path: Path) -> None:
-    """What is answered or published while the daemon ends asked for one more look, at a socket that was closed by then."""
+    """What is answered or published while the daemon ends asks for one more look, at a socket closed by then."""
     looks = 0
 
     def look() -> bool:
@@ -88,7 +88,7 @@ def test_a_pump_that_was_stopped_looks_at_its_socket_no_more(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_stop_under_load_is_no_defect(tmp_path: Path) -> None:
-    place, rng = Place(tmp_path, {"CAPTURE_KEEP": "1000"}), random.Random(SEED)
+    place, rng = Place(tmp_path, {"CAPTURE_KEEP": "1000"}), random.Random(SEED)  # noqa: S311  # an instant
     for life in range(STOPS):
         with place.daemon() as daemon:
             with daemon.ready() as client, radio(place, client):

@@ -15,17 +15,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
+import msgspec
 import psutil
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra [llm] is not installed")
 
 import runtime_cases as cases
-from hostile_frames import Attacker, asked, decoded, forged, opened, refusal
+from hostile_frames import Attacker, asked, decoded, forged, generates, opened, refusal
 
 from cosched.errors import BadInput
+from cosched.runtime import activation
 from cosched.runtime.chain import Hop, Links, Route
 from cosched.runtime.engine import Limits, token_frame
+from cosched.runtime.errors import BadFrame
 from cosched.runtime.generation import Generation
 from cosched.runtime.host import Host
 from cosched.runtime.kv import KvCache
@@ -78,17 +81,6 @@ def raw(endpoint: str, *messages: list[bytes], patience_s: float = 20.0) -> list
         caller.close()
 
 
-def generates(host: Host, source: ModelSource, expected: list[int], split: int = 2) -> None:
-    """Whoever comes now is served, with the right tokens."""
-    links = Links()
-    run = Generation(Part(source), "after", cases.PROMPT, Route(split, (Hop(host.endpoint, L),), 32), links)
-    assert list(run.stream(len(expected))) == expected
-    run.close()
-    links.close()
-    assert host.is_serving
-    assert host.report().failed == 0
-
-
 # --- what a message may be -----------------------------------------------------------------------------------------
 
 
@@ -110,9 +102,15 @@ def test_values_that_are_not_finite_or_become_so_are_refused(value: float, sourc
     frames = [forged(torch.full((1, 1, cases.HIDDEN), value))]
     if value != 3e38:
         frames += [forged(torch.full((1, 1, cases.HIDDEN), value), bits) for bits in (16, 8, 4)]
-    else:  # squared in the norms, it overflows in the layers
+        for frame in frames:
+            with pytest.raises(BadFrame, match="an activation that is not finite"):
+                activation.decode(frame, cases.HIDDEN, torch.float32, torch.device("cpu"))
+    else:  # squared in the norms, it overflows in the layers; in a smaller dtype, at once
         frames[0] = forged(torch.linspace(-value, value, cases.HIDDEN).view(1, 1, -1))
-    codes = {refusal(link, second, (frame,)) for frame in frames}
+        with pytest.raises(BadFrame, match="an activation that is not finite"):
+            activation.decode(frames[0], cases.HIDDEN, torch.float16, torch.device("cpu"))
+    silent = msgspec.structs.replace(second, choose=False)  # nobody looks at what comes out, but it stays in the cache
+    codes = {refusal(link, step, (frame,)) for frame in frames for step in (second, silent)}
     assert codes == {"bad_frame"}
     cache, pair = KvCache(), torch.full((1, 2, 1, 8), value if value != 3e38 else torch.nan)
     cache.update(pair, pair, 1)
@@ -141,6 +139,8 @@ def test_kv_of_some_layers_alone_or_of_no_token_is_not_computed_with(source: Mod
     assert refusal(link, step, (token_frame([1]),)) == "out_of_step"
     empty = cache.export(1)[:12] + bytes(8)
     assert refusal(link, Import(session="s", start=1, stop=2), (empty,)) == "bad_frame"
+    link.ask(opened(source, session="fresh"))
+    assert refusal(link, Import(session="fresh", start=1, stop=2), (empty,)) == "bad_frame"
     shorter = KvCache()
     shorter.update(pair[:, :, :4], pair[:, :, :4], 1)
     assert refusal(link, Import(session="s", start=1, stop=2), (shorter.export(1),)) == "bad_frame"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -14,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra [llm] is not installed")
 
 import runtime_cases as cases
-from hostile_frames import Attacker, asked, opened, refusal
+from hostile_frames import Attacker, asked, generates, opened, refusal
 
 from cosched.access import Access, Identity
 from cosched.drivers.zap import Authenticator, new_pair
@@ -160,11 +161,30 @@ def test_one_connection_cannot_have_all_sessions_or_all_memory(source: ModelSour
         assert refusal(greedy, Step(session="g1", position=0, tokens=1), (token_frame([1]),)) == "memory"
         modest.ask(opened(source))
         modest.ask(Step(session="s", position=0, tokens=100), (token_frame([1] * 100),))
-        assert refusal(modest, Step(session="s", position=100, tokens=1), (token_frame([1]),)) == "memory"
-        greedy.ask(Close(session="g0"))
-        modest.ask(Step(session="s", position=100, tokens=1), (token_frame([1]),))
+        modest.ask(opened(source, session="s2"))
+        assert host.report().evicted == 0
+        modest.ask(opened(source, session="s3"))  # six are open, but who has less than another may have one of his
+        assert refusal(modest, opened(source, session="s4")) == "full"
+        assert sorted(host.report().sessions) == ["g0", "g1", "g3", "s", "s2", "s3"]
+        modest.ask(Step(session="s", position=100, tokens=1), (token_frame([1]),))  # and so with memory
+        assert refusal(greedy, Step(session="g0", position=200, tokens=1), (token_frame([1]),)) == "unknown_session"
+        greedy.ask(Step(session="g1", position=0, tokens=150), (token_frame([1] * 150),))
+        assert refusal(greedy, Step(session="g3", position=0, tokens=50), (token_frame([1] * 50),)) == "memory"
+        assert host.report().evicted == 2
         greedy.close()
         modest.close()
+
+
+def test_connections_that_come_and_go_do_not_leave_a_host_full(source: ModelSource) -> None:
+    with cases.host_threads(source, 1, Limits(sessions=8, sessions_each=4)) as (host,):
+        for _ in range(5):
+            gone = Link(host.endpoint)
+            for i in range(4):
+                with contextlib.suppress(Refused):
+                    gone.ask(opened(source, session=f"g{i}"))
+            gone.close()
+        generates(host, source, cases.reference_tokens_of(source, 3))
+        assert host.report().evicted > 0
 
 
 def test_a_flood_of_requests_costs_the_one_who_sends_it(source: ModelSource) -> None:
@@ -187,7 +207,7 @@ def test_a_flood_of_requests_costs_the_one_who_sends_it(source: ModelSource) -> 
 
 
 def test_names_from_outside_leave_nothing_behind(source: ModelSource) -> None:
-    accounts = Accounts(Limits())
+    accounts = Accounts(Limits(), lambda _: 0)
     for i in range(3 * REMEMBERED):
         accounts.of(Who("", i.to_bytes(5)), 0.0).refused["bad_frame"] += 1
     assert len(accounts) <= REMEMBERED

@@ -175,3 +175,19 @@ def test_where_a_goal_asks_nothing_deadlines_hold_all_the_same(seed: int, n_task
     plan = price.solve(problem, options={"second_stage": 0.0})
     shared = second_stage.second_stage(problem, plan, Goal(Objective.ENERGY))
     assert check.verify(problem, shared, dual=False) == []
+
+
+@pytest.mark.parametrize("name", GOALS)
+def test_where_nobody_has_a_deadline_nothing_is_asked(name: str):
+    phases = [{"slack_s": None, "work_s": {"cell/ul": 0.1}}]
+    problem = problem_from_data(
+        {
+            "resources": [{"id": "cell/ul"}],
+            "tasks": [{"id": "t", "points": [{"id": "p", "value": 1.0, "phases": phases}]}],
+        }
+    )
+    plan = price.solve(problem)
+    share, bound = share_by(problem, plan, parse_goal(name))
+    assert np.isfinite(share).all()
+    assert np.isfinite(bound) or name == "energy"
+    assert check.verify(problem, dataclasses.replace(plan, share=share), dual=False) == []

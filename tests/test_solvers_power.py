@@ -19,6 +19,7 @@ from solvers import check, codec, convex, power, price, registry
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Problem
 from solvers.second_stage import Goal, leftover, parse_goal
+from solvers.solution import Solution
 
 
 def case(seed: int, tasks: int = 14) -> tuple[Problem, Floats]:
@@ -182,6 +183,67 @@ def test_the_second_stage_is_the_cone_solvers_within_all_limits(name: str):
     _, least = convex.second_stage(problem, plan.chosen, objective=goal, snr=snr)
     assert worth(after.share) == pytest.approx(least, rel=1e-5)
     assert worth(after.share) <= worth(plan.share)
+
+
+LOOSE = [(8.0, 0), (4e2, 4), (5e4, 5), (8e5, 8)]  # deadlines over the work; seeds on which the cone solver gave up
+
+
+def loose(times: float, seed: int) -> tuple[Problem, Floats]:
+    """Work of milliseconds to be done within so many seconds."""
+    rng = np.random.default_rng(seed)
+    tasks = []
+    for i in range(int(rng.integers(2, 12))):
+        work = float(rng.uniform(0.001, 0.02))
+        phase = {"slack_s": float(rng.uniform(0.5, 1) * times), "work_s": {"cell/ul": work, "node": work}}
+        point = {"id": "p", "value": 1.0, "snr": {"cell/ul": float(10 ** rng.uniform(-2, 3))}, "phases": [phase]}
+        tasks.append({"id": f"t{i}", "points": [point]})
+    data = {"resources": [{"id": "cell/ul"}, {"id": "node"}], "tasks": tasks}
+    problem, snr = codec.read(json.dumps(data))
+    assert snr is not None
+    return problem, snr
+
+
+def latest(problem: Problem, snr: Floats, plan: Solution) -> Floats:
+    """(N,) latency over deadline of each task, true."""
+    j = plan.chosen
+    each = power.seconds(problem.work[j, 0], snr[j], plan.share).sum(axis=1)
+    return np.asarray(each / problem.slack[j, 0])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["latency", "max-latency", "alpha-fair", "alpha-fair:2", "energy"])
+@pytest.mark.parametrize(("times", "seed"), LOOSE)
+def test_loose_deadlines_are_shared_out_without_a_failure(times: float, seed: int, name: str):
+    problem, snr = loose(times, seed)
+    plan = power.solve(problem, snr, price.solve)
+    assert (plan.chosen >= 0).all()
+    goal, said = parse_goal(name), list[str]()
+    after = power.second_stage(problem, snr, plan, goal, said.append)
+    assert check.verify(problem, after, dual=False, snr=snr) == []
+    before, now = latest(problem, snr, plan), latest(problem, snr, after)
+    if name == "latency":
+        assert now.sum() <= before.sum() * (1 + 1e-9)
+    if name == "max-latency":
+        assert now.max() <= before.max() * (1 + 1e-9)
+    assert all("second stage" in line for line in said)
+
+
+@pytest.mark.parametrize("name", ["latency", "max-latency", "energy"])
+def test_where_the_cone_solver_gives_up_the_fast_paths_shares_stand_and_it_is_said(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    problem, snr = case(1)
+    plan, said = power.solve(problem, snr, price.solve), list[str]()
+
+    def gives_up(*_: object, **__: object) -> None:
+        raise convex.Unsolved("second stage: no optimum")
+
+    monkeypatch.setattr(convex, "second_stage", gives_up)
+    after = power.second_stage(problem, snr, plan, parse_goal(name), said.append)
+    assert check.verify(problem, after, dual=False, snr=snr) == []
+    assert (after.share != plan.share).any()
+    assert len(said) == 1
+    assert "fast path" in said[0]
 
 
 @pytest.mark.parametrize("name", ["greedy", "pf-admit", "local"])

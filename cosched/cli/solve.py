@@ -44,8 +44,8 @@ def solve(
 ) -> None:
     """Solve one problem and print the plan with its certificate.
 
-    The certificate: value, proven bound, gap, prices. `auto` takes the exact solver's plan where the problem is small and
-    that is better, else the price solver's (joint), and says whose it is. A problem in which nobody can be served is a
+    The certificate: value, proven bound, gap, prices. `auto` takes the exact solver's plan where the problem is small
+    and that is better, else the price solver's, and says whose it is. A problem in which nobody can be served is a
     valid one: its plan admits no task, exit 0. Exit 2: malformed input.
 
     Example: cosched solve problem.json --solver greedy --objective alpha-fair:2 --json

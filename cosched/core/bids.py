@@ -22,7 +22,7 @@ from cosched.core.settings import Settings
 from cosched.profiles.calibration import Factors
 from cosched.site import Site
 from cosched.workloads.base import Bools, Floats, PointTable
-from solvers.price import dual_bound
+from solvers.joint import dual_bound
 from solvers.problem import Problem
 from telemetry.messages import LlmSession, TaskOffer
 

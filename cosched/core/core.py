@@ -260,7 +260,10 @@ class Core:
     def _solve_failed(self, event: SolveFailed) -> list[Command]:
         """Ask a simpler policy the same: a submit is answered, and nobody who is served loses his lease over it."""
         asked, policy = self._answered(event)
-        return [self._ask(asked, fallback(policy))]
+        simpler = fallback(policy)
+        if asked.statistical and not simpler.statistical:  # it gives away whole shares, so it counts whole shares
+            asked = replace(asked, problem=asked.planned.problem, statistical=False)
+        return [self._ask(asked, simpler)]
 
     def _answered(self, event: Solved | SolveFailed) -> tuple[Asked, Policy]:
         """Close the open request. Raises StaleEvent and changes nothing when another one is meant."""

@@ -134,10 +134,15 @@ def _needed_shares(problem: Problem, prices: Floats, points: Ints, mean_use: Flo
 
 
 def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
-    """(R,) what a plan counts on every resource, background included."""
+    """(R,) what a plan counts on every resource, background included.
+
+    A line that stands for statistical use holds from the mean use (the floor) on, and falls below 0 under it: who is
+    served with less uses all that he has, and no more.
+    """
     used = np.zeros(problem.n_resources + 1)
-    rows = chosen[chosen >= 0]
-    counted = problem.activity[rows] * share[chosen >= 0] + problem.rigid[rows]
+    rows, held = chosen[chosen >= 0], share[chosen >= 0]
+    counted = problem.activity[rows] * held + problem.rigid[rows]
+    counted = np.where(held < problem.floor[rows], np.maximum(counted, held), counted)
     np.add.at(used, problem.slot[rows].ravel(), counted.ravel())
     return used[:-1] + problem.background
 

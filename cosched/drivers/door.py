@@ -69,7 +69,7 @@ class Entry:
         """Whether there is something left to be read of all."""
         self.tokens = min(self.burst_bytes, self.tokens + self.all_bps * (now_s - self.at_s))
         self.at_s = now_s
-        return self.tokens >= 0
+        return bool(self.tokens >= 0)
 
 
 class Link:

@@ -33,7 +33,7 @@ PREFIX: Final = "cosched_"
 class Exporter(Collector):
     """Serves `latest`, the status that the daemon put there last, at http://`listen`/metrics; nothing before the first.
 
-    At most MOST connections, each with DEADLINE_S for its request; where all are taken the oldest goes. `evicted` counts.
+    At most MOST connections, each with DEADLINE_S for its request; where all are taken the oldest goes (`evicted`).
     Raises BadInput when `listen` is no host:port, or the port is taken.
     """
 

@@ -6,6 +6,9 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from typing import Final
+
+PATIENCE_S: Final = 0.1  # with a systemd that reads nothing: the event loop waits meanwhile
 
 
 class Notifier:
@@ -42,7 +45,8 @@ class Notifier:
             return
         name = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.settimeout(PATIENCE_S)
             try:
                 channel.sendto(text.encode(), name)
-            except OSError:  # systemd restarts itself now and then; the next message finds it again
+            except OSError:  # it restarts itself now and then, or reads nothing; the next message finds it again
                 return

@@ -7,6 +7,7 @@ is bounded: the identities remembered, and the reasons, which are codes of ours.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -33,23 +34,17 @@ class Account:
     label: str  # for people: the user, or a number in order of appearance; a connection's route is not told
     left: float  # of the bucket of requests
     at_s: float
-    sessions: int = 0
     requests: int = 0  # that wait or are under way
     waiting_bytes: int = 0
     unread_bytes: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing of it is here."""
-        return not (self.sessions or self.requests or self.unread_bytes)
-
 
 class Accounts:
-    """All identities. `failed` counts defects of ours that an identity met."""
+    """All identities. sessions: how many one has open."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, sessions: Callable[[Who], int]) -> None:
+        self._limits, self._sessions = limits, sessions
         self._known: OrderedDict[Who, Account] = OrderedDict()
         self._forgotten: Counter[str] = Counter()
         self._seen = 0
@@ -79,7 +74,7 @@ class Accounts:
         if len(self._known) <= REMEMBERED:
             return
         for who, account in self._known.items():  # the one that was silent for longest
-            if account.is_idle:
+            if not (account.requests or account.unread_bytes or self._sessions(who)):
                 self._forgotten.update(account.refused)
                 del self._known[who]
                 return

@@ -66,7 +66,7 @@ class Engine:
         self.sessions = Sessions()
         self._weights: dict[str, float] = {}
         self._loading = threading.Lock()
-        self._steps = self._tokens = self._expired = 0
+        self._steps = self._tokens = self._expired = self._evicted = 0
         self._busy_s = 0.0
         self._loaded_layers, self._loaded_s = 0, 0.0
 
@@ -129,7 +129,7 @@ class Engine:
             if self.sessions.find(who, asked.session) is None:
                 if count >= limits.sessions_each:
                     raise Refused("full", f"{count} sessions of yours are open: no more are taken")
-                if len(self.sessions) >= limits.sessions:
+                if len(self.sessions) >= limits.sessions and not self._evict(self.sessions.places(who)):
                     raise Refused("full", f"{limits.sessions} sessions are open: no more are taken")
             self.sessions.add(
                 Session(
@@ -170,6 +170,13 @@ class Engine:
             self.sessions.remove(session)
         self._expired += len(left)
         return left
+
+    def _evict(self, sessions: list[Session]) -> bool:
+        """Close sessions of identities that have more, for one that has less; False: there are none."""
+        for session in sessions:
+            self.sessions.remove(session)
+        self._evicted += len(sessions)
+        return bool(sessions)
 
     def step(self, who: Who, asked: Step, frames: Sequence[bytes], now_s: float) -> Stepped:
         """Run a step. Raises Refused and BadFrame; the cache is then as it was before."""
@@ -301,9 +308,12 @@ class Engine:
 
     def _afford(self, session: Session, more_bytes: int) -> None:
         used, own = self.sessions.kv_bytes(session.owner)
-        for held, most in ((used, self.limits.kv_bytes), (own, self.limits.kv_bytes_each)):
-            if held + more_bytes > most:
-                raise Refused("memory", f"KV caches hold {held} of {most} bytes; {more_bytes} more are not")
+        all_most, own_most = self.limits.kv_bytes, self.limits.kv_bytes_each
+        if own + more_bytes > own_most:
+            raise Refused("memory", f"KV caches hold {own} of {own_most} bytes of yours; {more_bytes} more are not")
+        lacking = used + more_bytes - all_most
+        if lacking > 0 and not self._evict(self.sessions.rooms(session.owner, more_bytes, lacking)):
+            raise Refused("memory", f"KV caches hold {used} of {all_most} bytes; {more_bytes} more are not")
 
     def _part(self, model: str) -> Part:
         if model not in self._parts:
@@ -330,6 +340,7 @@ class Engine:
                 refused=0,
                 load_s_per_layer=self._loaded_s / self._loaded_layers if self._loaded_layers else 0.0,
                 expired=self._expired,
+                evicted=self._evicted,
             )
 
 

@@ -101,7 +101,7 @@ class Host:
         self.name = name
         self.engine = Engine(models, limits or Limits(), dtype=dtype, device=device)
         self._bind, self._keys, self._guard, self._patience_s = list(bind), keys, guard, patience_s
-        self.accounts = Accounts(self.engine.limits)
+        self.accounts = Accounts(self.engine.limits, self.engine.sessions.count)
         self.news = News()
         self._queue: FairTurns[_Waiting] = FairTurns()
         self._unread: deque[tuple[Account, Sent]] = deque()
@@ -212,10 +212,7 @@ class Host:
 
     def _clean_up(self, now_s: float) -> None:
         """Close what nobody uses, let go of what has been sent, say what was refused."""
-        left = self.engine.expire(now_s)
-        for session in left:
-            self._recount(session.owner, now_s)
-        self.news.closed(len(left), self.engine.limits.idle_s, now_s)
+        self.news.closed(len(self.engine.expire(now_s)), self.engine.limits.idle_s, now_s)
         for _ in range(min(len(self._unread), TAKEN_IN)):
             account, sent = self._unread.popleft()
             if sent.left:
@@ -280,11 +277,9 @@ class Host:
             case Open():
                 self._check_task(who, body.task)
                 self.engine.open(who, body, now_s)
-                self._recount(who, now_s)
                 self._answer(call.route, Answer(id=request.id), account)
             case Close():
                 self.engine.close(who, body.session)
-                self._recount(who, now_s)
                 self._answer(call.route, Answer(id=request.id), account)
             case _:
                 size = sum(map(len, frames))
@@ -302,9 +297,6 @@ class Host:
         why = self._guard.access.may_run(who.user, task) if self._guard is not None else ""
         if why:
             raise Refused("not_allowed", f"task '{task}': {why}")
-
-    def _recount(self, who: Who, now_s: float) -> None:
-        self.accounts.of(who, now_s).sessions = self.engine.sessions.count(who)
 
     def _check(self, who: Who, body: Body, frames: list[bytes], payer: Account) -> None:
         """Refuse what can be refused before it waits."""

@@ -143,6 +143,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     refused_by: dict[str, dict[str, int]] = {}  # identity -> reason -> requests
     failed: int = 0  # of those refused: by a defect of ours, answered `internal`
     expired: int = 0  # sessions closed because nobody used them
+    evicted: int = 0  # sessions closed to make room for somebody who had less
     unsent: int = 0  # answers that their client did not take
     waiting: int = 0  # requests that wait for their turn
 

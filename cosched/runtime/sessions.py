@@ -8,6 +8,7 @@ and handed to that host.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -111,6 +112,30 @@ class Sessions:
             all_bytes += size
             own += size if session.owner == who else 0
         return all_bytes, own
+
+    def places(self, who: Who) -> list[Session]:
+        """Sessions that make room for one more of `who`: of those with two more than it has, least used first."""
+        counts = Counter(owner for owner, _ in self._open)
+        found = [s for s in self._open.values() if counts[s.owner] >= counts[who] + 2]
+        return sorted(found, key=lambda s: s.used_s)[:1]
+
+    def rooms(self, who: Who, more_bytes: int, lacking_bytes: int) -> list[Session]:
+        """Sessions that make room for `more_bytes` of KV of `who`: of those who have more than that makes it have.
+
+        Least used first, as many as have `lacking_bytes` together; none where they do not reach.
+        """
+        held: Counter[Who] = Counter()
+        for session in self._open.values():
+            held[session.owner] += session.kv_bytes
+        own, found, freed = held[who] + more_bytes, list[Session](), 0
+        for session in sorted(self._open.values(), key=lambda s: s.used_s):
+            if freed >= lacking_bytes:
+                break
+            if session.owner != who and session.kv_bytes and held[session.owner] > own:
+                found.append(session)
+                freed += session.kv_bytes
+                held[session.owner] -= session.kv_bytes
+        return found if freed >= lacking_bytes else []
 
     def lengths(self, who: Who | None = None) -> dict[str, int]:
         """Tokens in the caches by name, of all (None) or of one identity."""

@@ -12,8 +12,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent)]
-
 import msgspec
 from sim_play import play, shrink
 from sim_script import Script, draw
@@ -74,14 +72,11 @@ def main() -> int:
             told = time.monotonic()
             say(f"{events} events, {seed - args.seed} seeds, {len(bad)} failed, {events / (told - began):.0f} events/s")
     wall_s, cpu_s = time.monotonic() - began, time.process_time() - cpu
-    say(
-        f"seeds {args.seed} to {seed - 1} ({seed - args.seed}), {events} events, {lives} lives, {sum(faults.values())} faults"
-    )
+    say(f"seeds {args.seed} to {seed - 1} ({seed - args.seed}), {events} events, {lives} lives")
     say(f"{captures} captures verified ({plans} plans), {dict(sorted(counts.items()))}")
-    say("faults: " + ", ".join(f"{n} {name}" for name, n in sorted(faults.items())))
-    say(
-        f"{wall_s:.0f} s, {cpu_s:.0f} s of CPU: {events / max(wall_s, 1e-9):.0f} events/s, {events / max(cpu_s, 1e-9):.0f} per CPU second"
-    )
+    say(f"{sum(faults.values())} faults: " + ", ".join(f"{n} {name}" for name, n in sorted(faults.items())))
+    rate = events / max(wall_s, 1e-9), events / max(cpu_s, 1e-9)
+    say(f"{wall_s:.0f} s, {cpu_s:.0f} s of CPU: {rate[0]:.0f} events/s, {rate[1]:.0f} per CPU second")
     say(f"digest {digest.hexdigest()}")
     say(f"failed: {bad}" if bad else "all invariants held")
     return int(bool(bad))

@@ -150,6 +150,15 @@ def batch(world: World, step: Step) -> None:
     bus(world, step, message)
 
 
+def strangers(world: World, step: Step) -> None:
+    """UEs that nobody has heard of, many at once."""
+    world.faults["invented UEs"] += 1
+    n = 1 + pick(step.b, 60)
+    names = tuple(f"x{world.number()}" for _ in range(n))
+    cells, values = (cell_of(world, 0),) * n, (2.0 * step.c,) * n
+    bus(world, step, UeReportBatch(**stamp(world), source="x", ue=names, cell=cells, ul_efficiency_bps_hz=values))
+
+
 def cell(world: World, step: Step) -> None:
     full = 1.0 if step.c > 0.97 else 0.5 * step.c * step.c
     bus(
@@ -162,8 +171,8 @@ def cell(world: World, step: Step) -> None:
 def node(world: World, step: Step) -> None:
     nodes = world.life.engine.plant.site.nodes
     message = NodeReport(
-        **stamp(world), source="node", node=nodes[pick(step.b, len(nodes))].id, background_fraction=0.4 * step.c * step.c,
-        up=step.c < 0.97,
+        **stamp(world), source="node", node=nodes[pick(step.b, len(nodes))].id, up=step.c < 0.97,
+        background_fraction=0.4 * step.c * step.c,
     )  # fmt: skip
     bus(world, step, message)
 
@@ -205,8 +214,8 @@ def submit_args(
 ) -> dict[str, Any]:
     ue = "stranger" if step.a > 0.97 else f"ue{pick(step.c, N_UES)}"
     return {
-        "task": task, "ue": ue, "work": work_of(step.a, step.b, step.c), "weight": 1.0 if step.b < 0.7 else 0.2 + 5 * step.c,
-        "fallback": ("local", "drop", "keep")[pick(step.a, 3)],
+        "task": task, "ue": ue, "work": work_of(step.a, step.b, step.c),
+        "weight": 1.0 if step.b < 0.7 else 0.2 + 5 * step.c, "fallback": ("local", "drop", "keep")[pick(step.a, 3)],
     }  # fmt: skip
 
 
@@ -344,8 +353,9 @@ def drain(world: World, step: Step) -> None:
 def reload(world: World, step: Step) -> None:
     world.faults["reload"] += 1
     changes = (
-        ("core.z", f"{0.2 + step.b:.2f}"), ("core.lease_s", f"{0.3 + 0.5 * step.b:.2f}"), ("capture.max_age_s", f"{1 + 3 * step.b:.1f}"),
-        ("policy", f'"{POLICIES[pick(step.b, len(POLICIES))]}"'), ("core.period_s", "0.0001"), ("core.no_such_key", "1"),
+        ("core.z", f"{0.2 + step.b:.2f}"), ("core.lease_s", f"{0.3 + 0.5 * step.b:.2f}"),
+        ("capture.max_age_s", f"{1 + 3 * step.b:.1f}"), ("policy", f'"{POLICIES[pick(step.b, len(POLICIES))]}"'),
+        ("core.period_s", "0.0001"), ("core.no_such_key", "1"),
         ("capture.max_bytes", "200000"), ("core.objective", '"latency"'), ("solver.budget_s", "0.2"),
     )  # fmt: skip
     before = dict(world.settings)
@@ -516,5 +526,5 @@ ACTS: dict[str, Callable[..., None]] = {
     "resubmit": resubmit, "steal": steal, "bar": bar, "shrink": shrink, "place": place, "policy": policy,
     "drain": drain, "reload": reload, "pause": pause, "wall": wall, "disk": disk, "solver": solver, "kill": kill,
     "fuse": fuse, "stop": stop, "reboot": reboot, "second": second, "fence": fence, "questions": questions,
-    "silence": silence, "answer": answer, "steady": steady,
+    "silence": silence, "strangers": strangers, "answer": answer, "steady": steady,
 }  # fmt: skip

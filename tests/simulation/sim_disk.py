@@ -15,7 +15,7 @@ from pathlib import Path
 
 @dataclass
 class Disk:
-    """`room`: bytes that a file may still grow by, of the largest one; None: as many as it likes; -1: nothing is written."""
+    """`room`: bytes by which the longest log may still grow; None: as many as it likes; -1: nothing is written."""
 
     folder: Path
     room: int | None = None

@@ -130,8 +130,7 @@ class Life:
         self.engine.restore(stored.snapshot(clock()))
         self.store.point = point
         takers = (self.engine.reports, self.engine.report)
-        self.ingest = Ingest(self.bus, self.intake, *takers, self.engine.reported_s, clock)
-        self.ingest.max_ues = settings.telemetry.max_ues
+        self.ingest = Ingest(self.bus, self.intake, *takers, clock)
         self.control = Control(self, send, self.spawn, settings.control.max_waiting, settings.control.max_message_bytes)
         self.engine.begin_capture()
 
@@ -240,7 +239,7 @@ class Life:
         planned = tuple(plan.planned_use.tolist()) if known else (0.0,) * len(names)
         return self._inquire(api.Explanation, why=Why(offer=fresh, lease=view.lease, planned=planned))
 
-    def _inquire(self, kind: type, **asked: Any) -> Any:
+    def _inquire(self, kind: type, **asked: Any) -> Any:  # noqa: ANN401  # a Question's own fields
         engine = self.engine
         question = Question(
             site_toml=engine.plant.toml,

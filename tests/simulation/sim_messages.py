@@ -80,7 +80,8 @@ def garbage(a: float, b: float, c: float) -> bytes:
         b'{"v":1,"verb":"show","id":1e400,"args":{"task":"\\ud800"}}', b'{"v":1,"verb":"release","args":{"task":""}}',
         b'{"v":1,"verb":"list","args":{"limit":-5}}', b'{"v":1,"verb":"list","args":{"limit":99999999999999999999}}',
         b'{"v":1,"verb":"policy","args":{"policy":"no-such-policy"}}', b'{"v":1,"verb":"explain","args":{"task":"x"}}',
-        b'{"v":1,"verb":"whatif","args":{"more_prbs":{"cell0":-100000}}}', b'{"v":1,"verb":"whatif","args":{"copies":0}}',
+        b'{"v":1,"verb":"whatif","args":{"more_prbs":{"cell0":-100000}}}',
+        b'{"v":1,"verb":"whatif","args":{"copies":0}}',
     )  # fmt: skip
     chosen = kinds[pick(a, len(kinds))]
     return corrupted(chosen, b, c) if c < 0.3 else chosen

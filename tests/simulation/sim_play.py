@@ -57,8 +57,9 @@ async def _at_once(work: Callable[..., object], *args: object) -> object:
 def virtual(world: World) -> Iterator[None]:
     """Clocks of the world's; what is pure and slow is done once; no log."""
     clock = SimpleNamespace(
-        time=lambda: world.wall_ns * 1e-9, time_ns=lambda: world.wall_ns, monotonic_ns=lambda: world.now_ns, perf_counter=lambda: world.now_ns * 1e-9,
-        strftime=time.strftime, gmtime=lambda: time.gmtime(min(world.wall_ns * 1e-9, 4e9)),
+        time=lambda: world.wall_ns * 1e-9, time_ns=lambda: world.wall_ns, monotonic_ns=lambda: world.now_ns,
+        perf_counter=lambda: world.now_ns * 1e-9, strftime=time.strftime,
+        gmtime=lambda: time.gmtime(min(world.wall_ns * 1e-9, 4e9)),
     )  # fmt: skip
     held = structlog.get_config()
     structlog.configure(

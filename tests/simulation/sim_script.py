@@ -20,7 +20,7 @@ FAULTS: Final = {
     "flood": 0.3, "garbage-bus": 2.0, "garbage-control": 2.0, "absurd": 1.0, "resubmit": 1.5, "steal": 1.5,
     "bar": 1.5, "shrink": 1.0, "place": 1.0, "handover": 1.5, "policy": 0.7, "drain": 0.2, "reload": 0.4, "pause": 0.3,
     "wall": 0.3, "disk": 0.8, "solver": 3.0, "kill": 0.3, "fuse": 1.0, "stop": 0.15, "reboot": 0.15, "second": 0.3,
-    "fence": 0.05, "questions": 0.1, "silence": 0.2,
+    "fence": 0.05, "questions": 0.1, "silence": 0.2, "strangers": 1.0,
 }  # fmt: skip
 FATES: Final = ("drop", "delay", "double", "corrupt", "swap")
 

@@ -47,6 +47,9 @@ def validate_core(core: Core) -> None:
         hold(0 <= task.cell < n_cells, "task", name, "is in cell", task.cell)
         hold(task.ue == state.channel.index(task.offer.ue) >= 0, "task", name, ": no channel of its UE")
         hold(state.cell_of_ue.get(task.offer.ue, task.cell) == task.cell, "task", name, "is not where its UE is")
+    ues = {t.offer.ue for t in [*state.tasks.values(), *newcomers(core)]}
+    hold(len(state.known) <= core.settings.max_ues + len(ues), "more UEs than may be known:", len(state.known))
+    hold(len(state.channel.rows()) <= core.settings.max_ues + len(ues), "more channels than UEs may be known")
     rows = [t.row for t in state.tasks.values() if t.row >= 0]
     hold(len(set(rows)) == len(rows), "two tasks share a row of progress")
     hold(not set(rows) & set(state._free_rows), "a row of progress is in use and free")

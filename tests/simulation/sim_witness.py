@@ -1,4 +1,4 @@
-"""Who stands outside: clients that wait for answers and subscribers that hear decisions, over all lives of the daemon."""
+"""Who stands outside: clients that wait for answers, subscribers that hear decisions, over all lives of a daemon."""
 
 from __future__ import annotations
 

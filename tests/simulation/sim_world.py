@@ -30,20 +30,24 @@ S_NS = 1_000_000_000
 BEGIN_NS = 1_000_000 * S_NS
 WALL_NS = 1_750_000_000 * S_NS
 SNAPSHOT_EVERY = 37  # events: a successor of the core is made and compared
+MOST_UES = 40  # that the core knows at once
 AWAKE_S = 0.3  # of a gap between two ticks, that the daemon was awake for at most
 
 DEVICES = """
 models = [{ id = "llama-3-8b", config = "llama-3-8b", weight_bits = 4, activation_bits = [16, 8, 4] }]
-ues = { count = 8, devices = [{ device = "phone", share = 0.5, max_layers = 8 }, { device = "jetson", share = 0.5, max_layers = 16 }] }
+[ues]
+count = 8
+devices = [{ device = "phone", share = 0.5, max_layers = 8 }, { device = "jetson", share = 0.5, max_layers = 16 }]
 """
+CELLS = 'cells = [{ id = "cell0", ul_prbs = %d, scs_khz = %d }, { id = "cell1", ul_prbs = 51, scs_khz = 30 }]\n'
+NODES = 'nodes = [{ id = "edge0", device = "%s", %s }, { id = "edge1", device = "h100", %s }]\n'
 SITES = (
     'v = 1\nname = "node-bound"\ncells = [{ id = "cell0", ul_prbs = 48, scs_khz = 15, one_way_s = 0.012 }]\n'
     'nodes = [{ id = "edge0", device = "a100", fraction = 0.25, host = "vllm", decode_batch = 2 }]\n' + DEVICES,
-    'v = 1\nname = "two"\ncells = [{ id = "cell0", ul_prbs = 48, scs_khz = 15 }, { id = "cell1", ul_prbs = 51, scs_khz = 30 }]\n'
-    'nodes = [{ id = "edge0", device = "a100", fraction = 0.5 }, { id = "edge1", device = "h100", fraction = 0.5 }]\n'
-    + DEVICES,
-    'v = 1\nname = "little-memory"\ncells = [{ id = "cell0", ul_prbs = 273, scs_khz = 30 }, { id = "cell1", ul_prbs = 51, scs_khz = 30 }]\n'
-    'nodes = [{ id = "edge0", device = "h100", memory_bytes = 4e8 }, { id = "edge1", device = "h100", memory_bytes = 8e8 }]\n'
+    'v = 1\nname = "two"\n' + CELLS % (48, 15) + NODES % ("a100", "fraction = 0.5", "fraction = 0.5") + DEVICES,
+    'v = 1\nname = "little-memory"\n'
+    + CELLS % (273, 30)
+    + NODES % ("h100", "memory_bytes = 4e8", "memory_bytes = 8e8")
     + DEVICES,
 )
 
@@ -80,7 +84,7 @@ class World:
     def configure(self) -> Path:
         path = self.folder / "cosched.toml"
         text = "".join(f"{key} = {value}\n" for key, value in sorted(self.settings.items()) if "." not in key)
-        text += f'site = "{self.folder}/site.toml"\ncapture.keep = 1000\n'
+        text += f'site = "{self.folder}/site.toml"\ncapture.keep = 1000\ncore.max_ues = {MOST_UES}\n'
         text += "".join(f"{key} = {value}\n" for key, value in sorted(self.settings.items()) if "." in key)
         path.write_text(text)
         return path
@@ -128,7 +132,7 @@ class World:
         self.disk.lift()
         self.disk.kill(torn)
         file = life.engine.capture._file
-        size = os.stat(file.path).st_size if file is not None else 0
+        size = file.path.stat().st_size if file is not None else 0
         life.store.close()
         if file is not None:
             file.stream.close()

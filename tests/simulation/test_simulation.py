@@ -1,4 +1,4 @@
-"""The daemon in virtual time against a seeded adversary: what must hold, holds after every event (docs/simulation.md)."""
+"""A daemon in virtual time against a seeded adversary: what must hold, holds after every event."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def test_what_must_hold_holds_after_every_event(group: int):
 def test_every_kind_of_fault_came_up():
     if SEEN["events"] < GROUPS * EVENTS:
         pytest.skip("the groups ran elsewhere, or not all")
-    wanted = {"crash in the midst", "kill -9", "disk refuses", "disk fills and tears", "solver wrong", "solver dead", "pause",
-              "node lost or back", "node shrunk", "policy switch", "reload", "second daemon", "reboot", "message corrupt"}  # fmt: skip
+    wanted = {
+        "crash in the midst", "kill -9", "disk refuses", "disk fills and tears", "solver wrong", "solver dead", "pause",
+        "node lost or back", "node shrunk", "policy switch", "reload", "second daemon", "reboot", "message corrupt",
+    }  # fmt: skip
     assert wanted <= SEEN.keys()
 
 

@@ -1,7 +1,7 @@
 """Floods of connections, subscriptions, handshakes and hang-ups, on raw sockets: what no ZeroMQ client would send.
 
 Each takes endpoints (`tcp://127.0.0.1:5551`, `ipc:///run/x.sock`), is bounded in count and seconds, and returns how far
-it got. As a program: `python -m cosched.bench.attacks.connections ATTACK ENDPOINT COUNT SECONDS`, whose last line is that.
+it got. As a program: `python -m cosched.bench.attacks.connections ATTACK ENDPOINT,... COUNT SECONDS`; it prints that.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def flood_subscriptions(endpoints: Sequence[str], count: int, seconds: float) ->
 
 
 def hang_up_when_full(endpoints: Sequence[str], count: int, seconds: float) -> Told:
-    """Publish until the daemon takes no more, with PINGs between, and hang up: libzmq's abort (stream_engine_base.cpp)."""
+    """Publish until the daemon takes no more, with PINGs between, and hang up: what libzmq aborts at."""
     told, end_s = Told(), time.monotonic() + seconds
     message = frame(MORE, b"ran.ue") + frame(0, b"x" * 20)
     block = message * BLOCK + frame(COMMAND, b"\x04PING" + bytes(2))
