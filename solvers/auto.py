@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from solvers import joint
+from solvers import joint, price
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Problem
 from solvers.solution import Certificate, Solution, Status
