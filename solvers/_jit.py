@@ -7,6 +7,7 @@ also closes over `source_digest()` of the files it is made of: editing any of th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -87,10 +88,21 @@ def merged(function: Function) -> Function:
     return cast("Function", numba.njit(**options, inline="always")(function))
 
 
+def _silent(function: Function) -> Function:
+    """As the compiled form does: what is beyond a float is inf, without a warning."""
+
+    @functools.wraps(function)
+    def called(*args: object) -> object:
+        with np.errstate(all="ignore"):
+            return function(*args)
+
+    return cast("Function", called)
+
+
 def cached(function: Function) -> Function:
     """Like `nopython`, and keep the machine code beside the source for the next process."""
     if not COMPILED:
-        return function
+        return _silent(function)
     import numba
 
     try:

@@ -6,6 +6,9 @@ For longer: `make fuzz`, or FUZZ_TIMES=20 and another FUZZ_SEED.
 from __future__ import annotations
 
 import os
+import tempfile
+import zlib
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -36,7 +39,9 @@ def _held(name: str, which: str, data: bytes, way: object) -> None:
     try:
         tried(way, data)  # type: ignore[arg-type]
     except Exception as error:
-        raise AssertionError(f"{name}, {which}: {data[:200]!r}") from error
+        kept = Path(tempfile.gettempdir()) / f"fuzz-{name}-{zlib.crc32(data):08x}"
+        kept.write_bytes(data)
+        raise AssertionError(f"{name}, {which}, which is now in {kept}: {data[:200]!r}") from error
 
 
 def test_the_corpus_is_small() -> None:
