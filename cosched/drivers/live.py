@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -19,10 +19,9 @@ import structlog
 from cosched import build
 from cosched import control_messages as api
 from cosched.core.commands import Plan
-from cosched.core.planner import resource_ids
 from cosched.core.policy import FALLBACK, POLICIES
 from cosched.core.reasons import Reason
-from cosched.drivers import places, reload, status
+from cosched.drivers import inquiry, places, reload, status
 from cosched.drivers.capture import Capture
 from cosched.drivers.control import Control, Refused
 from cosched.drivers.dispatch.link import Link
@@ -30,13 +29,12 @@ from cosched.drivers.engine import Engine
 from cosched.drivers.greeter import Greeter
 from cosched.drivers.holders import over_quota, over_share
 from cosched.drivers.ingest import Ingest
-from cosched.drivers.inquiry import Inquiry, NotAnswered
+from cosched.drivers.inquiry import Inquiry
 from cosched.drivers.leases import Board
 from cosched.drivers.mode import Mode, Modes, Move
 from cosched.drivers.notify import Notifier
 from cosched.drivers.placing import Placer
 from cosched.drivers.pool import Pool
-from cosched.drivers.question_worker import Question, Why
 from cosched.drivers.rehearsal import rehearse
 from cosched.drivers.shadow_feed import ShadowFeed, Window
 from cosched.drivers.store import Store, StoreFailed
@@ -54,7 +52,6 @@ QUIET_S: Final = 5.0  # a reload waits for an open solve at most this long
 QUIET_STEP_S: Final = 0.002
 LINGER_MS: Final = 500  # what the sockets still send when the daemon ends
 SLICE: Final = 200  # requests received in one go
-MOST_COPIES: Final = 2_000  # further tasks of a what-if
 STATUS_S: Final = 1.0  # between two publications of the status
 REST_S: Final = 0.005  # between two looks at the telemetry: each has its fixed cost, and a tick comes every 100 ms
 YIELDS: Final = 10  # looks at submits that are being decided, for which a tick waits ...
@@ -395,47 +392,12 @@ class Daemon:
         return over_quota(offer, held, *most) or over_share(offer, engine.core, engine.plan, *share)
 
     async def whatif(self, args: api.WhatifArgs) -> api.WhatifResult:
-        """Plan a changed site beside the live one. Raises Refused, BadInput, SolveLost."""
-        if not 1 <= args.copies * max(1, len(args.submit)) <= MOST_COPIES:
-            raise Refused("bad_args", f"copies: 1 to {MOST_COPIES} further tasks in all")
-        offers: list[TaskOffer] = []
-        for one in map(self.control.sound_offer, args.submit):
-            many = args.copies > 1
-            names = [f"{one.task}#{n}" for n in range(args.copies)] if many else [one.task]
-            offers += [msgspec.structs.replace(one, task=name) for name in names]
-        if living := [o.task for o in offers if o.task in self.engine.trackers]:
-            raise Refused("conflict", f"a task '{living[0]}' lives", "give the further ones other ids")
-        found = await self._inquire(api.WhatifResult, whatif=args, offers=tuple(offers))
-        return cast("api.WhatifResult", found)
+        """Plan a changed site beside the live one. Raises Refused."""
+        return await inquiry.whatif(self, args)
 
     async def explain(self, task: str) -> api.Explanation:
-        """Explain a task's decision. Raises Refused, SolveLost."""
-        view = self.control.view(task)
-        held, ended = self.engine.trackers.get(task), self.engine.board.ended(task)
-        offer = held.offer if held is not None else ended.offer if ended is not None else None
-        assert offer is not None  # noqa: S101  # or there is no view
-        fresh = msgspec.structs.replace(offer, at_ns=self.clock())  # what it would be decided now
-        plan, names = self.engine.plan, resource_ids(self.engine.plant.site)
-        known = plan is not None and len(plan.planned_use) == len(names)
-        planned = tuple(plan.planned_use.tolist()) if known and plan is not None else (0.0,) * len(names)
-        why = Why(offer=fresh, lease=view.lease, planned=planned)
-        return cast("api.Explanation", await self._inquire(api.Explanation, why=why))
-
-    async def _inquire(self, kind: type, **asked: Any) -> object:  # noqa: ANN401  # a Question's own fields
-        """Have a question answered beside the loop. Raises Refused."""
-        engine = self.engine
-        question = Question(
-            site_toml=engine.plant.toml,
-            ue_devices=dict(engine.plant.ue_devices),
-            policy=engine.core.policy.name,
-            core=self.loaded.settings.core,
-            snapshot=msgspec.structs.replace(engine.core.snapshot(), at_s=self.clock() * NS),
-            **asked,
-        )
-        try:
-            return cast("object", await self.inquiry.ask(question, kind))
-        except NotAnswered as error:
-            raise Refused(error.fault.code, error.fault.message, error.fault.hint) from None
+        """Explain a task's decision. Raises Refused."""
+        return await inquiry.explain(self, task)
 
     # --- reload -------------------------------------------------------------------------------------------------
 
