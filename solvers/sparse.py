@@ -22,7 +22,6 @@ from solvers._spread import spread
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, Status
 
-MANY: Final = 128  # resources: from here on solvers/joint.py asks this
 NAME: Final = "joint-sparse"
 LOOKS: Final = STEPS * len(HEATS)  # at the dual at most; 20 to 150 are used
 NOTHING: Final = 1e-9  # worth of all room at prices that stand for 0

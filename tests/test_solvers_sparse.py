@@ -37,7 +37,7 @@ def relaxed(problem: Problem, prices: list[Floats]) -> float:
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_bound_is_not_below_a_mixture_of_plans_and_near_it(mixed: bool):
-    problem = sparse_problem(3, sparse.MANY, 260, mixed=mixed)
+    problem = sparse_problem(3, joint.MANY, 260, mixed=mixed)
     plan = joint.solve(problem)
     assert plan.solver == sparse.NAME
     assert check.verify(problem, plan) == []
@@ -67,7 +67,7 @@ def test_many_resources_hold_95_of_100_of_the_bound(n_resources: int, n_tasks: i
 
 
 def test_fewer_resources_are_left_to_the_price_solver():
-    problem = sparse_problem(1, sparse.MANY - 1, 40)
+    problem = sparse_problem(1, joint.MANY - 1, 40)
     ours, theirs = joint.solve(problem), price.solve(problem)
     assert ours.solver == theirs.solver == "joint"
     assert (ours.share == theirs.share).all()
@@ -75,7 +75,7 @@ def test_fewer_resources_are_left_to_the_price_solver():
 
 
 def test_the_same_answer_again_and_in_another_order_of_tasks():
-    problem = sparse_problem(5, sparse.MANY, 200, mixed=True)
+    problem = sparse_problem(5, joint.MANY, 200, mixed=True)
     first, again = joint.solve(problem), joint.solve(problem)
     assert (first.share == again.share).all()
     assert first.certificate == again.certificate
@@ -83,20 +83,20 @@ def test_the_same_answer_again_and_in_another_order_of_tasks():
 
 @pytest.mark.parametrize("options", [{"second_stage": 0.0}, {"evaluations": 1}, {"evaluations": 3}])
 def test_options_are_kept_and_what_is_cut_short_is_honest(options: dict[str, float]):
-    problem = sparse_problem(6, sparse.MANY, 200)
+    problem = sparse_problem(6, joint.MANY, 200)
     plan, best = joint.solve(problem, options=options), joint.solve(problem)
     assert check.verify(problem, plan) == []
     assert plan.certificate.bound >= best.certificate.value - 1e-9
 
 
 def test_warm_prices_change_neither_feasibility_nor_proof_and_all_that_fits_is_served():
-    problem = sparse_problem(7, sparse.MANY, 200)
+    problem = sparse_problem(7, joint.MANY, 200)
     cold = joint.solve(problem)
-    for warm in (cold.prices, np.full(sparse.MANY, np.nan), np.zeros(sparse.MANY)):
+    for warm in (cold.prices, np.full(joint.MANY, np.nan), np.zeros(joint.MANY)):
         plan = joint.solve(problem, warm=warm)
         assert check.verify(problem, plan) == []
         assert plan.certificate.value <= cold.certificate.bound + 1e-9
-    easy = sparse_problem(7, sparse.MANY, 200, load=0.3)
+    easy = sparse_problem(7, joint.MANY, 200, load=0.3)
     plan = joint.solve(easy)
     assert check.verify(easy, plan) == []
     assert plan.certificate.value == plan.certificate.bound == 200.0
@@ -105,7 +105,7 @@ def test_warm_prices_change_neither_feasibility_nor_proof_and_all_that_fits_is_s
 @pytest.mark.parametrize("seed", range(6))
 def test_strange_problems_have_finite_honest_plans_without_a_warning(seed: int):
     """Weights from 1e-9 to 1e9, no work, no room, floors at caps, rigid demand beyond a resource, idle resources."""
-    rng, problem = np.random.default_rng(seed), sparse_problem(seed, sparse.MANY, 60, mixed=seed % 2 == 0)
+    rng, problem = np.random.default_rng(seed), sparse_problem(seed, joint.MANY, 60, mixed=seed % 2 == 0)
     problem.value[:] = 10.0 ** rng.uniform(-9, 9, problem.n_points)
     problem.work[rng.random(problem.n_points) < 0.1] = 0.0
     problem.background[rng.random(problem.n_resources) < 0.1] = 1.0

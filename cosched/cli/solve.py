@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.markup import escape
 
-from cosched.cli.common import JsonFlag, own_stdout, progress, warn
+from cosched.cli.common import JsonFlag, own_stdout, progress, told_if_slow, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def solve(
 
     Example: cosched solve problem.json --solver greedy --objective alpha-fair:2 --json
     """
-    from solvers import codec, registry, second_stage
+    from solvers import codec, joint, registry, second_stage
 
     goal = second_stage.parse_goal(objective) if objective is not None else None
     function = registry.get(solver)
@@ -59,9 +59,15 @@ def solve(
     if snr is not None and solver == "auto":  # the referee does not know power
         function = registry.get("joint")
     notes: list[str] = []
-    with own_stdout():
+    with (
+        own_stdout(),
+        told_if_slow("the solver is being loaded; not compiled yet, that takes minutes, once"),
+    ):
         first, first_snr = codec.read(FIRST % ((LIMITED,) * 2 if snr is not None else ("", "")))
         _solved(first, first_snr, function, goal, lambda _: None)
+        if joint.is_sparse(parsed):
+            joint.load(first)
+    with own_stdout():
         started = time.perf_counter()
         solution = _solved(parsed, snr, function, goal, notes.append)
         solve_ms = 1e3 * (time.perf_counter() - started)
