@@ -261,6 +261,8 @@ class Daemon:
         self.engine.tick(settings.telemetry.stale_ue_s, settings.lease.silent_s)
         if idle and self.engine.core.is_quiet:
             self._planned_ns = now_ns  # nothing to plan
+            if self.pool.is_ready:
+                self.alarm("solver", "")  # a solve that failed is over, and there is who solves the next one
         self._tick_cluster()
         if self.notifier.watchdog_s and (now_ns - self._planned_ns) * NS < self.notifier.watchdog_s / 2:
             self.notifier.alive()

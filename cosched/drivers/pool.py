@@ -191,6 +191,11 @@ class Pool:
         self._next: Solve | None = None  # waits for a worker
         self.first = asyncio.Event()  # set once a worker is ready
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker waits for a solve."""
+        return bool(self._ready)
+
     def start(self, rehearsal: Sequence[bytes] = ()) -> None:
         """Begin to start both workers; each solves the rehearsal's packed Asks before it counts as ready."""
         self._rehearsal = rehearsal
