@@ -156,7 +156,7 @@ def _read(path: Path) -> str:
 def _parse(text: str, path: Path, kind: type[T]) -> T:
     try:
         return msgspec.convert(tomllib.loads(text), kind)
-    except (ValueError, RecursionError):
-        raise BadInput(f"{path}: not TOML") from None  # without its text: it may be a secret
     except msgspec.ValidationError as error:
         raise BadInput(f"{path}: {error}; docs/security.md has the format") from None
+    except (ValueError, RecursionError):  # the former of numbers of thousands of digits too
+        raise BadInput(f"{path}: not TOML") from None  # without its text: it may be a secret

@@ -36,6 +36,7 @@ TAKEN: Final = (
     1_000  # messages that the daemon takes in of one peer before it has read them: the rest waits at the peer
 )
 ANSWERS: Final = 10_000  # ... and that it holds for a peer that does not take them; what is beyond is dropped
+SMALL_BYTES: Final = 4_096  # of a payload, that is copied from the socket at once
 TOPIC_BYTES: Final = 8_192  # of what a subscriber may send in one message; a handshake has 500
 BACKLOG: Final = 1_024  # connections that wait until libzmq accepts them
 ENOUGH: Final = 2_000  # messages in one go: some 10 ms, then others have their turn
@@ -57,7 +58,7 @@ class Frame(NamedTuple):
     """
 
     topic: bytes
-    payload: bytes
+    payload: bytes | memoryview
     user: str
     peer: str = ""
 
@@ -246,7 +247,9 @@ class Telemetry(Bus):
                     last = receive(zmq.NOBLOCK, copy=False)
                     if not last.more:
                         user = user_of(last) if named else ""
-                        out.append(Frame(topic.bytes, last.bytes, user, "" if user else connection_of(last)))
+                        size = len(last)  # a large one is not copied: it may not be taken at all
+                        payload = last.bytes if size <= SMALL_BYTES else last.buffer
+                        out.append(Frame(topic.bytes, payload, user, "" if user else connection_of(last)))
                         continue
                 self.malformed += 1
                 while last.more:

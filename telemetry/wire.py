@@ -103,9 +103,9 @@ class _Codec:
 
     def __init__(self, kind: type[msgspec.Struct], module: Any) -> None:  # noqa: ANN401  # msgspec.json or .msgpack
         limited = _limited(kind)
-        self.fast: Callable[[bytes], Any] = module.Decoder(limited).decode
-        self.plain: Callable[[bytes], Any] = module.Decoder(kind).decode
-        self.loose: Callable[[bytes], Any] = module.Decoder().decode
+        self.fast: Callable[[bytes | memoryview], Any] = module.Decoder(limited).decode
+        self.plain: Callable[[bytes | memoryview], Any] = module.Decoder(kind).decode
+        self.loose: Callable[[bytes | memoryview], Any] = module.Decoder().decode
 
 
 _CODECS: Final = {
@@ -126,7 +126,7 @@ class Intake:
         self._max_bytes = max_bytes
         self._sources: set[str] = set()
 
-    def decode(self, topic: bytes, payload: bytes, user: str = "") -> Message | None:
+    def decode(self, topic: bytes, payload: bytes | memoryview, user: str = "") -> Message | None:
         """Return the plausible message in a frame; None, and counted, where there is none."""
         self.messages += 1
         codec = _CODECS.get((topic, payload[:1] == b"{"))
@@ -170,7 +170,7 @@ class Intake:
             self.refuse(message.source, reason)  # type: ignore[union-attr]
         return clean
 
-    def _slow(self, topic: bytes, codec: _Codec, payload: bytes, user: str) -> Message | None:
+    def _slow(self, topic: bytes, codec: _Codec, payload: bytes | memoryview, user: str) -> Message | None:
         """Find out what is wrong with a payload: blank it, refuse it, or take a batch that came as `ran.ue`."""
         try:
             raw = codec.loose(payload)

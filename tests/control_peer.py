@@ -11,6 +11,7 @@ import msgspec
 
 from cosched import control_messages as api
 from telemetry.bus import Control, Decisions
+from telemetry.messages import Reserved
 
 Handler = Callable[[api.Args], object]
 
@@ -29,6 +30,7 @@ LEASE = api.Lease(
     bandwidth_hz=1.8e6,
     weight_prb=10.0,
     weight_node=0.125,
+    reserved=Reserved(node=0.125),
     predicted_s=(0.4, 0.09),
     slack_s=(0.1, 0.01),
     valid_until_ns=500_000_001,

@@ -358,7 +358,8 @@ class Core:
         state.channel.restore(snapshot.channel)
         index = state.cell_index
         state.cell_of_ue = {ue: index[cell] for ue, cell in snapshot.cell_of_ue.items() if cell in index}
-        heard = {ue: snapshot.heard_s.get(ue, (snapshot.at_s, snapshot.at_s)) for ue in state.cell_of_ue}
+        heard = {ue: seen for ue, seen in snapshot.heard_s.items() if ue in state.cell_of_ue}  # in their order
+        heard |= {ue: (snapshot.at_s, snapshot.at_s) for ue in state.cell_of_ue if ue not in heard}
         state.known.restore(heard, snapshot.ues_due, snapshot.ues_forgotten)
         for i, name in enumerate(resource_ids(state.site)):
             if (load := snapshot.loads.get(name)) is not None:

@@ -150,7 +150,9 @@ def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
 def _reserved(asked: Asked, solution: Solution, draft: Draft, tasks: Ints) -> Floats:
     """(n, S) what the plan counts for `tasks`; who stays though there is no room has the memory that he fills."""
     problem, rows = asked.problem, draft.chosen[tasks]
-    use = asked.planned.mean_use[rows] if asked.statistical else problem.activity[rows] * draft.share[tasks]
+    share = draft.share[tasks]
+    # who is late beyond remedy has a mean use below 0, and nobody uses more than he has
+    use = np.clip(asked.planned.mean_use[rows], 0.0, share) if asked.statistical else share
     return np.where((solution.chosen[tasks] >= 0)[:, None], use, 0.0) + problem.rigid[rows]
 
 

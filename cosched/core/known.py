@@ -1,12 +1,13 @@
 """Which UEs are known, and which are forgotten when there are too many (docs/decisions/0019).
 
-It follows from events alone, and what it costs is shared out over the UEs that came new: after a look through all,
-there is none before a sixty-fourth of them more have come.
+It follows from events alone, and costs as much as are forgotten: UEs stand in three queues, by how long they have been
+heard of, each in the order of their latest reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from itertools import islice
 from typing import Final
 
 CROWDED: Final = 0.9  # of the most: from here on those that are silent go, and an alarm says so
@@ -16,68 +17,79 @@ ROOM: Final = 16  # of the most, this part is made free at once
 
 
 class KnownUes:
-    """First and latest report of each UE, in the order in which they were first heard."""
+    """First and latest report of each UE."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.due = self._least_due
         self.forgotten = 0
-        self._first_s: dict[str, float] = {}
-        self._last_s: dict[str, float] = {}
+        self._seen: dict[str, tuple[float, float]] = {}  # first, latest
+        # heard at one instant only, then for a moment only, then proven; each with the oldest latest report first
+        self._queues: tuple[dict[str, None], ...] = ({}, {}, {})
 
     @property
     def _least_due(self) -> int:
         return max(1, int(CROWDED * self.most))
 
     def __len__(self) -> int:
-        return len(self._first_s)
+        return len(self._seen)
 
     def heard(self, ue: str, at_s: float) -> None:
         """Take note of a report."""
-        if ue not in self._first_s:
-            self._first_s[ue] = at_s
-        self._last_s[ue] = at_s
+        first_s, last_s = self._seen.get(ue, (at_s, at_s))
+        self._queues[_rank(first_s, last_s)].pop(ue, None)
+        self._seen[ue] = first_s, at_s
+        self._queues[_rank(first_s, at_s)][ue] = None
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to look for some to forget."""
-        return len(self._first_s) >= self.due
+        return len(self._seen) >= self.due
 
     @property
     def is_crowded(self) -> bool:
         """Whether it is nearly full."""
-        return len(self._first_s) >= self._least_due
+        return len(self._seen) >= self._least_due
 
     def forget(self, now_s: float, keep: Container[str]) -> list[str]:
         """Forget those that have been silent for long, then, where these are too few, those that matter least."""
-        gone = [ue for ue, last_s in self._last_s.items() if now_s - last_s > SILENT_S and ue not in keep]
+        gone = [ue for queue in self._queues for ue in self._silent(queue, now_s) if ue not in keep]
         self._drop(gone)
-        over = len(self._first_s) - self.most
+        over = len(self._seen) - self.most
         if over > 0:
-            others = sorted((ue for ue in self._first_s if ue not in keep), key=self._rank)
-            others = others[: over + self.most // ROOM]
-            self._drop(others)
-            gone += others
-        self.due = max(self._least_due, min(len(self._first_s) + max(1, self.most // 64), self.most + 1))
+            others = (ue for queue in self._queues for ue in queue if ue not in keep)
+            least = list(islice(others, over + self.most // ROOM))
+            self._drop(least)
+            gone += least
+        self.due = max(self._least_due, min(len(self._seen) + max(1, self.most // 64), self.most + 1))
         return gone
 
-    def _rank(self, ue: str) -> tuple[int, float]:
-        """Heard at one instant only, then for a moment only, then those whose latest report is the oldest."""
-        first_s, last_s = self._first_s[ue], self._last_s[ue]
-        return (last_s > first_s) + (last_s - first_s >= PROVEN_S), last_s
+    def _silent(self, queue: dict[str, None], now_s: float) -> Iterator[str]:
+        for ue in queue:
+            if now_s - self._seen[ue][1] <= SILENT_S:
+                return
+            yield ue
 
     def _drop(self, ues: list[str]) -> None:
         for ue in ues:
-            del self._first_s[ue], self._last_s[ue]
+            first_s, last_s = self._seen.pop(ue)
+            del self._queues[_rank(first_s, last_s)][ue]
         self.forgotten += len(ues)
 
     def rows(self) -> dict[str, tuple[float, float]]:
-        """First and latest report of each."""
-        return {ue: (first_s, self._last_s[ue]) for ue, first_s in self._first_s.items()}
+        """First and latest report of each, in the order in which they would be forgotten."""
+        return {ue: self._seen[ue] for queue in self._queues for ue in queue}
 
     def restore(self, rows: Mapping[str, tuple[float, float]], due: int, forgotten: int) -> None:
         """Take over what `rows` returned, from one that may have been larger or smaller."""
-        self._first_s = {ue: first_s for ue, (first_s, _) in rows.items()}
-        self._last_s = {ue: last_s for ue, (_, last_s) in rows.items()}
+        self._seen = {ue: (first_s, last_s) for ue, (first_s, last_s) in rows.items()}
+        self._queues = ({}, {}, {})
+        for ue, (first_s, last_s) in self._seen.items():
+            self._queues[_rank(first_s, last_s)][ue] = None
         self.due = min(max(self._least_due, due), self.most + 1)
         self.forgotten = forgotten
+
+
+def _rank(first_s: float, last_s: float) -> int:
+    """Which queue a UE is in."""
+    return (last_s > first_s) + (last_s - first_s >= PROVEN_S)

@@ -259,7 +259,10 @@ class Control:
         elif (tracker := engine.trackers.get(offer.task)) is not None:
             _refuse_other(tracker.offer, offer)
             tracker.hear(engine.clock() * NS)
-            answer(engine.board.current(offer.task, engine.clock()))
+            lease = engine.board.current(offer.task, engine.clock())
+            if lease is None:  # it is of before a restart, and the first plan is still to come
+                raise Refused("not_done", "the first plan with it is still to come", "ask again in a moment")
+            answer(lease)
         elif self._host.mode in {Mode.DRAINING, Mode.STOPPED}:
             raise Refused("draining", "no new task is taken at present", "'cosched ctl resume' ends a drain")
         elif self._host.mode is Mode.FENCED:

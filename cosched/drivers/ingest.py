@@ -24,8 +24,8 @@ BUDGET_S: Final = 0.002  # of the loop's time in one go: a submit or a solver's 
 RUN: Final = 200  # reports that came one by one, handed over together: a millisecond and a half too
 ROWS: Final = 500  # of a batch that are taken in at once: a millisecond and a half
 MOST_WAITING: Final = 20_000  # messages of one publisher: two seconds of 1 000 UEs that report one by one
-MOST_WAITING_BYTES: Final = 16 << 20
-ALL_WAITING_BYTES: Final = 64 << 20
+MOST_WAITING_BYTES: Final = 4 << 20  # what waits longer than some seconds is of no use any more
+ALL_WAITING_BYTES: Final = 32 << 20
 TOO_FAST: Final = "sent faster than it is taken in"
 
 Item = bus.Frame | UeReportBatch

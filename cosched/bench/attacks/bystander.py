@@ -22,7 +22,7 @@ REPORTS_HZ: Final = 10.0
 PROGRESS_HZ: Final = 1.0
 LOST_S: Final = 30.0  # a submit without an answer
 LONG: Final = LlmSession(
-    model="llama-3-8b", context_tokens=200, new_tokens=32, max_output_tokens=100_000, ttft_s=5.0, tpot_s=0.03
+    model="llama-3-8b", context_tokens=200, new_tokens=32, max_output_tokens=30_000, ttft_s=5.0, tpot_s=0.1
 )
 SHORT: Final = LlmSession(
     model="llama-3-8b", context_tokens=100, new_tokens=16, max_output_tokens=8, ttft_s=2.0, tpot_s=0.2
@@ -136,7 +136,7 @@ class Bystander:
         for n in range(HELD):
             report = TaskProgress(
                 at_ns=time.monotonic_ns(), source="by", seq=self._done * HELD + n, task=f"held{n}",
-                done=max(1, self._done * 30), decoding_s=0.03 * self._done * 30,
+                done=10 * self._done, decoding_s=float(self._done),
             )  # fmt: skip
             self._publisher.send(*encode(report))
 
