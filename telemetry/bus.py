@@ -76,6 +76,11 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return zmq.Context.instance()
 
 
+def io_threads(n: int) -> None:
+    """Have so many threads carry this process's connections; before the first socket."""
+    context().set(zmq.IO_THREADS, n)
+
+
 class Bus:
     """One socket with its endpoints. `close` takes it down at once; `close(linger_ms)` sends what is queued first.
 
@@ -388,20 +393,22 @@ class Dealer(Bus):
 
 
 class Pump:
-    """Calls `work` in the event loop whenever a socket may have something; `work` returns whether there may be more.
+    """Calls `work` in the event loop whenever a socket may have something.
 
+    `work` returns whether there may be more: 0 (False) = no, 1 (True) = yes, between them = seconds until it may be.
     Sending on a socket can swallow the edge that tells of a message received meanwhile: whoever sends calls `again`.
     rest_s: after what was there, pause for so long, so that what comes in a trickle is taken in handfuls. Only for a
     socket that nobody sends on.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, bus: Bus, work: Callable[[], bool], rest_s: float = 0.0
+        self, loop: asyncio.AbstractEventLoop, bus: Bus, work: Callable[[], float], rest_s: float = 0.0
     ) -> None:
         self._loop, self._fd, self._work, self._rest_s = loop, bus.fd, work, rest_s
         self._due: asyncio.Handle | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._is_over = False
-        self._wake()
+        self._loop.add_reader(self._fd, self._run)
         self.again()
 
     def again(self) -> None:
@@ -410,23 +417,32 @@ class Pump:
             self._due = self._loop.call_soon(self._run)
 
     def _run(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
-        if self._work():
+        self._forget()
+        more = float(self._work())
+        if self._is_over:
+            return
+        if more >= 1:
             self.again()
-        elif self._rest_s and not self._is_over:
+        elif self._rest_s:
             self._loop.remove_reader(self._fd)
-            self._due = self._loop.call_later(self._rest_s, self._wake)
+            self._later = self._loop.call_later(max(self._rest_s, more), self._wake, more > 0)
+        elif more > 0:
+            self._later = self._loop.call_later(more, self._run)
 
-    def _wake(self) -> None:
-        self._due = None
+    def _wake(self, look: bool) -> None:  # of a timer
+        self._later = None
         self._loop.add_reader(self._fd, self._run)
+        if look:
+            self.again()
+
+    def _forget(self) -> None:
+        for handle in (self._due, self._later):
+            if handle is not None:
+                handle.cancel()
+        self._due = self._later = None
 
     def stop(self) -> None:
         """Call no more."""
         self._is_over = True
         self._loop.remove_reader(self._fd)
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
+        self._forget()

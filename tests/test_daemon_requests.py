@@ -59,6 +59,7 @@ class Bench:
     daemon: Daemon = field(default_factory=Daemon)
     answers: dict[object, api.Response] = field(default_factory=dict)
     work: list[Coroutine[Any, Any, None]] = field(default_factory=list)
+    now_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.control = Control(self.daemon, self._keep, self.work.append, 100, 1000)  # type: ignore[arg-type]
@@ -73,11 +74,15 @@ class Bench:
         self.control.queue(Asked((peer,), codec.encode({"verb": verb, "id": number}), ""), 0.0)
 
     def run(self) -> None:
-        while self.control.work(0.0):
-            pass
+        self.requests()
         for coroutine in self.work:
             asyncio.run(coroutine)  # type: ignore[arg-type]
         self.work.clear()
+
+    def requests(self) -> None:
+        """Carry out what waits, as time goes on."""
+        while more := self.control.work(self.now_s):
+            self.now_s += more
 
     def fault(self, number: int) -> str:
         error = self.answers[number].error
@@ -116,7 +121,7 @@ def test_a_client_with_too_many_requests_is_told_so_and_others_are_served_first(
     assert {bench.fault(n) for n in range(MOST_WAITING + 1, MOST_WAITING + 10)} == {"busy"}
     bench.ask(0, "status", peer=b"other")
     while 0 not in bench.answers:
-        bench.control.work(0.0)
+        bench.control.work(bench.now_s)
     assert len(bench.answers) < MOST_WAITING, "its turn comes before those that were there"
     bench.run()
     assert sum(answer.ok for answer in bench.answers.values()) == MOST_WAITING + 1
@@ -126,8 +131,7 @@ def test_what_takes_longer_is_bounded_for_each_client() -> None:
     bench = Bench()
     for n in range(1, 40):
         bench.ask(n, "whatif")
-    while bench.control.work(0.0):
-        pass
+    bench.requests()
     refused = [n for n in range(1, 40) if n in bench.answers and bench.fault(n) == "busy"]
     assert refused == list(range(18, 40)), "one is under way and sixteen wait"
     (job,) = bench.work

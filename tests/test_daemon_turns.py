@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,12 +46,26 @@ def test_a_peer_that_has_had_its_part_comes_after_all_others_and_is_served_when_
     assert queue.take(0.0) == ("flood", 0), "work is not held back while nobody else waits"
 
 
+def test_who_has_used_up_his_part_rests_while_others_do_not() -> None:
+    queue = Turns[int](100, 1000, 2000, rest=4.0)
+    for n in range(3):
+        queue.put("flood", n, 1, 0.0)
+    assert queue.take(0.0) == ("flood", 0)
+    queue.charge("flood", BURST_S + 0.01, 0.0)
+    assert queue.take(0.01) is None
+    assert queue.pause_s(0.01) == pytest.approx(4 * (BURST_S + 0.01) - 0.01)
+    queue.put("other", 0, 1, 0.01)
+    assert queue.pause_s(0.01) == 0.0
+    assert queue.take(0.01) == ("other", 0)
+    assert queue.take(4 * (BURST_S + 0.01)) == ("flood", 1)
+
+
 def test_a_part_is_won_back_with_time() -> None:
     queue = turns()
     queue.put("a", 0, 1, 0.0)
     queue.take(0.0)
     queue.charge("a", BURST_S + 0.1 * PART)
-    assert queue.has_overdrawn("a", 0.05)
+    assert queue.has_overdrawn("a", 0.09)
     assert not queue.has_overdrawn("a", 0.11)
 
 
@@ -112,7 +127,7 @@ def test_nothing_taken_in_is_lost_or_doubled(acts: list[tuple[str, str, int]]) -
             assert item[0] not in held
             taken.append(item)
         elif act == "c":
-            queue.charge(name, 0.001 * size)
+            queue.charge(name, 0.001 * size, now_s)
         elif act == "h" and name in held:
             held.discard(name)
             queue.release(name)

@@ -37,6 +37,7 @@ from telemetry.messages import TaskOffer, VideoClip
 NS: Final = 1e-9
 SOURCE: Final = "control"  # of offers; an identity's own is `control/<name>`
 BUDGET_S: Final = 0.004  # of the loop's time for requests, before others have their turn
+REST: Final = 2.0  # times as long as it worked rests who has used up its part (turns.py)
 MOST_WAITING: Final = 2_000  # requests of one client
 MOST_WAITING_BYTES: Final = 4 << 20
 ALL_WAITING_BYTES: Final = 32 << 20
@@ -114,7 +115,7 @@ class Control:
         self._max_bytes = max_bytes
         self.submits: Held[Waiting] = Held()  # that came together
         self._sequence = 0
-        self._turns: Turns[Asked] = Turns(MOST_WAITING, MOST_WAITING_BYTES, ALL_WAITING_BYTES)
+        self._turns: Turns[Asked] = Turns(MOST_WAITING, MOST_WAITING_BYTES, ALL_WAITING_BYTES, REST)
         lists, questions = Jobs(LISTS, MOST_LONG, spawn), Jobs(QUESTIONS, MOST_LONG, spawn)
         self._jobs = {"list": lists, "whatif": questions, "explain": questions}
         self.failed_s = -FORGOTTEN_S  # when a request failed last for a reason that nobody foresaw
@@ -141,17 +142,21 @@ class Control:
         if not self._turns.put(_peer(asked), asked, len(asked.payload), now_s):
             self._fault(asked, Fault(code="busy", message=f"{MOST_WAITING} requests of yours wait", hint="ask fewer"))
 
-    def work(self, now_s: float) -> bool:
-        """Carry out what waits, in turns, as far as the budget goes; True when more waits."""
-        began_s = before_s = time.perf_counter()
-        while before_s - began_s < BUDGET_S and (taken := self._turns.take(now_s)) is not None:
+    def work(self, now_s: float) -> float:
+        """Carry out what waits, in turns, as far as the budget goes.
+
+        Returns whether more waits: 0 = no, 1 = yes, less = seconds until it may be taken (telemetry.bus.Pump).
+        """
+        end_s, before_s = time.perf_counter() + BUDGET_S, time.thread_time()
+        while time.perf_counter() < end_s and (taken := self._turns.take(now_s)) is not None:
             peer, asked = taken
             self.handle(asked)
-            after_s = time.perf_counter()
-            self._turns.charge(peer, after_s - before_s)
+            after_s = time.thread_time()
+            self._turns.charge(peer, after_s - before_s, now_s)
             before_s = after_s
         self.flush()
-        return bool(self._turns)
+        pause_s = self._turns.pause_s(now_s)
+        return min(0.5, pause_s) if pause_s else float(bool(self._turns))
 
     def watch(self, now_s: float) -> None:
         """Let the alarm of a failed request go after a while."""

@@ -23,12 +23,14 @@ SLICE: Final = 100  # frames received in one go: receiving costs microseconds ea
 BUDGET_S: Final = 0.002  # of the loop's time in one go: a submit or a solver's answer waits no longer than that
 RUN: Final = 200  # reports that came one by one, handed over together: a millisecond and a half too
 ROWS: Final = 500  # of a batch that are taken in at once: a millisecond and a half
+REST: Final = 4.0  # times as long as it worked rests who has used up its part (turns.py)
+PAUSE_S: Final = 0.005  # until the next look at a socket that brings more than is taken
 MOST_WAITING: Final = 20_000  # messages of one publisher: two seconds of 1 000 UEs that report one by one
 MOST_WAITING_BYTES: Final = 4 << 20  # what waits longer than some seconds is of no use any more
 ALL_WAITING_BYTES: Final = 32 << 20
 TOO_FAST: Final = "sent faster than it is taken in"
 
-Item = bus.Frame | UeReportBatch
+Item = bus.Frame | tuple[str, UeReportBatch]  # as it came, or who sent it and what is left of it
 
 
 class Ingest:
@@ -51,7 +53,7 @@ class Ingest:
         self._reports = reports
         self._report = report
         self._clock = clock
-        self._turns: Turns[Item] = Turns(MOST_WAITING, MOST_WAITING_BYTES, ALL_WAITING_BYTES)
+        self._turns: Turns[Item] = Turns(MOST_WAITING, MOST_WAITING_BYTES, ALL_WAITING_BYTES, REST)
         self.access: Access | None = None
         self.dropped: int = 0  # messages that their publishers sent faster than they are taken in
 
@@ -60,14 +62,22 @@ class Ingest:
         """Messages that were received and not taken in yet."""
         return len(self._turns)
 
-    def drain(self) -> bool:
-        """Take in what has arrived, as far as the budget goes, all at one instant; True when there may be more."""
+    def drain(self) -> float:
+        """Take in what has arrived, as far as the budget goes, all at one instant.
+
+        Returns whether there may be more: 0 = no, 1 = yes, less = seconds until it may be taken (telemetry.bus.Pump).
+        """
         malformed = self._socket.malformed
         frames = self._socket.drain(SLICE)
         at_ns = self._clock()
         self._queue(frames, at_ns * NS)
         self._work(at_ns)
-        return bool(self._turns) or len(frames) + self._socket.malformed - malformed == SLICE
+        now_s = self._clock() * NS
+        if self._turns and not self._turns.pause_s(now_s):
+            return 1.0
+        full = len(frames) + self._socket.malformed - malformed == SLICE
+        pause_s = self._turns.pause_s(now_s)
+        return min(0.5, max(pause_s, PAUSE_S)) if pause_s else float(full)
 
     def _queue(self, frames: Sequence[bus.Frame], now_s: float) -> None:
         for frame in frames:
@@ -81,29 +91,32 @@ class Ingest:
     def _work(self, at_ns: int) -> None:
         """Take in what waits, in turns, until the budget is used up."""
         run: list[UeReport] = []
-        began_s = before_s = time.perf_counter()
-        now_s = at_ns * NS
-        while len(run) < RUN and before_s - began_s < BUDGET_S and (taken := self._turns.take(now_s)) is not None:
+        end_s = time.perf_counter() + BUDGET_S
+        before_s, now_s = time.thread_time(), at_ns * NS
+        while len(run) < RUN and time.perf_counter() < end_s and (taken := self._turns.take(now_s)) is not None:
             peer, item = taken
-            message = self._decoded(item) if isinstance(item, bus.Frame) else item
+            user, message = self._decoded(item) if isinstance(item, bus.Frame) else item
             if isinstance(message, UeReportBatch) and len(message.ue) > ROWS:
-                self._turns.put_back(peer, _rows(message, ROWS, None), 0, now_s)
+                self._turns.put_back(peer, (user, _rows(message, ROWS, None)), 0, now_s)
                 message = _rows(message, 0, ROWS)
-            if message is not None:
+            if message is not None and self._may(user, message):
                 self._take(message, run, at_ns)
-            after_s = time.perf_counter()
-            self._turns.charge(peer, after_s - before_s)
+            after_s = time.thread_time()
+            self._turns.charge(peer, after_s - before_s, self._clock() * NS)
             before_s = after_s
         self._hand_over(run, at_ns)
 
-    def _decoded(self, frame: bus.Frame) -> Message | None:
-        """Return the message in a frame; None, and counted, where there is none that its sender may say."""
-        message = self._intake.decode(frame.topic, frame.payload, frame.user)
-        named = self.access if frame.user else None
-        if message is not None and named is not None and (reason := named.publish(frame.user, message)):
-            self._intake.refuse(frame.user, reason)
-            return None
-        return message
+    def _decoded(self, frame: bus.Frame) -> tuple[str, Message | None]:
+        """Return who sent a frame, and the message in it; None, and counted, where there is none."""
+        return frame.user, self._intake.decode(frame.topic, frame.payload, frame.user)
+
+    def _may(self, user: str, message: Message) -> bool:
+        """Whether its sender may say that; counted where not. Of a large batch each piece is asked for by itself."""
+        named = self.access if user else None
+        if named is None or not (reason := named.publish(user, message)):
+            return True
+        self._intake.refuse(user, reason)
+        return False
 
     def _take(self, message: Message, run: list[UeReport], at_ns: int) -> None:
         """Hand a message over; a UE's report waits in `run` for those that come after it."""

@@ -53,6 +53,7 @@ QUIET_STEP_S: Final = 0.002
 LINGER_MS: Final = 500  # what the sockets still send when the daemon ends
 SLICE: Final = 200  # requests received in one go
 STATUS_S: Final = 1.0  # between two publications of the status
+IO_THREADS: Final = 3  # of ZeroMQ: what one peer's connection brings, decrypted or not, holds no other's up
 REST_S: Final = 0.005  # between two looks at the telemetry: each has its fixed cost, and a tick comes every 100 ms
 YIELDS: Final = 10  # looks at submits that are being decided, for which a tick waits ...
 YIELD_S: Final = 0.001  # ... so long each
@@ -219,8 +220,8 @@ class Daemon:
             ended_ns=ended_ns,
         )
 
-    def _serve(self) -> bool:
-        """Drain the control socket, and carry out what waits for its turn; True when there may be more."""
+    def _serve(self) -> float:
+        """Drain the control socket, and carry out what waits for its turn; returns when to come again (Pump)."""
         now_s = self.clock() * NS
         asked = self.sockets.control.drain(SLICE)
         for request in asked:
@@ -229,7 +230,7 @@ class Daemon:
                 self.intake.refuse(user, reason)
             else:
                 self.control.queue(request, now_s)
-        return self.control.work(now_s) or len(asked) == SLICE
+        return self.control.work(now_s) or float(len(asked) == SLICE)
 
     def _answer(self, route: tuple[bytes, ...], payload: bytes) -> None:
         self.sockets.control.answer(route, payload)
@@ -474,6 +475,7 @@ class Daemon:
 def serve(loaded: Loaded) -> int:
     """Run a daemon until it is told to end. Raises BadInput, BadEndpoint when it cannot begin."""
     unblock()
+    bus.io_threads(IO_THREADS)
     os.umask(0o007)  # sockets, state and captures: owner and group
 
     async def main() -> int:

@@ -1,20 +1,21 @@
 """What peers have sent and is not worked on yet: a bounded queue for each peer, served in turns.
 
-A peer pays for its work in seconds of the loop's time. Whoever has had more than its part lately comes after those who
-have not, and is served only while they are not waiting: so one peer, whatever it sends, delays nobody by more than one
-piece of its work. Nothing is held back while nobody else waits. (Deficit round robin: Shreedhar, Varghese 1996; the
-quantum is time, for sizes do not tell what a message costs.)
+A peer pays for its work in seconds of processor time. Whoever has had more than its part lately comes after those who
+have not, and after a piece of its work rests for some times as long: so one peer, whatever it sends, delays nobody by
+more than a piece, and leaves most of the loop to others. (Deficit round robin: Shreedhar, Varghese 1996; the quantum is
+time, for sizes do not tell what a message costs.)
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-PART: Final = 0.1  # of the loop's time that a peer may use before it comes after the others
+PART: Final = 0.25  # of the loop's time that a peer may use before it comes after the others
 BURST_S: Final = 0.02  # that it may use at once
 DEEPEST_S: Final = 1.0  # no peer is held to have used more than this beyond its part
 LOOKED_AT: Final = 32  # peers, for one that has not used up its part
@@ -36,10 +37,14 @@ class _Peer(Generic[T]):
 
 
 class Turns(Generic[T]):
-    """Queues of at most `most` items and `most_bytes` a peer, `all_bytes` in all; beyond, what comes is not taken."""
+    """Queues of at most `most` items and `most_bytes` a peer, `all_bytes` in all; beyond, what comes is not taken.
 
-    def __init__(self, most: int, most_bytes: int, all_bytes: int) -> None:
+    rest: who has used up his part rests so many times as long as he worked, and all who have so together; 0: none does.
+    """
+
+    def __init__(self, most: int, most_bytes: int, all_bytes: int, rest: float = 0.0) -> None:
         self._most, self._most_bytes, self._all_bytes = most, most_bytes, all_bytes
+        self._rest, self._resting_until_s = rest, 0.0
         self._peers: OrderedDict[str, _Peer[T]] = OrderedDict()  # least recently heard first
         self._waiting: OrderedDict[str, _Peer[T]] = OrderedDict()  # with something in the queue, next in turn first
         self._held: set[str] = set()
@@ -73,7 +78,10 @@ class Turns(Generic[T]):
         self._waiting[name] = peer
 
     def take(self, now_s: float) -> tuple[str, T] | None:
-        """Return the next item and whose it is; None where nothing waits. Charge its peer with what it cost."""
+        """Return the next item and whose it is; None where nothing waits, or who does rests (`pause_s`).
+
+        Charge its peer with what it cost.
+        """
         if not self._waiting:
             return None
         for _ in range(min(LOOKED_AT, len(self._waiting))):
@@ -82,6 +90,8 @@ class Turns(Generic[T]):
                 break
             self._waiting.move_to_end(name)  # it has used up its part: the others first
         name, peer = next(iter(self._waiting.items()))
+        if now_s < self._resting_until_s and not self._is_due(peer, now_s):
+            return None
         item, n_bytes = peer.queue.popleft()
         self._count(peer, -1, -n_bytes)
         if peer.queue:
@@ -101,10 +111,20 @@ class Turns(Generic[T]):
         if (peer := self._peers.get(name)) is not None and peer.queue:
             self._waiting[name] = peer
 
-    def charge(self, name: str, cost_s: float) -> None:
-        """Note what an item of a peer has cost."""
-        if (peer := self._peers.get(name)) is not None:
-            peer.credit_s = max(peer.credit_s - cost_s, -DEEPEST_S)
+    def pause_s(self, now_s: float) -> float:
+        """For how long nothing of what waits may be taken; 0: something may, or nothing waits."""
+        return max(0.0, self._resting_until_s - now_s) if self._waiting and not self._next_due(now_s) else 0.0
+
+    def _next_due(self, now_s: float) -> bool:
+        return any(self._is_due(peer, now_s) for peer in islice(self._waiting.values(), LOOKED_AT))
+
+    def charge(self, name: str, cost_s: float, now_s: float = 0.0) -> None:
+        """Note what an item of a peer has cost, and when it was done."""
+        if (peer := self._peers.get(name)) is None:
+            return
+        peer.credit_s = max(peer.credit_s - cost_s, -DEEPEST_S)
+        if peer.credit_s <= 0:
+            self._resting_until_s = max(self._resting_until_s, now_s + self._rest * cost_s)
 
     def has_overdrawn(self, name: str, now_s: float) -> bool:
         """Whether the peer has used more than its part lately."""
