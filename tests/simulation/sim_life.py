@@ -132,8 +132,6 @@ class Life:
         takers = (self.engine.reports, self.engine.report)
         self.ingest = Ingest(self.bus, self.intake, *takers, clock)
         self.control = Control(self, send, self.spawn, settings.control.max_waiting, settings.control.max_message_bytes)
-        for turns in (self.ingest._turns, self.control._turns):  # rests go by processor time: no run would be another
-            turns._rest = 0.0
         self.engine.begin_capture()
 
     # --- what happens -------------------------------------------------------------------------------------------

@@ -58,7 +58,8 @@ def virtual(world: World) -> Iterator[None]:
     """Clocks of the world's; what is pure and slow is done once; no log."""
     clock = SimpleNamespace(
         time=lambda: world.wall_ns * 1e-9, time_ns=lambda: world.wall_ns, monotonic_ns=lambda: world.now_ns,
-        perf_counter=lambda: world.now_ns * 1e-9, strftime=time.strftime,
+        perf_counter=lambda: world.now_ns * 1e-9, thread_time=lambda: world.now_ns * 1e-9,
+        strftime=time.strftime,
         gmtime=lambda: time.gmtime(min(world.wall_ns * 1e-9, 4e9)),
     )  # fmt: skip
     held = structlog.get_config()
