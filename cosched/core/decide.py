@@ -149,7 +149,7 @@ def usage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
 
 def _reserved(asked: Asked, solution: Solution, draft: Draft, tasks: Ints) -> Floats:
     """(n, S) what the plan counts for `tasks`; who stays though there is no room has the memory that he fills."""
-    problem, rows = asked.problem, draft.chosen[tasks]
+    problem, rows = asked.planned.problem, draft.chosen[tasks]  # the solved one's rigid part may stand for shares
     share = draft.share[tasks]
     # who is late beyond remedy has a mean use below 0, and nobody uses more than he has
     use = np.clip(asked.planned.mean_use[rows], 0.0, share) if asked.statistical else share
