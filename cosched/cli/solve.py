@@ -59,14 +59,12 @@ def solve(
     if snr is not None and solver == "auto":  # the referee does not know power
         function = registry.get("joint")
     notes: list[str] = []
-    with (
-        own_stdout(),
-        told_if_slow("the solver is being loaded; not compiled yet, that takes minutes, once"),
-    ):
+    with own_stdout():
         first, first_snr = codec.read(FIRST % ((LIMITED,) * 2 if snr is not None else ("", "")))
         _solved(first, first_snr, function, goal, lambda _: None)
         if joint.is_sparse(parsed):
-            joint.load(first)
+            with told_if_slow("loading the solver of many resources; not compiled yet, that takes minutes, once"):
+                joint.load(first)
     with own_stdout():
         started = time.perf_counter()
         solution = _solved(parsed, snr, function, goal, notes.append)
