@@ -44,7 +44,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @contextlib.asynccontextmanager
 async def dashboard(place: Place, size: tuple[int, int] = (100, 40)) -> AsyncIterator[tuple[Top, Pilot[None]]]:
-    top = Top(lambda: AsyncClient(place.control, None, 1.0), 0.1)
+    top = Top(lambda: AsyncClient(place.control, None, 5.0), 0.1)
     async with top.run_test(size=size) as pilot:
         yield top, pilot
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
@@ -40,11 +41,11 @@ class Inquiry:
         self._one = asyncio.Lock()
         self._worker: Worker | None = None
 
-    async def start(self) -> None:
-        """Start the process; where that fails, the next question tries again."""
+    async def start(self, rehearsal: Sequence[bytes]) -> None:
+        """Start the process and have it solve packed Asks; where that fails, the next question tries again."""
         async with self._one:
             with contextlib.suppress(SolveLost, OSError):
-                await self._there()
+                self._worker = await Worker.start(rehearsal, MODULE)
 
     async def ask(self, question: Question, kind: Any) -> Any:  # noqa: ANN401  # msgspec's own signature
         """Return the answer, of type `kind`. Raises NotAnswered."""

@@ -186,7 +186,7 @@ class Daemon:
         self.notifier.ready()
         self.cluster.start()  # now: its seconds of processor time are not to be missed above
         self.spawn(self.placer.run())
-        self.spawn(self.inquiry.start())
+        self.spawn(self.inquiry.start(self.pool.rehearsal))
         log.info(
             "ready",
             site=self.engine.plant.site.name,

@@ -184,7 +184,7 @@ class Pool:
         self.budget_s = budget_s
         self._done = done
         self._ready: list[Worker] = []
-        self._rehearsal: Sequence[bytes] = ()
+        self.rehearsal: Sequence[bytes] = ()  # that each worker solves first
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = 0
         self._at_work: list[Worker] = []  # on Solves of the core: the open one, and one whose place it took
@@ -198,7 +198,7 @@ class Pool:
 
     def start(self, rehearsal: Sequence[bytes] = ()) -> None:
         """Begin to start both workers; each solves the rehearsal's packed Asks before it counts as ready."""
-        self._rehearsal = rehearsal
+        self.rehearsal = rehearsal
         for _ in range(2 - self._starting - len(self._ready)):
             self._spawn(self._refill())
 
@@ -244,7 +244,7 @@ class Pool:
         try:
             while True:
                 try:
-                    worker = await Worker.start(self._rehearsal)
+                    worker = await Worker.start(self.rehearsal)
                 except (SolveLost, OSError) as error:
                     log.warning("no worker", why=str(error))
                     await asyncio.sleep(RETRY_S)

@@ -86,8 +86,11 @@ def _result(question: Question) -> Any:  # noqa: ANN401  # of the verb's result 
 
 
 def answer(data: bytes) -> bytes:
-    """Answer an encoded Question with an encoded Reply."""
-    question = msgspec.msgpack.decode(data, type=Question)
+    """Answer an encoded Question with an encoded Reply, and a packed Ask (of a rehearsal) as any worker does."""
+    try:
+        question = msgspec.msgpack.decode(data, type=Question)
+    except msgspec.ValidationError:
+        return pack(solve_packed(data))
     try:
         reply = Reply(result=msgspec.Raw(msgspec.msgpack.encode(_result(question))))
     except (CoschedError, SolverError) as error:
