@@ -55,12 +55,6 @@ class Ingest:
         self._clock = clock
         self._turns: Turns[Item] = Turns(MOST_WAITING, MOST_WAITING_BYTES, ALL_WAITING_BYTES, REST)
         self.access: Access | None = None
-        self.dropped: int = 0  # messages that their publishers sent faster than they are taken in
-
-    @property
-    def waiting(self) -> int:
-        """Messages that were received and not taken in yet."""
-        return len(self._turns)
 
     def drain(self) -> float:
         """Take in what has arrived, as far as the budget goes, all at one instant.
@@ -85,7 +79,6 @@ class Ingest:
             if user and self.access is not None and (reason := self.access.receive(user, size, now_s)):
                 self._intake.refuse(user, reason)
             elif not self._turns.put(user or frame.peer, frame, size, now_s):
-                self.dropped += 1
                 self._intake.refuse(user, TOO_FAST)
 
     def _work(self, at_ns: int) -> None:

@@ -18,6 +18,7 @@ from telemetry.messages import CellReport, Message, NodeReport, TaskOffer, UeRep
 
 NS: Final = 1e-9
 WINDOW_S: Final = 60.0  # replayed at once: longer than most tasks
+MOST_UES: Final = 50_000  # whose latest report is remembered
 EVERY_NS: Final = 1_000_000_000  # of each UE's reports
 WRITTEN_BYTES: Final = 32 << 10  # at once: a write of its own for each UE would hold the event loop up
 MOST_QUEUED_BYTES: Final = 64 << 20  # that wait for a shadow that is behind; then the window is given up
@@ -143,6 +144,8 @@ class ShadowFeed:
 
     def _ue(self, report: UeReport, at_ns: int) -> None:
         if at_ns - self._sent_ns.get(report.ue, -EVERY_NS) >= EVERY_NS:
+            if len(self._sent_ns) >= MOST_UES:  # ids that were invented: at worst some are sent once more
+                self._sent_ns.clear()
             self._sent_ns[report.ue] = at_ns
             self._send(Item(at_ns=at_ns, ue=report))
 
