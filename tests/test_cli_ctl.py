@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from control_peer import LEASE, REFUSED, STATUS, VIEW, Peer, peer, refuse
 from cosched import control_messages as api
 from cosched.cli import main
 
+MODULES = 300  # that a status loads, 220 today: what it costs is mostly these (`time cosched ctl status`)
 WORK = {"kind": "llm", "model": "llama-3-8b", "context_tokens": 0, "new_tokens": 9, "max_output_tokens": 9} | {
     "ttft_s": 1.0,
     "tpot_s": 0.1,
@@ -173,24 +173,12 @@ def test_status_imports_nothing_heavy(daemon: Peer) -> None:
         "import sys; from cosched.cli import main\n"
         f"try: main.main(['ctl', '--endpoint', '{daemon.endpoint}', 'status'])\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+        "print(*sys.modules, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert not {"asyncio", "numba", "numpy", "ortools", "psutil", "rich", "structlog"} & set(done.stderr.split())
-
-
-def test_status_takes_less_than_0_3_s_of_cpu(daemon: Peer) -> None:
-    if os.getloadavg()[0] > (os.cpu_count() or 1):
-        pytest.skip(f"the machine is busy (load {os.getloadavg()[0]:.1f}): CPU time tells of its neighbours too")
-    command = [sys.executable, "-m", "cosched.cli.main", "ctl", "--endpoint", daemon.endpoint, "status"]
-    taken_s = []
-    for _ in range(3):  # the least: neighbours on the same core make the others longer
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=60, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert "STEADY" in done.stdout
-    assert min(taken_s) < 0.3
+    loaded = done.stderr.split()
+    assert not {"asyncio", "numba", "numpy", "ortools", "psutil", "pydantic", "rich", "structlog"} & set(loaded)
+    assert len(loaded) < MODULES
 
 
 def test_verbs_are_completed_by_the_shell() -> None:

@@ -150,8 +150,8 @@ def test_layers_follow_demand_on_ray_while_sessions_run_on(tmp_path: Path) -> No
     from runtime_cases import reference_tokens
 
     own = {"SITE": str(two_models(tmp_path)), "CLUSTER_MODE": "local", "CLUSTER_EXECUTOR": "host",
-           "CLUSTER_PLACEMENT_S": "0.5", "CORE_BID_WINDOW_S": "6.0", "TELEMETRY_STALE_UE_S": "1000",
-           "TELEMETRY_STALE_INPUT_S": "1000"}  # fmt: skip
+           "CLUSTER_PLACEMENT_S": "0.5", "LEASE_LIFE_S": "20000", "CORE_BID_WINDOW_S": "6.0",
+           "TELEMETRY_STALE_UE_S": "1000", "TELEMETRY_STALE_INPUT_S": "1000"}  # fmt: skip
     place = Place(tmp_path, own, extra={"COSCHED_HOST_MODELS": str(tmp_path / "models")})
     with ExitStack() as stack:
         daemon = stack.enter_context(place.daemon())

@@ -114,7 +114,7 @@ def furnish(folder: Path) -> tuple[Place, ModelSource, list[Curve]]:
         keys.allow(held / keys.ALLOWED, Identity(name=pair.name, public=pair.public, role="publisher"))
     place = Place(folder, {
         "SITE": f"{folder}/site.toml", "CLUSTER_MODE": "local", "CLUSTER_EXECUTOR": "host",
-        "CLUSTER_PLACEMENT": "off", "HOST_MODELS": str(models), "HOST_KEY": f"{held}/node.key",
+        "CLUSTER_PLACEMENT": "off", "LEASE_LIFE_S": "20000", "HOST_MODELS": str(models), "HOST_KEY": f"{held}/node.key",
         "HOST_ALLOWED": f"{held}/{keys.ALLOWED}", "TELEMETRY_STALE_UE_S": "1000", "TELEMETRY_STALE_INPUT_S": "1000",
     })  # fmt: skip
     source = open_model(models / "llama", name="llama")

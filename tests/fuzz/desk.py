@@ -40,6 +40,7 @@ from telemetry.messages import Message, UeReport
 from telemetry.wire import Intake
 
 S_NS: Final = 1_000_000_000
+MS_NS: Final = 1_000_000
 SITE: Final = """
 v = 1
 name = "fuzzed"
@@ -142,8 +143,8 @@ class Desk(Daemon):
         self.drain()
 
     def drain(self) -> None:
-        while self.frames.waiting or self.ingest.waiting:
-            self.ingest.drain()
+        while self.ingest.drain() or self.frames.waiting:
+            self.now_ns += MS_NS  # a peer that has used up its part rests for a while
 
     def bus(self, topic: bytes, payload: bytes) -> bool:
         """Take one frame from the bus; whether it was accepted."""
