@@ -126,6 +126,7 @@ class Security(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     keys: str
     key: str
     max_connections: int
+    connection_bytes_per_s: float
 
 
 class Metrics(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,7 +166,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 # May not change while the daemon runs: sockets, files and processes hang on them.
 FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key",
-                "security.max_connections",
+                "security.max_connections", "security.connection_bytes_per_s",
                 "metrics.listen", "telemetry.max_message_bytes", "control.max_message_bytes",
                 *(f"cluster.{key}" for key in Cluster.__struct_fields__))  # fmt: skip
 
@@ -226,7 +227,7 @@ def check(settings: Settings, where: str) -> None:
         raise BadInput(f"{where}: core.lease_s must be at least two periods, or leases run out between two plans")
     positive = ("solver.budget_s", "telemetry.stale_input_s", "telemetry.stale_ue_s", "capture.max_bytes",
                 "capture.max_age_s", "shadow.window_s", "control.max_waiting", "core.max_ues",
-                "security.max_connections", "lease.silent_s", "lease.life_s",
+                "security.max_connections", "security.connection_bytes_per_s", "lease.silent_s", "lease.life_s",
                 "quota.tasks", "quota.ue_tasks", "quota.ue_share",
                 "cluster.unapplied_periods", "cluster.silent_s", "cluster.placement_s")  # fmt: skip
     values = flatten(msgspec.to_builtins(settings))

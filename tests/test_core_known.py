@@ -10,7 +10,7 @@ from replay_cases import sample
 from cosched import build
 from cosched.core.channel import ChannelEstimates
 from cosched.core.core import Core
-from cosched.core.events import Offered, Solved, Telemetry
+from cosched.core.events import Offered, Solved, Telemetry, Tick
 from cosched.core.known import KnownUes
 from cosched.core.settings import Settings
 from cosched.core.snapshot import Snapshot
@@ -118,6 +118,24 @@ def test_a_core_that_goes_on_from_a_snapshot_forgets_the_same(seed: int) -> None
             parts.restore(msgspec.json.decode(text, type=Snapshot))
             assert msgspec.json.encode(parts.snapshot()) == text
     assert whole.state.known.forgotten > MOST
+
+
+def test_a_floods_ues_go_a_minute_after_it_and_a_few_static_ones_stay() -> None:
+    core = new_core()
+    core.handle(batch(0.0, ["with-task"]))
+    decide(core, 0.5, "with-task")
+    for at_s in (1.0, 2.5):  # real ones, for more than a moment
+        core.handle(batch(at_s, [f"real{n}" for n in range(50)]))
+    names = [f"evil{n}" for n in range(MOST // 2)]
+    core.handle(batch(3.0, names))
+    core.handle(Tick(62.9))
+    assert len(core.state.known) == MOST // 2 + 51
+    core.handle(Tick(63.1))
+    assert set(core.state.cell_of_ue) == {"with-task", *(f"real{n}" for n in range(50))}
+    static = new_core()
+    static.handle(batch(0.0, [f"u{n}" for n in range(MOST // 4)]))
+    static.handle(Tick(1_000.0))
+    assert len(static.state.known) == MOST // 4
 
 
 def test_looking_is_shared_out_over_newcomers() -> None:

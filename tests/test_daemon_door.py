@@ -7,18 +7,21 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import zmq
 from daemon_cases import PATIENCE_S, until
 
 from cosched.bench.attacks import connections as attacks
-from cosched.drivers import gate
+from cosched.drivers import door, gate
 from cosched.drivers.gate import most_connections
 from telemetry.bus import Dealer, Follower, Publisher
 
@@ -224,6 +227,54 @@ def test_a_subscriber_with_2_million_topics_is_cut_and_costs_little(transport: s
         assert any("decisions: too many subscriptions" in text for text in alarms)
         client.close()
         late.close()
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_what_one_sends_too_fast_waits_with_him_and_others_are_read(transport: str, tmp_path: Path) -> None:
+    pace_bps, size, seconds = 1e6, 10_000, 4.0
+    with peer(tmp_path, COSCHED_SECURITY_CONNECTION_BYTES_PER_S=str(pace_bps)) as inside:
+        (endpoint,) = inside.of(transport, "telemetry")
+        flooder, other = Publisher(endpoint), Publisher(endpoint)
+        for one in (flooder, other):  # until each is heard
+            heard = int(inside.say("count"))
+            until(lambda one=one, heard=heard: (one.send(b"a", b"b"), int(inside.say("count")) > heard)[1])
+        flooder.socket.setsockopt(zmq.SNDHWM, 10)
+        client = Dealer(inside.of(transport, "control")[0])
+        before, began_s, longest_s, sent = int(inside.say("count")), time.monotonic(), 0.0, 0
+        while (took_s := time.monotonic() - began_s) < seconds:
+            for _ in range(100):
+                flooder.send(b"ran.ue", bytes(size))
+            sent += 100 * size
+            longest_s = max(longest_s, asked(client))
+        taken = (int(inside.say("count")) - before) * size
+        assert sent > 3 * pace_bps * (took_s + door.PACE_BURST_S), "it was a flood"
+        assert 0.5 * pace_bps * took_s < taken < 1.2 * pace_bps * (took_s + door.PACE_BURST_S)
+        assert longest_s < 1.0
+        before = int(inside.say("count"))
+        for _ in range(1_000):  # as fast as may be, and less than a burst
+            other.send(b"ran.ue", b"x")
+        until(lambda: int(inside.say("count")) >= before + 1_000, 2.0)
+        _, _, alarms, refused, _, opened = inside.end()
+        counts = {(socket, reason): n for socket, reason, n in refused}
+        assert 1 <= int(str(counts.pop(("telemetry", door.FAST)))) <= took_s + 2
+        assert not counts
+        assert any(f"telemetry: {door.FAST}" in text for text in alarms)
+        assert opened["telemetry"] == 2, "nobody was cut"
+        for one in (flooder, other, client):
+            one.close()
+
+
+def test_what_is_read_in_all_is_shared_by_peers_and_then_by_their_connections() -> None:
+    with socket.socket() as listener:
+        spec = {"name": "telemetry", "fd": os.dup(listener.fileno()), "to": "", "guarded": False}
+        entry = door.Entry(spec | {"pace_bps": 8.0, "all_pace_bps": 16.0})
+    assert entry.share_bps("10.0.0.1") == 8.0
+    entry.fast = Counter({"10.0.0.1": 100, "10.0.0.2": 1})
+    assert entry.share_bps("10.0.0.1") == 0.08
+    assert entry.share_bps("10.0.0.2") == 8.0
+    entry.fast = Counter({f"10.0.0.{i}": 1 for i in range(4)})
+    assert entry.share_bps("10.0.0.1") == 4.0
+    entry.listener.close()
 
 
 def test_a_subscription_of_100_mb_ends_its_connection(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from daemon_cases import SESSION, Daemon, Place, cosched, mode, radio, until
+from daemon_cases import PATIENCE_S, SESSION, Daemon, Place, cosched, mode, radio, until
 
 from cosched.client import Refused
 from cosched.core.channel import ChannelRow
@@ -228,7 +228,9 @@ def _without_edge(folder: Path) -> Path:
 
 def _until_told(manager: socket.socket, what: str) -> list[str]:
     told: list[str] = []
+    end_s = time.monotonic() + PATIENCE_S
     while not told or what not in told[-1]:
+        assert time.monotonic() < end_s, f"{what} was not told"  # signs of life would go on for ever
         told.append(manager.recv(4096).decode())
     return told
 

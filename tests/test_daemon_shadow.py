@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 
 import msgspec
@@ -13,9 +14,10 @@ from cosched.control_messages import Shadow, Tally
 from cosched.core.policy import policy
 from cosched.core.settings import Settings
 from cosched.drivers import shadow_feed
+from cosched.drivers.framing import read_framed
 from cosched.drivers.replay import Replayer, explode
 from cosched.drivers.shadow import compare
-from cosched.drivers.shadow_feed import Item, Outcome, ShadowFeed, Window
+from cosched.drivers.shadow_feed import Frame, Item, Outcome, ShadowFeed, Window
 from telemetry.messages import SiteMessage, TaskOffer, UeReport
 
 SECONDS = 4.0
@@ -116,3 +118,64 @@ def test_a_window_that_failed_counts_for_nothing():
     feed = ShadowFeed(20.0, lambda _begun, _ended: window())
     feed._take(Outcome(ended_ns=1, window_s=15.0, offered=9, live=Tally(), shadow=Tally(), error="no site"))
     assert feed.view() == Shadow(baseline="")
+
+
+class _Stuck:
+    """A pipe to a shadow that reads nothing."""
+
+    def __init__(self) -> None:
+        self.transport, self.data = self, bytearray()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.data)
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+
+def _report(ue: str) -> UeReport:
+    return UeReport(at_ns=0, source="", seq=0, ue=ue, cell="cell0", ul_efficiency_bps_hz=1.0)
+
+
+def _sent(pipe: _Stuck) -> list[Item]:
+    stream = io.BytesIO(bytes(pipe.data))
+    pipe.data.clear()
+    frames = iter(lambda: read_framed(stream), None)
+    return [one.item for one in (msgspec.msgpack.decode(f, type=Frame) for f in frames) if one.item is not None]
+
+
+def test_invented_ues_are_not_compared_beyond_a_number_but_those_with_tasks_are():
+    feed, pipe = ShadowFeed(20.0, lambda _begun, _ended: window()), _Stuck()
+    feed._stdin = pipe  # type: ignore[assignment]
+    offer = next(m for m in sample(SECONDS) if isinstance(m, TaskOffer))
+    for n in range(shadow_feed.MOST_UES + 100):
+        feed.reported([_report(f"evil{n}")], 0)
+    feed.offered(offer)
+    feed.reported([_report(offer.ue), _report("late"), _report("evil0")], 5_000_000_000)
+    feed._close_window(window())
+    sent = [item.ue.ue for item in _sent(pipe) if item.ue is not None]
+    assert sent == [f"evil{n}" for n in range(shadow_feed.MOST_UES)] + [offer.ue, "evil0"]
+    feed.reported([_report("late")], 6_000_000_000)  # another window, other UEs
+    feed._close_window(window())
+    assert [item.ue.ue for item in _sent(pipe) if item.ue is not None] == ["late"]
+
+
+def test_a_window_with_more_than_can_be_replayed_is_left_out_and_the_next_is_not(
+    capsys: pytest.CaptureFixture[str],
+):
+    feed, pipe = ShadowFeed(20.0, lambda _begun, _ended: window()), _Stuck()
+    feed._stdin = pipe  # type: ignore[assignment]
+    whole = Outcome(ended_ns=0, window_s=1.0, offered=9, live=Tally(), shadow=Tally())
+    for n in range(300_000):
+        feed.reported([_report("ue0")], n * 10**9)
+    assert (
+        shadow_feed.MOST_QUEUED_BYTES < len(pipe.data) < shadow_feed.MOST_QUEUED_BYTES + 4 * shadow_feed.WRITTEN_BYTES
+    )
+    for ended_ns in (1, 2):
+        feed._close_window(window(0, ended_ns))
+        pipe.data.clear()
+    feed._take(msgspec.structs.replace(whole, ended_ns=1))
+    assert feed.view().offered == 0
+    assert shadow_feed.BEHIND in capsys.readouterr().out
+    feed._take(msgspec.structs.replace(whole, ended_ns=2))
+    assert feed.view().offered == 9

@@ -106,9 +106,12 @@ class Core:
         else:
             self.state.observe(event.at_s, event.report)
             if self.state.known.is_due:
-                asked = self._open[1].planned.layout.tasks if self._open is not None else ()
-                self.state.thin_out(event.at_s, (*self._waiting, *asked))
+                self._thin_out(event.at_s)
         return []
+
+    def _thin_out(self, now_s: float) -> None:
+        asked = self._open[1].planned.layout.tasks if self._open is not None else ()
+        self.state.thin_out(now_s, (*self._waiting, *asked))
 
     def _progressed(self, event: Progressed) -> list[Command]:
         for progress in event.tasks:
@@ -185,6 +188,8 @@ class Core:
     def _tick(self, event: Tick) -> list[Command]:
         if self.policy.drops_lost:
             self._drop_lost(event.at_s)
+        if self.state.known.holds_silent(event.at_s):
+            self._thin_out(event.at_s)
         if not self.state.tasks and not self._waiting and not self._dropped:
             return []
         return self._solve()

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Final
 
 CROWDED: Final = 0.9  # of the most: from here on those that are silent go, and an alarm says so
+FEW: Final = 0.25  # of the most: beyond, those that were heard for a moment only and are silent since go
 SILENT_S: Final = 60.0  # a UE that is not reported for this long is gone, or will be new when it comes back
 PROVEN_S: Final = 1.0  # who is heard of for longer is no invention of a moment
 ROOM: Final = 16  # of the most, this part is made free at once
@@ -51,9 +52,16 @@ class KnownUes:
         """Whether it is nearly full."""
         return len(self._seen) >= self._least_due
 
+    def holds_silent(self, now_s: float) -> bool:
+        """Whether some that were heard for a moment only have been silent for long, and are many."""
+        if len(self._seen) <= FEW * self.most:
+            return False
+        return any(now_s - self._seen[ue][1] > SILENT_S for queue in self._queues[:2] for ue in islice(queue, 1))
+
     def forget(self, now_s: float, keep: Container[str]) -> list[str]:
         """Forget those that have been silent for long, then, where these are too few, those that matter least."""
-        gone = [ue for queue in self._queues for ue in self._silent(queue, now_s) if ue not in keep]
+        queues = self._queues if self.is_crowded else self._queues[:2]
+        gone = [ue for queue in queues for ue in self._silent(queue, now_s) if ue not in keep]
         self._drop(gone)
         over = len(self._seen) - self.most
         if over > 0:

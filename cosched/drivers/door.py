@@ -32,6 +32,8 @@ CROWD: Final = 0.75  # most of a socket's connections that one uid (ipc) or one 
 ACCEPTED: Final = 20  # connections taken in or turned away in one go; those behind them wait for a moment
 TURN_S: Final = 0.05  # ... of this length
 FREE_BYTES: Final = 1_024  # of a peer that are never held up: a handshake and some subscriptions
+PACE_BURST_S: Final = 0.5  # a peer that has sent nothing for so long may send as much at once
+FAST_S: Final = 1.0  # of a peer that sends faster than it is read, one count
 REPORT_S: Final = 0.25  # between two reports of counts
 ENDING_S: Final = 1.0  # what is under way when the daemon ends has this long
 
@@ -40,14 +42,18 @@ FULL: Final = "no connection left"
 CROWDED: Final = "too many connections from one peer"
 TOPICS: Final = "too many subscriptions"
 SLOW: Final = "takes nothing of what waits for it"
+FAST: Final = "sends faster than it is read"
 CUT: Final = "cut: a key was revoked"
 
 
 class Entry:
     """One listening socket of a daemon's socket `name`; entries of one name share their count of connections.
 
-    burst_bytes, rate_bps: what a peer may send, 0 = any amount; held_bytes: what all together may have sent that are
-    connected; all_bps: how fast all together are read, after a burst of burst_bytes. A subscriber's bytes are
+    pace_bps: how fast each connection is read, after a burst of PACE_BURST_S, 0 = as it comes; all_pace_bps: how fast
+    those together that would be read faster. What is not read stays with the peer.
+
+    burst_bytes, rate_bps: what a peer may send in all, 0 = any amount; held_bytes: what all together may have sent that
+    are connected; all_bps: how fast all together are read, after a burst of burst_bytes. A subscriber's bytes are
     subscriptions, which the daemon has to remember while he is connected, and to hear of again when he goes.
     """
 
@@ -61,6 +67,9 @@ class Entry:
         self.rate_bps: float = spec.get("rate_bps", 0)
         self.held_bytes: float = spec.get("held_bytes", 0)
         self.all_bps: float = spec.get("all_bps", 0)
+        self.pace_bps: float = spec.get("pace_bps", 0)
+        self.all_pace_bps: float = spec.get("all_pace_bps", 0)
+        self.fast: Counter[str] = Counter()  # connections that are read more slowly than they send, by who
         self.tokens = self.burst_bytes
         self.at_s = time.monotonic()
         self.chunk = FREE_BYTES if self.all_bps else CHUNK
@@ -71,6 +80,10 @@ class Entry:
         self.at_s = now_s
         return bool(self.tokens >= 0)
 
+    def share_bps(self, who: str) -> float:
+        """How fast a connection is read: what is there for all is shared by peers, and a peer's by its connections."""
+        return min(self.pace_bps, self.all_pace_bps / max(1, len(self.fast)) / max(1, self.fast[who]))
+
 
 class Link:
     """One connection: the peer's socket, ours to the daemon, and what of either waits for the other.
@@ -78,8 +91,8 @@ class Link:
     up: towards the daemon. `peer` is None when the peer has gone or was cut; then what comes down is dropped.
     """
 
-    __slots__ = ("born_s", "down", "entry", "got", "inner", "is_held_up", "is_joined", "is_over", "masks", "peer",
-                 "stalled_s", "up", "who")  # fmt: skip
+    __slots__ = ("born_s", "down", "entry", "fast_s", "got", "inner", "is_held_up", "is_joined", "is_over", "masks",
+                 "paid_s", "peer", "stalled_s", "up", "who")  # fmt: skip
 
     def __init__(self, entry: Entry, peer: socket.socket, who: str, now_s: float) -> None:
         self.entry, self.who, self.born_s = entry, who, now_s
@@ -91,6 +104,8 @@ class Link:
         self.is_held_up = False  # not read until there are tokens
         self.is_over = False  # the daemon was told that no more comes
         self.stalled_s = 0.0  # since when `down` waits
+        self.paid_s = now_s  # until then it has been read, at its pace
+        self.fast_s = 0.0  # when it was last read more slowly than it sends, for the first time in a while
         self.masks = [0, 0]  # that epoll has, of peer and inner
 
 
@@ -186,14 +201,16 @@ class Door:
             link.up = _send(link.inner, link.up)
         if link.up or link.is_over:
             return
+        if link.is_held_up and link.peer is not None:
+            return
         if link.peer is not None:
-            if link.entry.tokens < 0 and link.got >= FREE_BYTES:
-                link.is_held_up = True
-                self.held_up.append(link)
+            if (link.entry.tokens < 0 and link.got >= FREE_BYTES) or link.paid_s > now_s:
+                self._hold_up(link, now_s)
                 return
             data = _receive(link.peer, link.entry.chunk)
             if data is None:
                 return
+            self._pace(link, len(data), now_s)
             if data and (reason := self._beyond(link, len(data), now_s)):
                 self.cut(link, reason)
             elif data:
@@ -203,6 +220,19 @@ class Door:
                 self._leave(link)
         link.inner.shutdown(socket.SHUT_WR)  # never more than half: see above
         link.is_over = True
+
+    def _pace(self, link: Link, size: int, now_s: float) -> None:
+        """Charge what was read: as time in which its peer has had its part."""
+        if link.entry.pace_bps:
+            link.paid_s = max(link.paid_s, now_s - PACE_BURST_S) + size / link.entry.share_bps(link.who)
+
+    def _hold_up(self, link: Link, now_s: float) -> None:
+        """Leave what comes with its peer for a while; that it sends too fast is counted once a second."""
+        link.is_held_up = True
+        self.held_up.append(link)
+        if link.paid_s > now_s and now_s - link.fast_s >= FAST_S:
+            link.fast_s = now_s
+            self.refused[link.entry.name, FAST] += 1
 
     def _beyond(self, link: Link, size: int, now_s: float) -> str:
         """Why a peer may not send so much more, "" when it may."""
@@ -305,8 +335,10 @@ class Door:
             link = self.unjoined.popleft()
             self._join(link) if link.peer is not None else self.end(link)
         held_up, self.held_up = self.held_up, []
+        for entry in self.entries:
+            entry.fast = Counter(k.who for k in held_up if k.entry is entry and k.paid_s > now_s - TURN_S)
         for link in held_up:
-            if not link.entry.refill(now_s) and link.peer is not None:
+            if (not link.entry.refill(now_s) or link.paid_s > now_s) and link.peer is not None:
                 self.held_up.append(link)
             elif link.peer is not None:
                 link.is_held_up = False

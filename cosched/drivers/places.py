@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cosched.drivers.metrics import Exporter
 
 INNER: Final = ".door"  # folder in the runtime folder, of what the daemon binds behind its door
+PACED: Final = 2.0  # connections at full pace are read together as fast as so many alone: half a core, with CURVE
 SLACK: Final = 4  # a frame this many times too large is counted; beyond, ZeroMQ cuts the connection
 
 
@@ -72,9 +73,11 @@ def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
     run = folders.own(runtime_dir())
     folders.take(run)
     inner = folders.fresh(run / INNER)
+    pace_bps = settings.security.connection_bytes_per_s
+    pace = {"pace_bps": pace_bps, "all_pace_bps": PACED * pace_bps}
     sockets: dict[str, tuple[bus.Bus, Sequence[str], Mapping[str, float]]] = {
-        "telemetry": (bus.Telemetry(keys, SLACK * settings.telemetry.max_message_bytes), settings.telemetry.bind, {}),
-        "control": (bus.Control(keys, SLACK * settings.control.max_message_bytes), settings.control.bind, {}),
+        "telemetry": (bus.Telemetry(keys, SLACK * settings.telemetry.max_message_bytes), settings.telemetry.bind, pace),
+        "control": (bus.Control(keys, SLACK * settings.control.max_message_bytes), settings.control.bind, pace),
         "decisions": (bus.Decisions(keys), settings.control.decisions, FOLLOWER),
     }
     entries: list[Entry] = []

@@ -18,10 +18,11 @@ from telemetry.messages import CellReport, Message, NodeReport, TaskOffer, UeRep
 
 NS: Final = 1e-9
 WINDOW_S: Final = 60.0  # replayed at once: longer than most tasks
-MOST_UES: Final = 50_000  # whose latest report is remembered
+MOST_UES: Final = 5_000  # that are compared in a window; beyond, those with tasks: the others may be invented
 EVERY_NS: Final = 1_000_000_000  # of each UE's reports
 WRITTEN_BYTES: Final = 32 << 10  # at once: a write of its own for each UE would hold the event loop up
-MOST_QUEUED_BYTES: Final = 64 << 20  # that wait for a shadow that is behind; then the window is given up
+MOST_QUEUED_BYTES: Final = 8 << 20  # that wait for a shadow that is behind; then the window is given up
+BEHIND: Final = "more was reported than could be replayed beside it"
 
 log = structlog.get_logger()
 
@@ -80,7 +81,9 @@ class ShadowFeed:
         self._window = window
         self._stdin: asyncio.StreamWriter | None = None
         self._pending = bytearray()
-        self._sent_ns: dict[str, int] = {}
+        self._sent_ns: dict[str, int] = {}  # of the UEs that are compared in this window
+        self._is_given_up = False  # this window
+        self._given_up_ns: set[int] = set()  # ends of windows whose outcomes are still to come
         self._outcomes: deque[Outcome] = deque()
 
     async def run(self, clock: Callable[[], int]) -> None:
@@ -107,13 +110,23 @@ class ShadowFeed:
         begun_ns = clock()
         while self._stdin is not None:
             await asyncio.sleep(WINDOW_S)
-            window = self._window(begun_ns, clock())
-            self._send(window)
-            begun_ns = window.ended_ns
+            begun_ns = self._close_window(self._window(begun_ns, clock()))
+
+    def _close_window(self, window: Window) -> int:
+        """Have it replayed, a given up one too: that empties the shadow. Return when it ended."""
+        if self._is_given_up:
+            self._given_up_ns.add(window.ended_ns)
+        self._pending += frame(window)
+        self._write()
+        self._is_given_up = False
+        self._sent_ns.clear()
+        return window.ended_ns
 
     def _take(self, outcome: Outcome) -> None:
-        if outcome.error:
-            log.warning("shadow window left out", why=outcome.error)
+        is_whole = outcome.ended_ns not in self._given_up_ns
+        self._given_up_ns.discard(outcome.ended_ns)
+        if outcome.error or not is_whole:
+            log.warning("shadow window left out", why=outcome.error or BEHIND)
             return
         self._outcomes.append(outcome)
         while (outcome.ended_ns - self._outcomes[0].ended_ns) * NS >= self._keep_s:
@@ -139,24 +152,29 @@ class ShadowFeed:
             self._send(Item(at_ns=at_ns, node=message))
 
     def offered(self, offer: TaskOffer) -> None:
-        """Send an offer."""
+        """Send an offer; its UE is compared from now on."""
+        self._sent_ns.setdefault(offer.ue, offer.at_ns - EVERY_NS)
         self._send(Item(at_ns=offer.at_ns, offer=offer))
 
     def _ue(self, report: UeReport, at_ns: int) -> None:
-        if at_ns - self._sent_ns.get(report.ue, -EVERY_NS) >= EVERY_NS:
-            if len(self._sent_ns) >= MOST_UES:  # ids that were invented: at worst some are sent once more
-                self._sent_ns.clear()
+        sent_ns = self._sent_ns.get(report.ue)
+        if at_ns - sent_ns >= EVERY_NS if sent_ns is not None else len(self._sent_ns) < MOST_UES:
             self._sent_ns[report.ue] = at_ns
             self._send(Item(at_ns=at_ns, ue=report))
 
-    def _send(self, item: Item | Window) -> None:
+    def _send(self, item: Item) -> None:
         """Hand over with the next full write, or with the end of the window."""
-        if self._stdin is None or self._stdin.transport.get_write_buffer_size() >= MOST_QUEUED_BYTES:
+        if self._stdin is None or self._is_given_up:
             return
         self._pending += frame(item)
-        if len(self._pending) >= WRITTEN_BYTES or isinstance(item, Window):
+        if len(self._pending) >= WRITTEN_BYTES:
+            self._is_given_up = self._stdin.transport.get_write_buffer_size() >= MOST_QUEUED_BYTES
+            self._write()
+
+    def _write(self) -> None:
+        if self._stdin is not None:
             self._stdin.write(bytes(self._pending))
-            self._pending.clear()
+        self._pending.clear()
 
     def view(self) -> Shadow:
         """What the latest windows add up to."""
