@@ -24,76 +24,79 @@ class KnownUes:
         self.most = most
         self.due = self._least_due
         self.forgotten = 0
-        self._seen: dict[str, tuple[float, float]] = {}  # first, latest
-        # heard at one instant only, then for a moment only, then proven; each with the oldest latest report first
-        self._queues: tuple[dict[str, None], ...] = ({}, {}, {})
+        # UE -> its first and latest report, of those heard at one instant only, then for a moment only, then proven;
+        # each with the oldest latest report first
+        self._queues: tuple[dict[str, tuple[float, float]], ...] = ({}, {}, {})
 
     @property
     def _least_due(self) -> int:
         return max(1, int(CROWDED * self.most))
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return sum(map(len, self._queues))
 
     def heard(self, ue: str, at_s: float) -> None:
         """Take note of a report."""
-        first_s, last_s = self._seen.get(ue, (at_s, at_s))
-        self._queues[_rank(first_s, last_s)].pop(ue, None)
-        self._seen[ue] = first_s, at_s
-        self._queues[_rank(first_s, at_s)][ue] = None
+        proven = self._queues[2]
+        if (seen := proven.pop(ue, None)) is not None:  # nearly all: this is done for every report
+            proven[ue] = seen[0], at_s
+            return
+        found = (queue.pop(ue, None) for queue in self._queues[:2])
+        first_s = next((one[0] for one in found if one is not None), at_s)
+        self._queues[_rank(first_s, at_s)][ue] = first_s, at_s
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to look for some to forget."""
-        return len(self._seen) >= self.due
+        return len(self) >= self.due
 
     @property
     def is_crowded(self) -> bool:
         """Whether it is nearly full."""
-        return len(self._seen) >= self._least_due
+        return len(self) >= self._least_due
 
     def holds_silent(self, now_s: float) -> bool:
         """Whether some that were heard for a moment only have been silent for long, and are many."""
-        if len(self._seen) <= FEW * self.most:
+        if len(self) <= FEW * self.most:
             return False
-        return any(now_s - self._seen[ue][1] > SILENT_S for queue in self._queues[:2] for ue in islice(queue, 1))
+        oldest = (last_s for queue in self._queues[:2] for _, last_s in islice(queue.values(), 1))
+        return any(now_s - last_s > SILENT_S for last_s in oldest)
 
     def forget(self, now_s: float, keep: Container[str]) -> list[str]:
         """Forget those that have been silent for long, then, where these are too few, those that matter least."""
         queues = self._queues if self.is_crowded else self._queues[:2]
         gone = [ue for queue in queues for ue in self._silent(queue, now_s) if ue not in keep]
         self._drop(gone)
-        over = len(self._seen) - self.most
+        over = len(self) - self.most
         if over > 0:
             others = (ue for queue in self._queues for ue in queue if ue not in keep)
             least = list(islice(others, over + self.most // ROOM))
             self._drop(least)
             gone += least
-        self.due = max(self._least_due, min(len(self._seen) + max(1, self.most // 64), self.most + 1))
+        self.due = max(self._least_due, min(len(self) + max(1, self.most // 64), self.most + 1))
         return gone
 
-    def _silent(self, queue: dict[str, None], now_s: float) -> Iterator[str]:
-        for ue in queue:
-            if now_s - self._seen[ue][1] <= SILENT_S:
+    def _silent(self, queue: dict[str, tuple[float, float]], now_s: float) -> Iterator[str]:
+        for ue, (_, last_s) in queue.items():
+            if now_s - last_s <= SILENT_S:
                 return
             yield ue
 
     def _drop(self, ues: list[str]) -> None:
         for ue in ues:
-            first_s, last_s = self._seen.pop(ue)
-            del self._queues[_rank(first_s, last_s)][ue]
+            for queue in self._queues:
+                queue.pop(ue, None)
         self.forgotten += len(ues)
 
     def rows(self) -> dict[str, tuple[float, float]]:
         """First and latest report of each, in the order in which they would be forgotten."""
-        return {ue: self._seen[ue] for queue in self._queues for ue in queue}
+        return {ue: seen for queue in self._queues for ue, seen in queue.items()}
 
     def restore(self, rows: Mapping[str, tuple[float, float]], due: int, forgotten: int) -> None:
         """Take over what `rows` returned, from one that may have been larger or smaller."""
-        self._seen = {ue: (first_s, last_s) for ue, (first_s, last_s) in rows.items()}
         self._queues = ({}, {}, {})
-        for ue, (first_s, last_s) in self._seen.items():
-            self._queues[_rank(first_s, last_s)][ue] = None
+        for ue, (first_s, last_s) in rows.items():
+            self._queues[_rank(first_s, last_s)][ue] = first_s, last_s
         self.due = min(max(self._least_due, due), self.most + 1)
         self.forgotten = forgotten
 

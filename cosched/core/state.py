@@ -229,9 +229,11 @@ class State:
             cell = self.cell_index.get(cell_id)
             if cell is None:
                 continue
-            if self.cell_of_ue.get(ue, cell) != cell:
-                self._handover(ue, cell)
-            self.cell_of_ue[ue] = cell
+            before = self.cell_of_ue.get(ue)
+            if before != cell:
+                if before is not None:
+                    self._handover(ue, cell)
+                self.cell_of_ue[ue] = cell
             self.known.heard(ue, at_s)
             if value is None:
                 continue
