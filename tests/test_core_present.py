@@ -144,6 +144,24 @@ def test_a_newcomer_that_changed_its_cell_is_planned_in_the_new_one():
     assert core.state.tasks["new"].cell == plan.decisions[0].cell == 1
 
 
+def test_who_runs_and_changed_his_cell_is_promised_nothing_there_before_the_next_plan():
+    core = CELLS.core("joint", Settings())
+    here, there = (msgspec.structs.replace(report("ue00", t, 4.0), cell=c) for t, c in ((0.0, "cell0"), (0.3, "cell1")))
+    core.handle(Telemetry(0.0, here))
+    answer(core, core.handle(Offered(0.1, (offer("runs", 0.1),))), 0.12)
+    solve = solve_of(core.handle(Tick(0.2)))
+    core.handle(Telemetry(0.3, there))
+    plan, _ = first(core, solve, 0.31)
+    assert plan.tasks == ("runs",)
+    assert plan.share[0, 0] > 0, "a weight, until then"
+    assert not plan.promised[0]
+    assert plan.reserved[0, 0] == 0.0
+    assert plan.reserved[0, 1] > 0, "the node is where it was"
+    plan, _ = first(core, solve_of(core.handle(Tick(0.4))), 0.41)
+    assert plan.promised[0]
+    assert plan.reserved[0, 0] > 0
+
+
 def test_a_newcomer_whose_places_come_and_go_is_answered_in_the_end():
     core, _ = serving(n=1)
     commands = core.handle(Offered(0.2, (offer("new", 0.2),)))

@@ -57,7 +57,7 @@ def two_models(folder: Path) -> Path:
 
     sizes = []
     for family in ("llama", "qwen3"):
-        cases.checkpoint(cases.seeded(folder, family), folder / "models" / family)
+        cases.checkpoint(cases.seeded(folder, family, max_position_embeddings=LONG), folder / "models" / family)
         sizes.append(load_model(str(folder / f"{family}.json")).weight_bytes(16))
     memory = load_device("a100").memory_bytes - ROOM * max(sizes)
     text = SITE.replace("FOLDER", str(folder)).replace("MEMORY", f"{memory:.1f}")

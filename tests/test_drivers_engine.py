@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from engine_cases import STALE_UE_S, Bench
 from test_core_barred import ONE, TWO, WORK, offer
 
 from cosched.build import Plant
+from cosched.drivers.control import Control, Refused
 from solvers.solution import Solution
 from telemetry.messages import TaskOffer, TaskProgress
 
@@ -31,6 +33,19 @@ def serving(folder: Path, *names: str, plant: Plant = TWO) -> Bench:
     bench.solve()
     assert all(bench.told(name) == ["admitted"] for name in names)
     return bench
+
+
+def test_a_task_that_has_ended_is_known_before_and_after_its_end_is_on_disk(tmp_path: Path):
+    bench = serving(tmp_path, "a")
+    control = Control(SimpleNamespace(engine=bench.engine), lambda *_: None, lambda _: None, 100, 1 << 20)  # type: ignore[arg-type]
+    assert control.view("a").lease.reason == "admitted"
+    bench.engine.end("a", "released")
+    assert control.view("a").lease.reason == "admitted", "its end has not been told yet"
+    bench.engine.flush()
+    assert control.view("a").lease.reason == "released"
+    with pytest.raises(Refused, match="no task 'b'"):
+        control.view("b")
+    bench.close()
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

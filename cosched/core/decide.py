@@ -11,7 +11,7 @@ import numpy as np
 from cosched.core.bids import is_screened
 from cosched.core.commands import Decision, Plan
 from cosched.core.planner import Planned
-from cosched.core.present import Present, as_asked, make_room, present
+from cosched.core.present import Present, as_asked, handed_over, make_room, present
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.core.state import State
@@ -153,7 +153,9 @@ def _reserved(asked: Asked, solution: Solution, draft: Draft, tasks: Ints) -> Fl
     share = draft.share[tasks]
     # who is late beyond remedy has a mean use below 0, and nobody uses more than he has
     use = np.clip(asked.planned.mean_use[rows], 0.0, share) if asked.statistical else share
-    return np.where((solution.chosen[tasks] >= 0)[:, None], use, 0.0) + problem.rigid[rows]
+    counted = np.repeat((solution.chosen[tasks] >= 0)[:, None], use.shape[1], axis=1)
+    counted[:, 0] &= ~handed_over(asked.planned.layout)[tasks]
+    return np.where(counted, use, 0.0) + problem.rigid[rows]
 
 
 def _node_weight_column(asked: Asked, tasks: Ints, rows: Ints, share: Floats) -> Floats:

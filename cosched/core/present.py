@@ -44,7 +44,13 @@ def present(state: State, layout: Layout, solution: Solution) -> Present:
     lost = np.zeros(len(gone), dtype=np.bool_)
     for i in np.flatnonzero(~gone):
         lost[i] = _is_lost(state, layout, int(i), int(solution.chosen[i]))
-    return _without(layout, Present(_cleared(solution, gone), gone), lost)
+    held = replace(solution, promised=solution.promised & ~handed_over(layout))
+    return _without(layout, Present(_cleared(held, gone), gone), lost)
+
+
+def handed_over(layout: Layout) -> Bools:
+    """(N,) whose UE is in another cell than it was planned in. Nothing is held for it there until the next plan."""
+    return np.asarray(layout.cell != [t.cell for t in layout.tasks], dtype=np.bool_)
 
 
 def make_room(layout: Layout, now: Present, chosen: Ints, node_bytes: Floats, *, ask: bool) -> Present:

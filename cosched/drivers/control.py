@@ -351,8 +351,7 @@ class Control:
         now_ns = engine.clock()
         lease = engine.board.current(name, now_ns)
         tracker = engine.trackers.get(name)
-        ended = engine.board.ended(name)
-        offer = tracker.offer if tracker is not None else ended.offer if ended is not None else None
+        offer = engine.board.offer(name)
         if lease is None or offer is None:
             raise Refused("unknown_task", f"no task '{name}' is known", "'cosched ctl list' names those that live")
         running = engine.core.state.tasks.get(name)

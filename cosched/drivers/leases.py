@@ -164,6 +164,11 @@ class Board:
         data = self._ended.get(task)
         return None if data is None else msgspec.msgpack.decode(data, type=Ended)
 
+    def offer(self, task: str) -> TaskOffer | None:
+        """Return what a task that `current` knows has asked for."""
+        known = self.held.get(task) or self.ended(task)
+        return None if known is None else known.offer
+
     def tell(self, task: str, now_ns: int) -> None:
         """Tell the present decision of a task again, if there is one: somebody has subscribed to it."""
         if (lease := self.current(task, now_ns)) is not None:
