@@ -288,10 +288,12 @@ def reload(world: World, step: Step) -> None:
     before = dict(world.settings)
     world.settings |= dict([changes[pick(step.c, len(changes))]])
     world.rewrite()
-    verb(world, step._replace(fate=""), "reload")
-    if step.c > 4 / 9 and step.c < 6 / 9:  # it is refused: the file is put right again
-        world.settings = before
-        world.rewrite()
+    try:
+        verb(world, step._replace(fate=""), "reload")
+    finally:  # a crash too
+        if step.c > 4 / 9 and step.c < 6 / 9:  # it is refused: the file is put right again
+            world.settings = before
+            world.rewrite()
 
 
 def pause(world: World, step: Step) -> None:

@@ -10,6 +10,7 @@ from sim_messages import corrupted, frame, request
 from sim_script import Step
 
 from cosched.control_messages import Request, SubmitArgs
+from cosched.core.reasons import Reason
 from telemetry.bus import Asked, Frame
 from telemetry.messages import (
     Message,
@@ -42,6 +43,9 @@ def bus(world: World, step: Step, message: Message) -> None:
 def arrive(world: World, frames: list[Frame]) -> None:
     life = world.life
     before = dict(life.engine.reported_s)
+    ends = [offer for offer, reason in life.engine._ends if reason == Reason.STALE]  # for whom a report comes too late
+    world.witness.stale &= {offer.task for offer in ends}
+    world.witness.stale |= {offer.task for offer in ends if world.witness.is_stale(offer.ue)}
     life.bus.frames += frames
     while life.ingest.drain():
         pass

@@ -35,6 +35,8 @@ class Witness:
     is_greeting: bool = False
     awake: dict[str, float] = field(default_factory=dict)  # UE -> s of silence that the daemon was awake for
     stale_s: float = 10.0
+    stale: set[str] = field(default_factory=set)  # ended rightly as such, and not told before their UE came back
+    shorter_ns: int = -1  # since when leases are shorter than `lease_s`
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -55,6 +57,16 @@ class Witness:
             hold(lease.task == task, "an answer about", lease.task, "to a submit of", task)
             if lease.valid_for_ms > 0 and lease.reason in ACCEPTED:
                 hold(task in self.alive, "", task, "is answered", lease.reason, ", and was never published")
+
+    def is_stale(self, ue: str) -> bool:
+        return self.awake.get(ue, 0.0) > self.stale_s - 0.5
+
+    def leases_last(self, lease_s: float) -> None:
+        """Take note of how long leases are; those of before a change may still be told."""
+        if lease_s < self.lease_s and self.shorter_ns < 0:
+            self.shorter_ns = self.now_ns
+        elif lease_s >= self.lease_s or self.now_ns > self.shorter_ns + round(self.lease_s * S_NS):
+            self.lease_s, self.shorter_ns = lease_s, -1
 
     # --- decisions ----------------------------------------------------------------------------------------------
 
@@ -128,8 +140,8 @@ class Witness:
             self.alive.get(task),
         )
         hold(lease.valid_for_ms == 0, "", task, "ends with a lease")
-        silent_s = self.awake.get(lease.ue, 0.0)
-        hold(lease.reason != "stale" or silent_s > self.stale_s - 0.5, "", task, "ends as stale after", silent_s, "s")
+        is_right = lease.reason != "stale" or task in self.stale or self.is_stale(lease.ue)
+        hold(is_right, "", task, "ends as stale after", self.awake.get(lease.ue, 0.0), "s")
         self.alive.pop(task, None)
         self.leaving.discard(task)
         self.reasons[lease.reason] += 1

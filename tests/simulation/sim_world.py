@@ -261,7 +261,7 @@ class World:
         validate_stored(engine, [name for (name,) in life.store._db.execute("SELECT task FROM tasks")])
         for ue in {t.offer.ue for t in engine.trackers.values()} - self.awake.keys():
             self.awake[ue] = 0.0
-        self.witness.lease_s = engine.core.settings.lease_s
+        self.witness.leases_last(engine.core.settings.lease_s)
         hold(len(self.timers) < 10_000, "timers without end")
         if self.events % SNAPSHOT_EVERY == 0 and engine.core.is_quiet:
             validate_snapshot(engine.core, engine.plant.core(engine.core.policy.name, engine.core.settings))
