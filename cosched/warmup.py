@@ -27,21 +27,16 @@ def main() -> None:
 
 
 def _price_solver() -> None:
-    from cosched.bench.instances import make
-    from solvers import sharded
-
     _decide(JOINT)
-    sharded.solve(make(4, 0).problem)  # of the same functions
 
 
 def _on_a_grid_and_beyond() -> None:
     """What `cosched solve` runs beyond a replay."""
     from cosched.bench.instances import make
-    from solvers import grid, second_stage, share
+    from solvers import grid, second_stage
 
     problem = make(4, 0).problem
-    solution = second_stage.second_stage(problem, grid.solve(problem), second_stage.parse_goal("latency"))
-    share.round_prbs(problem, solution, 0, 100)
+    second_stage.second_stage(problem, grid.solve(problem), second_stage.parse_goal("latency"))
 
 
 def _baselines() -> None:

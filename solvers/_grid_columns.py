@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from solvers._jit import cached, lean, plain
-from solvers.blocks import by_id
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
 
@@ -388,7 +387,7 @@ def raw_arrays(problem: Problem, grid: Ints) -> Raw:
     fractional[problem.coupling_to] = True
     unit = np.where(fractional, float(FINE), np.append(grid, 1))
     return Raw(
-        order=by_id(problem),
+        order=_by_id(problem),
         first=plain(problem.first),
         value=plain(problem.value),
         slack=plain(problem.slack),
@@ -474,3 +473,8 @@ def steps_of(c: Columns, column: Ints) -> Ints:
         on = np.flatnonzero(c.axis[run, side] >= 0)
         steps[on, c.axis[run[on], side]] = amount[column[on]]
     return steps
+
+
+def _by_id(problem: Problem) -> Ints:
+    """(N,) tasks in the order of their ids."""
+    return np.array(sorted(range(problem.n_tasks), key=problem.task_ids.__getitem__), dtype=np.int64)

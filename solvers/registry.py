@@ -26,7 +26,6 @@ SOLVERS: Final[dict[str, str]] = {
     "auto": "solvers.auto:solve",
     "exact": "solvers.exact:solve",
     "grid": "solvers.grid:solve",
-    "sharded": "solvers.sharded:solve",
     "greedy": "solvers.baselines:greedy",
     "greedy-residual": "solvers.baselines:greedy_residual",
     "pf": "solvers.baselines:pf",

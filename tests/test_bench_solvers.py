@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import msgspec
 import numpy as np
 import pytest
 
-from cosched.bench import solver_referees, solver_shards, solver_ticks
+from cosched.bench import solver_referees, solver_ticks
 from cosched.bench.instances import make
 from cosched.bench.sheet import Sheet, case_name, cpu_ms
 from cosched.bench.solver_referees import CP_SAT, CVXPY, DUAL, HIGHS, STAGE_SIZES
-from cosched.bench.solver_shards import RAY
 from cosched.bench.solver_ticks import COMPILED, INTERPRETED, NUMPY, SMALL, TICKS
 from cosched.bench.solvers import claims
 from cosched.bench.tables import tables
 from solvers import check, exact, mip
-from solvers.blocks import split
-from solvers.sharded import BLOCK, OneProcess, plan
 
 ALL = tuple(TICKS)
 
@@ -59,10 +55,9 @@ def test_a_ladder_of_one_rung(monkeypatch: pytest.MonkeyPatch):
     sheet = Sheet()
     solver_ticks.ladder(sheet, 2, nothing)
     assert {r.figure: r.n for r in sheet.rows} == {
-        "warm_solve_ms": 4, "warm_evaluations": 4, "warm_gap_percent": 4, "warm_round_ms": 4,
-        "warm_gap_of_whole_prbs_percent": 4, "warm_ms": 4, "warm_tables_ms": 4, "warm_solve_with_new_tables_ms": 4,
-        "cold_solve_ms": 2, "cold_evaluations": 2, "cold_gap_percent": 2, "cold_round_ms": 2,
-        "cold_gap_of_whole_prbs_percent": 2, "cold_ms": 2, "value": 1, "dual_over_bound": 1,
+        "warm_solve_ms": 4, "warm_evaluations": 4, "warm_gap_percent": 4, "warm_ms": 4, "warm_tables_ms": 4,
+        "warm_solve_with_new_tables_ms": 4, "cold_solve_ms": 2, "cold_evaluations": 2, "cold_gap_percent": 2,
+        "cold_ms": 2, "value": 1, "dual_over_bound": 1,
     }  # fmt: skip
     (value,) = [r for r in sheet.rows if r.figure == "value"]
     assert value.bound is not None
@@ -105,16 +100,6 @@ def test_second_stages_meet_at_one_objective(monkeypatch: pytest.MonkeyPatch):
     assert quick == pytest.approx(cone, rel=1e-6)
 
 
-@pytest.mark.parametrize(("n_tasks", "parts"), [(100, 2), (1300, 2), (1300, 3)])
-def test_parts_built_apart_are_the_whole(n_tasks: int, parts: int):
-    apart = list(itertools.chain.from_iterable(solver_shards.blocks_of(n_tasks, k, parts) for k in range(parts)))
-    apart = [block for block in apart if block.n_tasks]
-    whole = split(make(n_tasks, 1).problem, BLOCK)
-    assert [b.task_ids for b in apart] == [b.task_ids for b in whole]
-    assert all((a.work == b.work).all() for a, b in zip(apart, whole, strict=True))
-    assert solver_shards.same(plan(OneProcess(apart)), plan(OneProcess(whole)))
-
-
 def filled() -> Sheet:
     """All figures that the claims look at, each exactly as asked."""
     sheet = Sheet()
@@ -122,7 +107,6 @@ def filled() -> Sheet:
         sheet.add(case_name(n), COMPILED, "warm_ms", [limit])
         sheet.add(case_name(n), COMPILED, "cold_ms", [6 * limit])
         sheet.add(case_name(n), COMPILED, "warm_gap_percent", [0.1])
-        sheet.add(case_name(n, "shards"), RAY, "same_plan", [1.0])
     sheet.add(case_name(NUMPY), COMPILED, "dual_over_bound", [1e-6])
     sheet.add(case_name(NUMPY, "mixed"), INTERPRETED, "same_points", [1.0, 1.0])
     for n in SMALL:
@@ -155,7 +139,6 @@ def test_claims_hold_where_all_is_just_as_asked():
         (case_name(300, "grid"), COMPILED, "plan_ms", 1.1, "300 mixed tasks: CP-SAT's time over ours"),
         (case_name(STAGE_SIZES[0], "second stage"), DUAL, "objective", 1.1, "objective better than cvxpy's"),
         (case_name(STAGE_SIZES[0], "second stage"), DUAL, "plan_ms", 1.1, "cvxpy's time over ours"),
-        (case_name(1_000, "shards"), RAY, "same_plan", 0.0, "Ray workers"),
     ],
 )
 def test_a_claim_falls_with_its_figure(case: str, subject: str, figure: str, value: float, text: str):

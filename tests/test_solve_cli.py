@@ -262,7 +262,7 @@ def test_a_million_points_are_solved_in_bounded_time_and_memory(tmp_path: Path):
     write_million(path)
     measured = (
         "import resource, sys\nfrom cosched.cli.main import main\n"
-        "try:\n    main(['solve', sys.argv[1], '--solver', 'sharded', '--json'])\nfinally:\n"
+        "try:\n    main(['solve', sys.argv[1], '--solver', 'joint', '--json'])\nfinally:\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     )
     done = subprocess.run(

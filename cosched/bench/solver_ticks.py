@@ -11,19 +11,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-import numpy as np
-
-from cosched.bench.instances import CELLS, NODES, at_channel, channels, make
+from cosched.bench.instances import at_channel, channels, make
 from cosched.bench.sheet import Sheet, case_name, cpu_ms
-from solvers import check, price, share
-from solvers.problem import Floats, Ints, Problem
+from solvers import check, price
+from solvers.problem import Floats, Problem
 from solvers.solution import Solution
 
 TICKS: Final = {1_000: 20.0, 10_000: 2.0, 100_000: 0.3}  # per seed asked for: about equal time at each size
 COLD: Final = {1_000: 2.0, 10_000: 0.3, 100_000: 0.1}  # of them that are solved cold as well
 SMALL: Final = (30, 100, 300)  # tasks, mixed
 NUMPY: Final = 1_000  # tasks of the comparison with NumPy
-PRBS_PER_TASK: Final = 10  # uplink PRBs of a cell for each of its tasks: cells grow with the tasks, as instances do
 COMPILED: Final = "price/compiled"
 INTERPRETED: Final = "price/numpy"
 
@@ -40,7 +37,6 @@ def _climb(sheet: Sheet, n_tasks: int, ticks: int, cold_ticks: int) -> None:
     problem = at_channel(instance, next(moving))
     before = price.solve(problem)  # the first tick has nothing to start from
     kept = price.Tables(problem)
-    rounded(problem, before, prb_grid(n_tasks))  # loads what is compiled
     figures: dict[str, list[float]] = {}
     for tick in range(ticks):
         problem = at_channel(instance, next(moving))
@@ -65,26 +61,14 @@ def _climb(sheet: Sheet, n_tasks: int, ticks: int, cold_ticks: int) -> None:
 
 
 def _plan(problem: Problem, warm: Floats | None, ready: price.Tables) -> tuple[Solution, dict[str, float]]:
-    """Solve with tables made ready, and round; returns the plan before rounding, and figures."""
+    """Solve with tables made ready; returns the plan, and figures."""
     plan, solve_ms = cpu_ms(lambda: price.solve(problem, warm=warm, tables=ready))
     noted = {"solve_ms": solve_ms, "evaluations": plan.evaluations, "gap_percent": _gap_percent(plan)}
-    whole, round_ms = cpu_ms(lambda: rounded(problem, plan, prb_grid(problem.n_tasks)))
-    noted |= {"round_ms": round_ms, "gap_of_whole_prbs_percent": _gap_percent(whole)}
-    return plan, noted | {"ms": solve_ms + round_ms}
+    return plan, noted | {"ms": solve_ms}
 
 
 def _gap_percent(plan: Solution) -> float:
     return 100.0 * plan.certificate.gap / plan.certificate.bound
-
-
-def prb_grid(n_tasks: int) -> Ints:
-    """(R,) PRBs of each cell; any share will do on a node."""
-    return np.repeat([PRBS_PER_TASK * n_tasks // CELLS, 0], [CELLS, NODES])
-
-
-def rounded(problem: Problem, plan: Solution, grid: Ints) -> Solution:
-    """The plan with whole PRBs."""
-    return share.round_grid(problem, plan, grid)[0]
 
 
 def small(sheet: Sheet, seeds: int) -> None:

@@ -1,7 +1,6 @@
 """Suite `solvers`: the price solver, compiled and as NumPy, beside CP-SAT, HiGHS and cvxpy on the same instances.
 
-Subjects of one case take turns in one process. Times are processor time of one core, but for the shards, where other
-processes work: wall time.
+Subjects of one case take turns in one process. Times are processor time of one core.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from typing import Final
 
 import msgspec
 
-from cosched.bench import solver_referees, solver_shards, solver_ticks, tick
+from cosched.bench import solver_referees, solver_ticks, tick
 from cosched.bench.model import Claim, Result
 from cosched.bench.sheet import SUITE, Sheet, case_name
 from cosched.bench.solver_referees import CP_SAT, CVXPY, DUAL, HIGHS, STAGE_SIZES
-from cosched.bench.solver_shards import RAY
 from cosched.bench.solver_ticks import COMPILED, INTERPRETED, NUMPY, SMALL, TICKS
 
 WARM_MS: Final = {1_000: 1.0, 10_000: 6.0, 100_000: 80.0}  # asked of the median
@@ -35,9 +33,8 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
     solver_ticks.ladder(sheet, seeds, _part(progress, 0.0, 0.3))
     solver_ticks.small(sheet, seeds)
     solver_ticks.interpreted(sheet, seeds)
-    solver_referees.on_grid(sheet, seeds, _part(progress, 0.35, 0.8))
+    solver_referees.on_grid(sheet, seeds, _part(progress, 0.35, 0.9))
     solver_referees.stages(sheet, seeds)
-    solver_shards.ladder(sheet, _part(progress, 0.85, 0.95))
     around = tick.run(seeds=max(1, seeds // 3), progress=_part(progress, 0.95, 1.0))
     rows = [*sheet.rows, *(msgspec.structs.replace(row, suite=SUITE) for row in around.rows)]
     return Result(rows=rows, claims=[*claims(sheet), *around.claims], sweeps=[])
@@ -108,5 +105,3 @@ def _others(sheet: Sheet) -> Iterator[Claim]:
             text=f"second stage, {n_tasks} tasks: objective better than cvxpy's, relative",
             reached=(found[1] - found[0]) / abs(found[1]), asked=-SAME_OBJECTIVE,
         )  # fmt: skip
-    same = min(sheet.median(case_name(n, "shards"), RAY, "same_plan") for n in solver_shards.SIZES)
-    yield Claim(text="Ray workers give the plan of one process, bit for bit", reached=same, asked=1)
