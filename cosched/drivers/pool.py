@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Final
 
+import msgspec
 import structlog
 
 from cosched.core.commands import Solve
@@ -25,6 +26,8 @@ from solvers.solution import Solution
 INLINE: Final = "local"  # the end of the fallback chain: trivial, solved where the daemon runs
 START_S: Final = 60.0  # a worker that is not ready by then (cold cache: it compiles) is started anew
 RETRY_S: Final = 1.0  # between two starts
+MOST_BYTES: Final = 1 << 30  # of an answer: a plan of 100 000 tasks has some 20 MB
+GARBAGE: Final = "its process answered what is no answer"
 
 log = structlog.get_logger()
 
@@ -90,11 +93,26 @@ class Worker(asyncio.SubprocessProtocol):
 
     def ask(self, data: bytes, budget_s: float, done: Callable[[Answer | None, str], None]) -> None:
         """Have a packed Ask solved; `done(answer, "")`, or `done(None, why)` and the process is gone or going."""
-        self._send(data, budget_s, lambda data, why: done(unpack_answer(data) if data else None, why))
+
+        def heard(data: bytes, why: str) -> None:
+            try:
+                answer = unpack_answer(data) if data else None
+            except (msgspec.DecodeError, ValueError, TypeError):
+                self.end()
+                done(None, GARBAGE)
+            else:
+                done(answer, why)
+
+        self._send(data, budget_s, heard)
 
     async def solve(self, data: bytes, budget_s: float) -> Answer:
         """As `ask`, awaited. Raises SolveLost, and the process is then gone or going."""
-        return unpack_answer(await self.exchange(data, budget_s))
+        answer: asyncio.Future[tuple[Answer | None, str]] = self._loop.create_future()
+        self.ask(data, budget_s, lambda *told: None if answer.cancelled() else answer.set_result(told))
+        found, why = await answer
+        if found is None:
+            raise SolveLost(why)
+        return found
 
     async def exchange(self, data: bytes, budget_s: float) -> bytes:
         """Send a message and await the answer. Raises SolveLost, and the process is then gone or going."""
@@ -155,7 +173,12 @@ class Worker(asyncio.SubprocessProtocol):
         """Take what came; answer when it is whole."""
         self._received += data
         size = LENGTH_BYTES + int.from_bytes(self._received[:LENGTH_BYTES], "little")
-        if len(self._received) >= max(size, LENGTH_BYTES + 1):
+        if size > MOST_BYTES:
+            answered = self._answered
+            self.end()
+            if answered is not None:
+                answered(b"")
+        elif len(self._received) >= max(size, LENGTH_BYTES + 1):
             whole = bytes(self._received[LENGTH_BYTES:size])
             self._received.clear()  # one message at a time
             self._answer(whole)
