@@ -85,7 +85,12 @@ def _book(items: list[Item], window: Window) -> Workbook:
     """Return the window as a trace that begins at 0."""
     plant = build.plant(window.site_toml, "shadow", window.ue_devices)
     cells = {c.id: i for i, c in enumerate(plant.site.cells)}
-    heard = [(max(0, item.at_ns - window.begun_ns) * NS, item.ue or item.cell or item.node) for item in items]
+    asking = {item.offer.ue for item in items if item.offer is not None}  # nobody else decides anything
+    heard = [
+        (max(0, item.at_ns - window.begun_ns) * NS, item.ue or item.cell or item.node)
+        for item in items
+        if item.ue is None or item.ue.ue in asking
+    ]
     reports = [(at_s, r) for at_s, r in heard if r is not None and getattr(r, "cell", plant.site.cells[0].id) in cells]
     truth, rows = channel_truth(reports)
     first_cell: dict[str, str] = {}
