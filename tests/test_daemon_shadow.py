@@ -68,9 +68,9 @@ def test_ues_without_tasks_change_nothing_and_cost_nothing(monkeypatch: pytest.M
     idle = [Item(at_ns=LATER_NS + n, ue=_report(f"idle{n}")) for n in range(2_000)]
     books: list[Workbook] = []
 
-    def replayer(book: Workbook, *args: object) -> Replayer:
+    def replayer(book: Workbook, *args: object, **options: bool) -> Replayer:
         books.append(book)
-        return Replayer(book, *args)  # type: ignore[arg-type]
+        return Replayer(book, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shadow, "Replayer", replayer)
     assert compare([*idle, *items()], window()) == compare(items(), window())
