@@ -7,6 +7,7 @@ answer or another publisher's report waits for no more than a piece.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -22,6 +23,7 @@ NS: Final = 1e-9
 SLICE: Final = 100  # frames received in one go: receiving costs microseconds each, whatever their size
 BUDGET_S: Final = 0.002  # of the loop's time in one go: a submit or a solver's answer waits no longer than that
 RUN: Final = 200  # reports that came one by one, handed over together: a millisecond and a half too
+SINGLE_BYTES: Final = 1_024  # of a message that is charged as one of many
 ROWS: Final = 500  # of a batch that are taken in at once: a millisecond and a half
 REST: Final = 4.0  # times as long as it worked rests who has used up its part (turns.py)
 PAUSE_S: Final = 0.005  # until the next look at a socket that brings more than is taken
@@ -82,22 +84,38 @@ class Ingest:
                 self._intake.refuse(user, TOO_FAST)
 
     def _work(self, at_ns: int) -> None:
-        """Take in what waits, in turns, until the budget is used up."""
+        """Take in what waits, in turns, until the budget is used up.
+
+        A batch, or a piece of one, is charged what it took. A small message takes little more than a look at the clock
+        of this thread: those of one call are charged together, each the same.
+        """
         run: list[UeReport] = []
+        singles: Counter[str] = Counter()
         end_s = time.perf_counter() + BUDGET_S
-        before_s, now_s = time.thread_time(), at_ns * NS
+        began_s, now_s, pieces_s = time.thread_time(), at_ns * NS, 0.0
         while len(run) < RUN and time.perf_counter() < end_s and (taken := self._turns.take(now_s)) is not None:
             peer, item = taken
+            is_single = isinstance(item, bus.Frame) and len(item.payload) <= SINGLE_BYTES
+            if not is_single:
+                self._hand_over(run, at_ns)  # of others, who pay for it
+            before_s = 0.0 if is_single else time.thread_time()
             user, message = self._decoded(item) if isinstance(item, bus.Frame) else item
             if isinstance(message, UeReportBatch) and len(message.ue) > ROWS:
                 self._turns.put_back(peer, (user, _rows(message, ROWS, None)), 0, now_s)
                 message = _rows(message, 0, ROWS)
             if message is not None and self._may(user, message):
                 self._take(message, run, at_ns)
-            after_s = time.thread_time()
-            self._turns.charge(peer, after_s - before_s, self._clock() * NS)
-            before_s = after_s
+            if is_single:
+                singles[peer] += 1
+            else:
+                piece_s = time.thread_time() - before_s
+                pieces_s += piece_s
+                self._turns.charge(peer, piece_s, self._clock() * NS)
         self._hand_over(run, at_ns)
+        each_s = (time.thread_time() - began_s - pieces_s) / max(1, singles.total())
+        now_s = self._clock() * NS
+        for peer, n in singles.items():
+            self._turns.charge(peer, n * each_s, now_s)
 
     def _decoded(self, frame: bus.Frame) -> tuple[str, Message | None]:
         """Return who sent a frame, and the message in it; None, and counted, where there is none."""
