@@ -13,9 +13,9 @@ from replay_cases import sample, sample_book
 from cosched.control_messages import Shadow, Tally
 from cosched.core.policy import policy
 from cosched.core.settings import Settings
-from cosched.drivers import shadow_feed
+from cosched.drivers import shadow, shadow_feed
 from cosched.drivers.framing import read_framed
-from cosched.drivers.replay import Replayer, explode
+from cosched.drivers.replay import Replayer, Workbook, explode
 from cosched.drivers.shadow import compare
 from cosched.drivers.shadow_feed import Frame, Item, Outcome, ShadowFeed, Window
 from telemetry.messages import SiteMessage, TaskOffer, UeReport
@@ -62,6 +62,19 @@ def test_a_window_is_decided_as_replay_decides_it():
     runs = {name: Replayer(book, policy(name), Settings()).run() for name in ("joint", "pf-admit")}
     assert found.live.admitted == pytest.approx(len(runs["joint"].admitted), abs=6)
     assert found.shadow.admitted == pytest.approx(len(runs["pf-admit"].admitted), abs=6)
+
+
+def test_ues_without_tasks_change_nothing_and_cost_nothing(monkeypatch: pytest.MonkeyPatch):
+    idle = [Item(at_ns=LATER_NS + n, ue=_report(f"idle{n}")) for n in range(2_000)]
+    books: list[Workbook] = []
+
+    def replayer(book: Workbook, *args: object, **options: bool) -> Replayer:
+        books.append(book)
+        return Replayer(book, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shadow, "Replayer", replayer)
+    assert compare([*idle, *items()], window()) == compare(items(), window())
+    assert len({len(book.reports) for book in books}) == 1
 
 
 def test_a_window_that_cannot_be_replayed_says_why():

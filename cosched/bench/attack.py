@@ -37,6 +37,7 @@ from telemetry.bus import Curve
 SUITE: Final = "attack"
 QUIET_S: Final = 12.0
 ATTACK_S: Final = 20.0
+SETTLE_S: Final = 20.0  # after an attack: on a virtual machine freed memory goes back to the host, and disks wait
 BACK_S: Final = 60.0  # in which memory is to be back
 START_S: Final = 600.0  # without a cache of compiled code a start takes minutes
 MOST_TIMES: Final = 5.0  # a submit's p99 under attack, of its quiet p99
@@ -194,7 +195,9 @@ class Site:
         most, exits = max(self.sizes, default=before), int(self.process.poll() is not None)
         if exits:
             raise BadInput(f"{attack.name}: the daemon ended with {self.process.returncode}: {self.folder / 'log'}")
-        return Outcome(attack, quiet, under, before, most, self._back(before), sent, exits)
+        back_s = self._back(before)
+        self._phase(max(0.0, SETTLE_S - back_s))
+        return Outcome(attack, quiet, under, before, most, back_s, sent, exits)
 
     def _phase(self, seconds: float) -> Seen:
         self.sizes = []

@@ -52,7 +52,7 @@ def settle(state: State, asked: Asked, solution: Solution, node_bytes: Floats) -
     layout = asked.planned.layout
     changed = state.version != asked.version
     now = present(state, layout, solution) if changed else as_asked(solution)
-    chosen = _draft(asked, now).chosen
+    chosen = _with_kept(asked, now)
     if not changed and chosen is solution.chosen:  # nobody stays whom the solver had no room for: its plan fits
         return now
     return make_room(layout, now, chosen, node_bytes, ask=state.short_bytes is not asked.short_bytes)
@@ -104,16 +104,22 @@ def _draft(asked: Asked, now: Present) -> Draft:
     and its lease ends only when its promise is lost for certain.
     """
     solution, held = now.solution, asked.planned.layout.held
-    kept = np.flatnonzero((solution.chosen < 0) & (held >= 0) & ~now.left_out)
-    if not len(kept):
-        return Draft(solution.chosen, solution.share, solution.promised)
-    chosen, share = solution.chosen.copy(), solution.share.copy()
+    chosen, share = _with_kept(asked, now), solution.share.copy()
+    if chosen is solution.chosen:
+        return Draft(chosen, solution.share, solution.promised)
+    kept = np.flatnonzero(chosen != solution.chosen)
     own = _own_weights(asked)
-    outweighed = own[kept] < own[chosen >= 0].max(initial=0.0)
-    chosen[kept] = held[kept]
+    outweighed = own[kept] < own[solution.chosen >= 0].max(initial=0.0)
     needed = _needed_shares(asked.problem, solution.prices, held[kept], asked.planned.mean_use)
     share[kept] = np.where(outweighed[:, None], 0.0, needed)
     return Draft(chosen, share, solution.promised)
+
+
+def _with_kept(asked: Asked, now: Present) -> Ints:
+    """(N,) points of a solution, and of the running sessions that it has no room for; the solution's own without."""
+    chosen, held = now.solution.chosen, asked.planned.layout.held
+    is_kept = (chosen < 0) & (held >= 0) & ~now.left_out
+    return np.where(is_kept, held, chosen) if is_kept.any() else chosen
 
 
 def _shared_out(asked: Asked, now: Present, goal: Goal) -> Present:

@@ -6,12 +6,14 @@ heard of, each in the order of their latest reports.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator, Mapping
 from itertools import islice
 from typing import Final
 
 CROWDED: Final = 0.9  # of the most: from here on those that are silent go, and an alarm says so
 FEW: Final = 0.25  # of the most: beyond, those that were heard for a moment only and are silent since go
+PASSED_S: Final = 30.0  # ... for this long
 SILENT_S: Final = 60.0  # a UE that is not reported for this long is gone, or will be new when it comes back
 PROVEN_S: Final = 1.0  # who is heard of for longer is no invention of a moment
 ROOM: Final = 16  # of the most, this part is made free at once
@@ -60,12 +62,12 @@ class KnownUes:
         if len(self) <= FEW * self.most:
             return False
         oldest = (last_s for queue in self._queues[:2] for _, last_s in islice(queue.values(), 1))
-        return any(now_s - last_s > SILENT_S for last_s in oldest)
+        return any(now_s - last_s > PASSED_S for last_s in oldest)
 
     def forget(self, now_s: float, keep: Container[str]) -> list[str]:
         """Forget those that have been silent for long, then, where these are too few, those that matter least."""
-        queues = self._queues if self.is_crowded else self._queues[:2]
-        gone = [ue for queue in queues for ue in self._silent(queue, now_s) if ue not in keep]
+        limits_s = zip(self._queues, (PASSED_S, PASSED_S, SILENT_S if self.is_crowded else math.inf), strict=True)
+        gone = [ue for queue, limit_s in limits_s for ue in _silent(queue, now_s - limit_s) if ue not in keep]
         self._drop(gone)
         over = len(self) - self.most
         if over > 0:
@@ -75,12 +77,6 @@ class KnownUes:
             gone += least
         self.due = max(self._least_due, min(len(self) + max(1, self.most // 64), self.most + 1))
         return gone
-
-    def _silent(self, queue: dict[str, tuple[float, float]], now_s: float) -> Iterator[str]:
-        for ue, (_, last_s) in queue.items():
-            if now_s - last_s <= SILENT_S:
-                return
-            yield ue
 
     def _drop(self, ues: list[str]) -> None:
         for ue in ues:
@@ -104,3 +100,11 @@ class KnownUes:
 def _rank(first_s: float, last_s: float) -> int:
     """Which queue a UE is in."""
     return (last_s > first_s) + (last_s - first_s >= PROVEN_S)
+
+
+def _silent(queue: dict[str, tuple[float, float]], since_s: float) -> Iterator[str]:
+    """UEs of a queue whose latest report is older."""
+    for ue, (_, last_s) in queue.items():
+        if last_s >= since_s:
+            return
+        yield ue

@@ -21,7 +21,7 @@ from cosched import control_messages as api
 from cosched.core.commands import Plan
 from cosched.core.policy import FALLBACK, POLICIES
 from cosched.core.reasons import Reason
-from cosched.drivers import inquiry, places, reload, status
+from cosched.drivers import inquiry, memory, places, reload, status
 from cosched.drivers.capture import Capture
 from cosched.drivers.control import Control, Refused
 from cosched.drivers.dispatch.link import Link
@@ -146,6 +146,7 @@ class Daemon:
         self.spawn(self._become_ready())
         self.spawn(self._ticks())
         self.spawn(self._publish_status())
+        self.spawn(memory.give_back())
         if self.loaded.settings.shadow.enabled:
             self.spawn(self.shadow.run(self.clock))
         await self._ended.wait()

@@ -120,8 +120,7 @@ class Turns(Generic[T]):
 
     def charge(self, name: str, cost_s: float, now_s: float = 0.0) -> None:
         """Note what an item of a peer has cost, and when it was done."""
-        if (peer := self._peers.get(name)) is None:
-            return
+        peer = self._peer(name, now_s)
         peer.credit_s = max(peer.credit_s - cost_s, -DEEPEST_S)
         if peer.credit_s <= 0:
             self._resting_until_s = max(self._resting_until_s, now_s + self._rest * cost_s)
