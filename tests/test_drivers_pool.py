@@ -46,7 +46,7 @@ def test_an_answer_that_is_none_loses_the_solve_and_the_process(
 
     async def main() -> None:
         worker = await Worker.start((), "bad_worker")
-        with pytest.raises(SolveLost, match="no answer|died"):
+        with pytest.raises(SolveLost, match=r"no answer|died"):
             await worker.solve(pack(ask_of(solve(1))), BUDGET_S)
         async with asyncio.timeout(BUDGET_S):
             await worker._gone.wait()
