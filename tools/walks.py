@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Count the walks of docs/architecture.md: files and functions that one piece of work passes, and hops between files.
 
     python tools/walks.py [--list] [NAME...]
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import logging
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -66,7 +67,7 @@ def report_to_lease() -> Callable[[], None]:
 
     desk, n = Desk(), iter(range(10**6))
     desk.radio()
-    assert desk.request(_submit(0))
+    _must(desk.request(_submit(0)))
 
     def walk() -> None:
         from telemetry.messages import UeReport
@@ -76,7 +77,7 @@ def report_to_lease() -> Callable[[], None]:
             at_ns=0, source="ran", seq=next(n), ue="ue0", cell="cell0", ul_efficiency_bps_hz=1.0 + next(n) % 5
         )
         desk.now_ns += 100_000_000
-        assert desk.bus(*encode(report))
+        _must(desk.bus(*encode(report)))
         desk.engine.tick(10.0)
         desk.settle()
 
@@ -91,9 +92,14 @@ def submit_to_answer() -> Callable[[], None]:
     desk.radio()
 
     def walk() -> None:
-        assert desk.request(_submit(next(n)))
+        _must(desk.request(_submit(next(n))))
 
     return walk
+
+
+def _must(was_taken: bool) -> None:
+    if not was_taken:
+        raise RuntimeError("a walk came to no end")
 
 
 def _submit(n: int) -> bytes:
@@ -135,8 +141,7 @@ WALKS: Final[dict[str, Callable[[], Callable[[], None]]]] = {
 
 def main() -> None:
     """Print a row for each walk, and with --list its functions."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--list", action="store_true", help="name the functions, by file")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(WALKS)}; all by default")
     asked = parser.parse_args()
