@@ -25,15 +25,18 @@ def list_points(t: Table, p: Prices, screen: Screen) -> None:
     """Every task's points that may be its best, by lower bounds of the costs; see solvers._screen."""
     root = p.root[t.slot]  # (J, S)
     both = np.maximum((t.root * root).sum(axis=1), (t.cell[:, OTHER] * root).sum(axis=1))
-    worth = t.value - ((p.rigid[t.slot] * t.cell[:, RIGID]).sum(axis=1) + both * both)
+    rigid = p.rigid[t.slot] * t.cell[:, RIGID]
+    worth, given = t.value - (rigid.sum(axis=1) + both * both), np.maximum(0.0, -rigid).sum(axis=1)
     worth[t.mode == DEAD] = -np.inf
     listed = []
     for i, most in enumerate(t.most):
         points = np.arange(t.first[i], t.first[i + 1])
         if points.size:
             best = points[np.argmax(worth[points])]
-            least = max(0.0, worth[best] - REACH * (t.value[best] - worth[best]) if worth[best] > 0.0 else 0.0)
-            points = points[REACH * t.value[points] + (1.0 - REACH) * worth[points] >= least - AWAY * most]
+            paid = t.value[best] - worth[best] + 2.0 * given[best]
+            least = max(0.0, worth[best] - REACH * paid if worth[best] > 0.0 else 0.0)
+            moved = REACH * t.value[points] + (1.0 - REACH) * worth[points] + 2.0 * REACH * given[points]
+            points = points[moved >= least - AWAY * most]
         listed.append(points)
         screen.start[i + 1] = screen.start[i] + points.size
     many = np.concatenate([np.zeros(0, dtype=np.int64), *listed])

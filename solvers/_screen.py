@@ -33,7 +33,11 @@ from solvers.problem import Floats, Ints
 
 
 class Screen(NamedTuple):
-    """The lists, for a table. Costs are monotone and homogeneous in prices, so a list holds for prices near by."""
+    """The lists, for a table. Costs are homogeneous in prices, so a list holds for prices near by.
+
+    A lower bound of a cost may be below 0: rigid demand is, where a line stands for statistical use. Both its parts
+    then move with prices, the one that is paid and the one that is given back.
+    """
 
     price: Floats  # (R,) that they were made at; zeros: none yet
     start: Ints  # (N + 1,)
@@ -42,7 +46,7 @@ class Screen(NamedTuple):
     value: Floats  # (J,)
     slot: npt.NDArray[np.int32]  # (J, S)
     root: Floats  # (J, S)
-    worth: Floats  # (most points of a task,) scratch
+    worth: Floats  # (most points of a task,) scratch: what each is worth at most while prices move
 
 
 def new_screen(t: Table) -> Screen:
@@ -82,9 +86,9 @@ def _list_task(t: Table, p: Prices, screen: Screen, i: int, many: int, n_slots: 
     """List points of task i by lower bounds of their costs, from place `many` on; returns the next place."""
     value, mode, slot, root, cell = t.value, t.mode, t.slot, t.root, t.cell
     point, worths, start, stop = screen.point, screen.worth, t.first[i], t.first[i + 1]
-    best, top = -math.inf, 0.0
+    best, top, back = -math.inf, 0.0, 0.0
     for j in range(start, stop):
-        zero = 0.0
+        zero = given = 0.0
         for s in range(n_slots):
             zero += root[j, s] * p.root[slot[j, s]]
         worth = value[j] - zero * zero
@@ -92,17 +96,19 @@ def _list_task(t: Table, p: Prices, screen: Screen, i: int, many: int, n_slots: 
             one = rest = 0.0
             for s in range(n_slots):
                 one += cell[j, OTHER, s] * p.root[slot[j, s]]
-                rest += p.rigid[slot[j, s]] * cell[j, RIGID, s]
+                demand = p.rigid[slot[j, s]] * cell[j, RIGID, s]
+                rest += demand
+                given += max(0.0, -demand)
             zero = max(zero, one)
             worth = value[j] - (rest + zero * zero) if mode[j] != DEAD else -math.inf
-        worths[j - start] = worth
+        worths[j - start] = REACH * value[j] + (1.0 - REACH) * worth + 2.0 * REACH * given
         if worth > best:
-            best, top = worth, value[j]
-    least = max(0.0, best - REACH * (top - best) if best > 0.0 else 0.0) - AWAY * t.most[i]
+            best, top, back = worth, value[j], given
+    least = max(0.0, best - REACH * (top - best + 2.0 * back) if best > 0.0 else 0.0) - AWAY * t.most[i]
     first = many
     for j in range(start, stop):
         point[many] = j
-        many += 1 if REACH * value[j] + (1.0 - REACH) * worths[j - start] >= least else 0
+        many += 1 if worths[j - start] >= least else 0
     for m in range(first, many):
         j = point[m]
         screen.mode[m], screen.value[m] = mode[j], value[j]

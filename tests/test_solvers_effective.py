@@ -55,6 +55,33 @@ def test_plans_of_the_restricted_problem_keep_the_rule(seed: int, n: int, load: 
         assert (rule(problem, use, solution, z)[touched[touched < 3]] <= 1 + 1e-9).all()
 
 
+def busy_sessions(seed: int) -> tuple[Problem, Floats]:
+    """As above, of more use than their deadlines need: a line's rigid part is far below 0. Some may stay at home."""
+    rng = np.random.default_rng(seed)
+    problem, use = sessions(seed, int(rng.integers(3, 25)), float(rng.uniform(1, 8)))
+    use = np.minimum(use * rng.uniform(1, 12), 0.9)
+    columns = {name: getattr(problem, name).copy() for name in ("slot", "work", "slack", "rigid", "value")}
+    at_home = problem.first[1:][rng.random(problem.n_tasks) < 0.6] - 1
+    for name, nothing in (("slot", problem.n_resources), ("work", 0.0), ("slack", np.inf), ("rigid", 0.0)):
+        columns[name][at_home] = nothing
+    columns["value"][at_home] *= rng.uniform(1, 3, len(at_home))
+    use[at_home] = 0.0
+    return dataclasses.replace(problem, floor=np.where(columns["slot"] < 3, use, 0.0), **columns), use
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_bounds_hold_where_more_is_used_than_deadlines_need(seed: int):
+    """A point may then look as if it were paid for being taken; half of these bounds were below the dual, once."""
+    problem, use = busy_sessions(seed)
+    rng = np.random.default_rng(seed)
+    restricted = restrict(problem, use, z=rng.uniform(0.5, 3), variance0=np.full(3, rng.uniform(0.001, 0.05)))
+    warm = None
+    for _ in range(3):
+        solution = price.solve(restricted, warm=warm)
+        assert check.verify(restricted, solution) == []
+        warm = solution.prices * rng.uniform(0.95, 1.05, 3)
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.floats(0.5, 4.0))
 def test_the_tangent_is_exact_where_it_touches(seed: int, load: float):
