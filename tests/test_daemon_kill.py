@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 from daemon_cases import SESSION, Daemon, Place, Radio, cosched, radio
 
 from cosched.client import Client
@@ -55,11 +57,14 @@ class Ledger:
             self.accepted[lease.task] = lease
 
 
-def load(dealer: Dealer, source: Radio, ledger: Ledger, rng: np.random.Generator, until_s: float, run: int) -> None:
+def load(
+    dealer: Dealer, source: Radio | None, ledger: Ledger, rng: np.random.Generator, until_s: float, run: int
+) -> None:
     """Submit and release as fast as answers come, until the clock says stop."""
     n = 0
     while time.monotonic() < until_s:
-        source.batch(*rng.uniform(2.0, 5.0, N_UES).tolist())
+        if source is not None:
+            source.batch(*rng.uniform(2.0, 5.0, N_UES).tolist())
         for _ in range(3):
             task = f"run{run}-{n}"
             args = {"task": task, "ue": f"ue{rng.integers(N_UES)}", "work": msgspec.to_builtins(LONG)}
@@ -90,9 +95,12 @@ def check(client: Client, ledger: Ledger, before: int) -> None:
         del ledger.accepted[task]
 
 
-def killed_under_load(daemon: Daemon, ledger: Ledger, rng: np.random.Generator, run: int) -> None:
+def killed_under_load(daemon: Daemon, ledger: Ledger, rng: np.random.Generator, run: int, *, is_on: bool) -> None:
+    """is_on: whether the radio is; without it the daemon goes on with what it heard in an earlier life."""
     before = ledger.generation
-    with daemon.ready() as client, radio(daemon.place, client, N_UES) as source:
+    with ExitStack() as stack:
+        client = stack.enter_context(daemon.ready())
+        source = stack.enter_context(radio(daemon.place, client, N_UES)) if is_on else None
         check(client, ledger, before)
         dealer = Dealer(daemon.place.control)
         load(dealer, source, ledger, rng, time.monotonic() + rng.uniform(0.01, 1.0), run)
@@ -103,14 +111,15 @@ def killed_under_load(daemon: Daemon, ledger: Ledger, rng: np.random.Generator, 
         dealer.close()
 
 
-def test_kill_9_at_random_moments(tmp_path: Path):
+@pytest.mark.parametrize("is_on", [True, False])
+def test_kill_9_at_random_moments(is_on: bool, tmp_path: Path):
     (tmp_path / "site.toml").write_text(ROOMY)
-    own = {"SITE": f"{tmp_path}/site.toml", "TELEMETRY_STALE_UE_S": "1000", "LEASE_LIFE_S": "20000"}
+    own = {"SITE": f"{tmp_path}/site.toml", "LEASE_LIFE_S": "20000"}
     place = Place(tmp_path, own)
     rng, ledger = np.random.default_rng(SEED), Ledger()
     for run in range(KILLS):
         with place.daemon() as daemon:
-            killed_under_load(daemon, ledger, rng, run)
+            killed_under_load(daemon, ledger, rng, run, is_on=is_on or not run)
         assert "Traceback" not in daemon.log(), daemon.log()
     with place.daemon() as daemon, daemon.ready() as client:
         check(client, ledger, ledger.generation)
