@@ -112,6 +112,14 @@ def test_the_process_answers(monkeypatch: pytest.MonkeyPatch):
     assert view.live.admitted > 0
 
 
+def test_without_a_process_nothing_is_remembered():
+    feed = ShadowFeed(20.0, lambda _begun, _ended: window())
+    feed.offered(next(m for m in sample(SECONDS) if isinstance(m, TaskOffer)))
+    feed.reported([_report("ue0")], 0)
+    assert not feed._sent_ns
+    assert not feed._pending
+
+
 def test_old_windows_go():
     feed = ShadowFeed(20.0, lambda _begun, _ended: window())
     assert feed.view() == Shadow(baseline="")

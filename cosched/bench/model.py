@@ -1,4 +1,4 @@
-"""What a suite returns: rows (the keys of `bench --json`, interfaces.md), claims, and the points of its curves."""
+"""What a suite returns: rows (the keys of `bench --json`), claims, and the points of its curves."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def show(result: ReplayResult) -> None:
 
 
 def _write_json(results: Sequence[ReplayResult], path: Path) -> None:
-    """One trace: the object of interfaces.md; several: a list of them under "replays"."""
+    """One trace: an object; several: a list of them under "replays"."""
     from cosched.report.table import to_json
 
     documents = [to_json(result) for result in results]

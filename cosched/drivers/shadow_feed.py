@@ -153,6 +153,8 @@ class ShadowFeed:
 
     def offered(self, offer: TaskOffer) -> None:
         """Send an offer; its UE is compared from now on."""
+        if self._stdin is None:  # no window would ever clear what is remembered
+            return
         self._sent_ns.setdefault(offer.ue, offer.at_ns - EVERY_NS)
         self._send(Item(at_ns=offer.at_ns, offer=offer))
 

@@ -29,7 +29,7 @@ SHORT_TOKENS: Final = 2048  # attention, extrapolated: fitted up to this length,
 SMALL_BATCH: Final = 16.0  # a step's line over the batch, extrapolated: fitted up to here, tested beyond
 TWO_POINTS_APART: Final = 4.0  # ratio of the times of the two models that a device is calibrated with
 
-# latency.md, "What may be claimed": median and 90th percentile in percent.
+# What may be claimed (docs/profiles.md): median and 90th percentile in percent.
 BAR_LINEAR: Final = (6.0, 15.0)
 BAR_DATA_SHEET: Final = (8.0, 18.0)
 BAR_ATTENTION: Final = (10.0, 22.0)

@@ -26,7 +26,7 @@ class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy's figures: the keys of `replay --json` (interfaces.md)."""
+    """One policy's figures: the keys of `replay --json` (docs/report.md)."""
 
     offered: int
     admitted: int

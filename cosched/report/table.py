@@ -190,7 +190,7 @@ def _spread(s: stats.Spread) -> str:
 
 
 def to_json(result: ReplayResult) -> bytes:
-    """Exactly the keys of `replay --json` (interfaces.md); a figure that is not finite becomes null.
+    """Exactly the keys of `replay --json` (docs/report.md); a figure that is not finite becomes null.
 
     `failed` is there only if a policy failed: why, by name.
     """
