@@ -30,7 +30,7 @@ def recorded(messages: Sequence[Message], book: Workbook, policy: Policy, settin
 
 
 def decision_message(site: Site, plan: Plan, decision: Decision, row: int | None) -> DecisionMessage:
-    """A decision as consumers see it (docs/control-api.md). row: the task's in the plan, None when it holds no lease."""
+    """A decision for consumers (docs/control-api.md). row: the task's in the plan, None when it holds no lease."""
     table, point = decision.table, decision.point
     node = int(table.node[point]) if point >= 0 else -1
     holds = row is not None and point >= 0
