@@ -264,6 +264,20 @@ def test_what_one_sends_too_fast_waits_with_him_and_others_are_read(transport: s
             one.close()
 
 
+def test_much_at_once_after_connecting_is_no_flood(tmp_path: Path) -> None:
+    with peer(tmp_path, COSCHED_SECURITY_CONNECTION_BYTES_PER_S="1e6") as inside:
+        one = Publisher(inside.of("ipc", "telemetry")[0])
+        until(lambda: (one.send(b"a", b"b"), int(inside.say("count")) > 0)[1])
+        before = int(inside.say("count"))
+        for _ in range(9):  # more than a connection that is new may send at once: it waits for 0.4 s
+            one.send(b"ran.ue", bytes(100_000))
+        until(lambda: int(inside.say("count")) == before + 9)
+        _, _, alarms, refused, _, _ = inside.end()
+        assert not any(alarms)
+        assert not refused
+        one.close()
+
+
 def test_what_is_read_in_all_is_shared_by_peers_and_then_by_their_connections() -> None:
     with socket.socket() as listener:
         spec = {"name": "telemetry", "fd": os.dup(listener.fileno()), "to": "", "guarded": False}

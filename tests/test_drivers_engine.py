@@ -13,7 +13,9 @@ import pytest
 from engine_cases import STALE_UE_S, Bench
 from test_core_barred import ONE, TWO, WORK, offer
 
+from cosched import build
 from cosched.build import Plant
+from cosched.core.settings import Settings
 from cosched.drivers.control import Control, Refused
 from solvers.solution import Solution
 from telemetry.messages import TaskOffer, TaskProgress
@@ -46,6 +48,32 @@ def test_a_task_that_has_ended_is_known_before_and_after_its_end_is_on_disk(tmp_
     with pytest.raises(Refused, match="no task 'b'"):
         control.view("b")
     bench.close()
+
+
+def test_a_site_that_loses_the_cell_before_a_tasks_own_goes_on_serving_it(tmp_path: Path):
+    one, both = '{ id = "cell0", ul_prbs = 273, scs_khz = 30 }', '{ id = "cell1", ul_prbs = 100, scs_khz = 30 }'
+    assert one in TWO.toml
+    first = build.plant(TWO.toml.replace(one, f"{one}, {both}"), "two cells", {})
+    second = build.plant(TWO.toml.replace(one, both), "one cell", {})
+    bench = Bench(tmp_path, first)
+    bench.report(cell="cell1")
+    bench.submit(task("a", bench))
+    bench.solve()
+    ends_ns = bench.published[-1].valid_until_ns
+    bench.wait(0.1)
+    core = second.core("joint", Settings())
+    assert core.restore(bench.engine.core.snapshot()) == ()
+    bench.engine.adopt(second, core)
+    for _ in range(5):
+        bench.wait(0.1)
+        bench.tick()
+        bench.solve()
+    lease = bench.published[-1]
+    assert (lease.task, lease.cell) == ("a", "cell1")
+    assert lease.valid_until_ns > ends_ns
+    assert lease.bandwidth_hz == pytest.approx(lease.weight_prb * second.site.cells[0].ul_bandwidth_hz / 100)
+    bench.engine.capture.close(bench.now_ns)
+    bench.store.close()
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ ACCEPTED: Final = 20  # connections taken in or turned away in one go; those beh
 TURN_S: Final = 0.05  # ... of this length
 FREE_BYTES: Final = 1_024  # of a peer that are never held up: a handshake and some subscriptions
 PACE_BURST_S: Final = 0.5  # a peer that has sent nothing for so long may send as much at once
-FAST_S: Final = 1.0  # of a peer that sends faster than it is read, one count
+FAST_S: Final = 1.0  # a peer that is held up again and again for so long sends faster than it is read: one count
 REPORT_S: Final = 0.25  # between two reports of counts
 ENDING_S: Final = 1.0  # what is under way when the daemon ends has this long
 
@@ -91,8 +91,8 @@ class Link:
     up: towards the daemon. `peer` is None when the peer has gone or was cut; then what comes down is dropped.
     """
 
-    __slots__ = ("born_s", "down", "entry", "fast_s", "got", "inner", "is_held_up", "is_joined", "is_over", "masks",
-                 "paid_s", "peer", "stalled_s", "up", "who")  # fmt: skip
+    __slots__ = ("born_s", "down", "entry", "fast_s", "got", "held_s", "inner", "is_held_up", "is_joined", "is_over",
+                 "masks", "paid_s", "peer", "stalled_s", "up", "who")  # fmt: skip
 
     def __init__(self, entry: Entry, peer: socket.socket, who: str, now_s: float) -> None:
         self.entry, self.who, self.born_s = entry, who, now_s
@@ -105,7 +105,7 @@ class Link:
         self.is_over = False  # the daemon was told that no more comes
         self.stalled_s = 0.0  # since when `down` waits
         self.paid_s = now_s  # until then it has been read, at its pace
-        self.fast_s = 0.0  # when it was last read more slowly than it sends, for the first time in a while
+        self.fast_s = self.held_s = -FAST_S  # since when it is read more slowly than it sends, and when it last was
         self.masks = [0, 0]  # that epoll has, of peer and inner
 
 
@@ -227,12 +227,17 @@ class Door:
             link.paid_s = max(link.paid_s, now_s - PACE_BURST_S) + size / link.entry.share_bps(link.who)
 
     def _hold_up(self, link: Link, now_s: float) -> None:
-        """Leave what comes with its peer for a while; that it sends too fast is counted once a second."""
+        """Leave what comes with its peer for a while; one that goes on too fast is counted once in FAST_S."""
         link.is_held_up = True
         self.held_up.append(link)
-        if link.paid_s > now_s and now_s - link.fast_s >= FAST_S:
+        if link.paid_s <= now_s:
+            return
+        if now_s - link.held_s >= FAST_S:
+            link.fast_s = now_s
+        elif now_s - link.fast_s >= FAST_S:
             link.fast_s = now_s
             self.refused[link.entry.name, FAST] += 1
+        link.held_s = now_s
 
     def _beyond(self, link: Link, size: int, now_s: float) -> str:
         """Why a peer may not send so much more, "" when it may."""

@@ -122,6 +122,11 @@ class Engine:
             decision = Decision(held.offer.task, Reason.ADMITTED, held.point, held.table, 0.0, cell=held.cell)
             self.board.restored(held.offer, decision)
 
+    def adopt(self, plant: Plant, core: Core) -> None:
+        """Go on with another core, which holds the tasks of this one, perhaps on another site."""
+        self.plant, self.core = plant, core
+        self.board.adopt(plant.site, core.state.tasks)
+
     def reports(self, reports: Sequence[UeReport], at_ns: int) -> None:
         """Take plausible UE reports that came one after the other, as of one instant."""
         at_ns = max(at_ns, self._fed_ns)

@@ -19,7 +19,8 @@ import msgspec
 from cosched.control_messages import DECISION_TOPIC, Lease
 from cosched.core.commands import Decision, Plan
 from cosched.core.reasons import describe
-from cosched.drivers.record import decision_message, grant
+from cosched.core.state import Task
+from cosched.drivers.record import Needs, Row, decision_message, grant, needs_of, rows_of
 from cosched.site import Site
 from telemetry.messages import DecisionMessage, TaskOffer
 
@@ -39,6 +40,7 @@ class Held:
     decision: Decision
     lease: Lease | None = None
     share: float = 0.0  # of the node, that it was planned with when its consumer heard of it last
+    needs: Needs | None = None  # at the decision's point, once its lease was renewed
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -77,27 +79,35 @@ class Board:
         """Take up a task of before a restart; the next plan tells of its lease."""
         self.held[offer.task] = Held(offer, decision)
 
+    def adopt(self, site: Site, tasks: Mapping[str, Task]) -> None:
+        """Go on with another site: cells and nodes of what is held are counted anew."""
+        self.site = site
+        for name, held in self.held.items():
+            if (task := tasks.get(name)) is not None:
+                held.decision = replace(held.decision, point=task.point, table=task.table, cell=task.cell)
+                held.needs = None
+
     def renew(self, plan: Plan) -> None:
         """Tell those whose share has changed or whose lease is half over; the others' leases are renewed later."""
         half_ns = round((plan.at_s + plan.valid_until_s) / 2 / NS)
-        columns = plan.prbs.tolist(), plan.share[:, 1].tolist(), plan.promised.tolist()
-        for row, (task, prbs, share, promised) in enumerate(zip(plan.tasks, *columns, strict=True)):
-            held = self.held.get(task)
+        generation, held_by = plan.generation, self.held.get
+        for number, (task, row) in enumerate(zip(plan.tasks, rows_of(plan), strict=True)):
+            held = held_by(task)
             if held is None:
                 continue
             lease = held.lease
             if lease is None:
-                held.lease = self._first(held, plan, row)
-            elif lease.plan == plan.generation or (
+                held.lease = self._first(held, plan, number)
+            elif lease.plan == generation or (
                 lease.valid_until_ns > half_ns
-                and lease.promised == promised
-                and _is_near(lease.weight_prb, prbs)
-                and _is_near(held.share, share)
+                and lease.promised == row.promised
+                and _is_near(lease.weight_prb, row.prbs)
+                and _is_near(held.share, row.share[1])
             ):
                 continue
             else:
-                held.lease = self._renewed(lease, held.decision, plan, row)
-            held.share = share
+                held.lease = self._renewed(held, lease, plan, row)
+            held.share = row.share[1]
             self._tell(held.lease)
 
     def _first(self, held: Held, plan: Plan, row: int) -> Lease:
@@ -108,20 +118,22 @@ class Board:
         message = decision_message(self.site, plan, decision, row)
         return self._lease_of(held.offer, message, decision, plan, row)
 
-    def _renewed(self, lease: Lease, decision: Decision, plan: Plan, row: int) -> Lease:
+    def _renewed(self, held: Held, lease: Lease, plan: Plan, row: Row) -> Lease:
+        if held.needs is None:
+            held.needs = needs_of(self.site, held.decision)
         endpoint, key = self.endpoints.get(lease.node, NOT_SERVED)
         return msgspec.structs.replace(
             lease,
             at_ns=round(plan.at_s / NS),
             seq=plan.generation,
             plan=plan.generation,
-            efficiency_bps_hz=float(plan.efficiency[row]),
-            promised=bool(plan.promised[row]),
+            efficiency_bps_hz=row.efficiency_bps_hz,
+            promised=row.promised,
             valid_for_ms=1e3 * (plan.valid_until_s - plan.at_s),
             at_unix_s=time.time(),
             node_endpoint=endpoint,
             node_key=key,
-            **grant(self.site, plan, decision, row)._asdict(),
+            **grant(held.needs, row, plan.valid_until_s)._asdict(),
         )
 
     def _lease_of(

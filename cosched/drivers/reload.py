@@ -70,7 +70,7 @@ async def _tell_cluster(daemon: Daemon, plant: build.Plant) -> None:
 def _adopt(daemon: Daemon, fresh: Loaded, plant: build.Plant, core: Core, access: Access | None) -> None:
     settings, engine = fresh.settings, daemon.engine
     daemon.loaded = fresh
-    engine.plant, engine.core, engine.board.site = plant, core, plant.site
+    engine.adopt(plant, core)
     daemon.spawn(_tell_cluster(daemon, plant))
     engine.capture.settings = settings.capture
     daemon.pool.budget_s = settings.solver.budget_s
