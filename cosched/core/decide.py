@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from cosched.core._columns import WEIGHT
 from cosched.core.bids import is_screened
 from cosched.core.commands import Decision, Plan
 from cosched.core.planner import Planned
@@ -79,7 +80,7 @@ def make_plan(
         generation=generation,
         at_s=at_s,
         valid_until_s=at_s + settings.lease_s,
-        tasks=tuple(layout.names[i] for i in has),
+        tasks=tuple([layout.names[i] for i in has.tolist()]),
         point=layout.row[rows],
         share=share,
         node_weight=_node_weight_column(asked, has, rows, share[:, 1]),
@@ -130,7 +131,7 @@ def _shared_out(asked: Asked, now: Present, goal: Goal) -> Present:
 
 def _own_weights(asked: Asked) -> Floats:
     """(N,) weights that the tasks came with."""
-    return np.array([task.offer.weight for task in asked.planned.layout.tasks], dtype=np.float64)
+    return asked.planned.layout.task[:, WEIGHT]
 
 
 def _needed_shares(problem: Problem, prices: Floats, points: Ints, mean_use: Floats) -> Floats:
@@ -205,10 +206,9 @@ def _decisions(
     """Build one for every task that is new or moved."""
     layout = asked.planned.layout
     out = []
-    for i, task in enumerate(layout.tasks):
-        j, held = int(draft.chosen[i]), int(layout.held[i])
-        if now.left_out[i] or (j == held and held >= 0):
-            continue
+    stays = (draft.chosen == layout.held) & (layout.held >= 0)
+    for i in np.flatnonzero(~(now.left_out | stays)).tolist():
+        task, j, held = layout.tasks[i], int(draft.chosen[i]), int(layout.held[i])
         reason, binding = (Reason.MOVED if held >= 0 else Reason.ADMITTED), ""
         if task.point >= 0 and held < 0:  # it runs, and may not stay where it is
             reason = Reason.MOVED_NODE_LOST if j >= 0 else Reason.NODE_LOST

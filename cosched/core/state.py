@@ -54,9 +54,7 @@ class Task:
     factors: Factors = ()  # that its table was made with: a session keeps what it was promised by
     asks: int = 0  # solves that it was in as a newcomer
     row: int = field(default=-1, init=False)  # of State.progress
-    _block: tuple[tuple[int, int, int], Where, Block] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
+    _block: tuple[int, int, int, Where, Block] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def phase(self) -> int:
@@ -107,14 +105,17 @@ class Task:
 
     def block(self, places: Where) -> Block:
         """Its candidates, gathered anew when its point, its cell, what it does next or its node's fate has changed."""
-        key = (self.point, self.cell, -1 if self.progress is None else self.progress.phase)
+        phase = -1 if self.progress is None else self.progress.phase
         held = self._block
-        if held is None or held[0] != key or (held[1] is not places and not self._stays_in(held[1], places)):
-            held = (key, places, self._gathered(places))
-        elif held[1] is not places:
-            held = (key, places, held[2])
-        self._block = held
-        return held[2]
+        if held is not None and held[0] == self.point and held[1] == self.cell and held[2] == phase:
+            if held[3] is places:
+                return held[4]
+            if self._stays_in(held[3], places):
+                self._block = (*held[:3], places, held[4])
+                return held[4]
+        block = self._gathered(places)
+        self._block = (self.point, self.cell, phase, places, block)
+        return block
 
     def _stays_in(self, *places: Where) -> bool:
         """Whether it stays where it runs in each of these: then no other place matters to it."""

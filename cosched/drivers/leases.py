@@ -91,6 +91,7 @@ class Board:
         """Tell those whose share has changed or whose lease is half over; the others' leases are renewed later."""
         half_ns = round((plan.at_s + plan.valid_until_s) / 2 / NS)
         generation, held_by = plan.generation, self.held.get
+        least, most = 1 - CHANGE, 1 / (1 - CHANGE)  # of what is planned now, that what was told is still near to
         for number, (task, row) in enumerate(zip(plan.tasks, rows_of(plan), strict=True)):
             held = held_by(task)
             if held is None:
@@ -101,8 +102,8 @@ class Board:
             elif lease.plan == generation or (
                 lease.valid_until_ns > half_ns
                 and lease.promised == row.promised
-                and _is_near(lease.weight_prb, row.prbs)
-                and _is_near(held.share, row.share[1])
+                and least * row.prbs <= lease.weight_prb <= most * row.prbs
+                and least * row.share[1] <= held.share <= most * row.share[1]
             ):
                 continue
             else:
@@ -222,11 +223,6 @@ def lease_of(offer: TaskOffer, message: DecisionMessage, decision: Decision, lea
         at_unix_s=time.time(),
         text=describe(decision.reason),
     )
-
-
-def _is_near(told: float, now: float) -> bool:
-    """Whether a share differs from what was told by no more than a tenth."""
-    return abs(now - told) <= CHANGE * max(told, now)
 
 
 def _aged(lease: Lease, now_ns: int) -> Lease:
