@@ -33,7 +33,8 @@ def _price_solver() -> None:
 def _on_a_grid_and_beyond() -> None:
     """What `cosched solve` runs beyond a replay."""
     from cosched.bench.instances import make
-    from solvers import grid, second_stage
+    from solvers.grid import solver as grid
+    from solvers.objectives import second_stage
 
     problem = make(4, 0).problem
     second_stage.second_stage(problem, grid.solve(problem), second_stage.parse_goal("latency"))
@@ -47,10 +48,10 @@ JOBS: Final[tuple[Callable[[], None], ...]] = (_price_solver, _on_a_grid_and_bey
 
 
 def _decide(policies: Sequence[str]) -> None:
-    from cosched import build
-    from cosched.book import make_book
-    from cosched.drivers.rehearsal import rehearse
-    from cosched.drivers.replay import Replayer
+    from cosched.config import wiring as build
+    from cosched.daemon.rehearsal import rehearse
+    from cosched.replay.replayer import Replayer
+    from cosched.replay.workbook import make_book
     from cosched.resources import sample_trace
     from telemetry.trace import read_trace
 

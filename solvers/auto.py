@@ -12,8 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from solvers import joint, price
+from solvers import joint
 from solvers.errors import BadProblem
+from solvers.price import solver as price
 from solvers.problem import Floats, Problem
 from solvers.solution import Certificate, Solution, Status
 
@@ -43,7 +44,7 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
 
 def _better(problem: Problem, plan: Solution, limit: float) -> Solution:
     """Ask the referee; returns the plan that is worth more, with the lesser of the bounds that hold."""
-    from solvers import exact
+    from solvers.referees import exact
 
     try:
         other = exact.solve(problem, options={"limit_s": limit})

@@ -10,9 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from solvers import price, sparse
+from solvers.price import solver as price
 from solvers.problem import Floats, Problem
 from solvers.solution import Solution
+from solvers.sparse import solver as sparse
 
 MANY: Final = 256  # resources: below, the price solver's plans are worth more, in seconds; above, they fall apart
 
@@ -29,7 +30,7 @@ def solve(
     options: Mapping[str, float] | None = None,
     tables: price.Tables | None = None,
 ) -> Solution:
-    """Admit, choose points and share out; arguments and options as of `solvers.price.solve`.
+    """Admit, choose points and share out; arguments and options as of `solvers.price.solver.solve`.
 
     From 256 resources up `evaluations` is 300 by default, and `nodes` and `tolerance` mean nothing.
     """

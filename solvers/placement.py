@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from solvers._placement_start import Program, Start, start
 from solvers.errors import BadProblem
+from solvers.placement_start import Program, Start, start
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -116,7 +116,7 @@ def place(
     of what is loaded (and a tenth of that of what is dropped). Each model's time to load is reckoned by itself, also
     where a node loads two. Memory and compute of no node are exceeded. A pure function, independent of the order of
     its inputs; `limit_s` is deterministic time. There is always an answer: where the search finds none in time, or a
-    worse one, it is what solvers/_placement_start.py begins with, never worse than keeping `current` where that fits.
+    worse one, it is what solvers/placement_start.py begins with, never worse than keeping `current` where that fits.
     Raises BadProblem for input that is wrong.
     """
     _check(nodes, models, demands, current, horizon_s, cost_per_byte)

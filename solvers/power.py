@@ -28,9 +28,9 @@ from typing import Final
 import numpy as np
 
 from solvers.errors import BadProblem
+from solvers.objectives.second_stage import Goal
 from solvers.problem import Floats, Problem
 from solvers.registry import Solver
-from solvers.second_stage import Goal
 from solvers.solution import Certificate, Solution
 
 ROUNDS: Final = 6  # of tangents; 2 to 4 are used
@@ -70,7 +70,7 @@ def tangents(problem: Problem, snr: Floats, at: Floats) -> Problem:
 
 def cheapest(problem: Problem, snr: Floats, prices: Floats) -> tuple[Floats, Floats]:
     """At prices (R,): each point's least true cost (J,), inf where it cannot be served, and the shares (J, S) of it."""
-    from solvers import _power
+    from solvers import power_point as _power
 
     checked(problem, snr)
     charge = np.append(prices, 0.0)
@@ -133,12 +133,13 @@ def _silent(_line: str) -> None:
 def second_stage(
     problem: Problem, snr: Floats, solution: Solution, goal: Goal, tell: Callable[[str], None] = _silent
 ) -> Solution:
-    """Share out what the plan leaves over, by the goal: with true latencies, by the cone solver (solvers/convex.py).
+    """Share out what the plan leaves over, by the goal: with true latencies, by the cone solver (objectives/convex.py).
 
     Its shares may break limits by 1e-8; they go back towards the plan's, which hold them all, until nothing is broken.
     Where it finds no optimum the fast path's shares stand, by the dual method on tangents, and `tell` hears it.
     """
-    from solvers import check, convex
+    from solvers import check
+    from solvers.objectives import convex
 
     if (solution.promised != (solution.chosen >= 0)).any():
         return solution
@@ -159,7 +160,7 @@ def by_tangents(problem: Problem, snr: Floats, solution: Solution, goal: Goal) -
 
     The goal is nearly that of the true latencies: a tangent's constant part is taken off the deadline.
     """
-    from solvers import second_stage as proportional
+    from solvers.objectives import second_stage as proportional
 
     plan, on = solution, np.flatnonzero(solution.chosen >= 0)
     for _ in range(SHARE_ROUNDS):

@@ -24,8 +24,8 @@ class Solver(Protocol):
 SOLVERS: Final[dict[str, str]] = {
     "joint": "solvers.joint:solve",
     "auto": "solvers.auto:solve",
-    "exact": "solvers.exact:solve",
-    "grid": "solvers.grid:solve",
+    "exact": "solvers.referees.exact:solve",
+    "grid": "solvers.grid.solver:solve",
     "greedy": "solvers.baselines:greedy",
     "greedy-residual": "solvers.baselines:greedy_residual",
     "pf": "solvers.baselines:pf",

@@ -137,7 +137,7 @@ class Bus:
                 self._files[-1].chmod(SOCKET_MODE)
 
     def bind_behind(self, plain: Path | None, guarded: Path | None, public: Sequence[str]) -> None:
-        """Bind behind a door (cosched/drivers/door.py), which accepts at the `public` endpoints.
+        """Bind behind a door (cosched/daemon/children/door.py), which accepts at the `public` endpoints.
 
         plain, guarded: ipc paths for connections without and with CURVE, in a folder that is the daemon's own.
         """

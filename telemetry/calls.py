@@ -49,7 +49,7 @@ class Sent(NamedTuple):
 
 
 class Guard(Protocol):
-    """A socket that answers CURVE handshakes (cosched/drivers/zap.py), drained by whoever serves."""
+    """A socket that answers CURVE handshakes (cosched/api/zap.py), drained by whoever serves."""
 
     socket: zmq.Socket[bytes]
 

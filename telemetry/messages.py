@@ -1,6 +1,6 @@
 """Typed telemetry messages; units are part of every name.
 
-Topics of the bus and of a trace (interfaces.md): `site`, `ran.ue`, `ran.cell`, `compute.node`, `link`, `task`,
+Topics of the bus and of a trace (docs/reference): `site`, `ran.ue`, `ran.cell`, `compute.node`, `link`, `task`,
 `task.progress`, `task.timing`, `task.truth`, `decision`. `at_ns` is the instant of measurement on the trace's own clock
 (0 = start of the trace).
 """
@@ -187,7 +187,7 @@ class Reserved(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class DecisionMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One task's decision when it changes: a lease, or why there is none (interfaces.md)."""
+    """One task's decision when it changes: a lease, or why there is none (docs/reference)."""
 
     at_ns: int
     source: str

@@ -26,7 +26,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGES: Final = tuple(str(ROOT / name) + "/" for name in ("cosched", "solvers", "telemetry"))
 INSIDE: Final = {"<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>", "<lambda>", "<module>"}
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers"), str(ROOT / "tests" / "fuzz")]
 
 
 class Walk:

@@ -23,15 +23,15 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from cosched import keys
-from cosched.access import Identity
+from cosched.api import keys
+from cosched.api.access import Identity
+from cosched.api.client import Client
+from cosched.api.zap import new_pair
 from cosched.bench.attacks.bystander import Bystander, Ends, Seen
 from cosched.bench.attacks.messages import Target
 from cosched.bench.model import BenchRow, Claim, Result
-from cosched.client import Client
-from cosched.drivers.zap import new_pair
+from cosched.config.paths import Home
 from cosched.errors import BadInput
-from cosched.places import Home
 from telemetry.bus import Curve
 
 SUITE: Final = "attack"

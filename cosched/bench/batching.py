@@ -18,8 +18,8 @@ from cosched.bench.model import BenchRow, Result, spread
 from cosched.core.planner import make_layout, plan_problem
 from cosched.core.settings import Settings
 from cosched.core.state import State, Task
-from cosched.offers import Request, assign_devices, draw_offers
 from cosched.resources import config_file
+from cosched.simulate.offers import Request, assign_devices, draw_offers
 from cosched.simulate.reports import ue_ids
 from cosched.site import Site, load_site
 from cosched.workloads import llm
@@ -27,8 +27,8 @@ from cosched.workloads.base import Floats
 from cosched.workloads.batching import batched
 from cosched.workloads.context import SiteProfiles, load_profiles, session_memory_bytes
 from cosched.workloads.pruning import holds_deadlines, local_feasible, take
-from solvers import price
 from solvers.batching import Decoding, choose_steps, with_steps
+from solvers.price import solver as price
 from solvers.problem import Problem
 from telemetry.messages import TaskOffer, UeReport
 

@@ -17,17 +17,17 @@ import msgspec
 import numpy as np
 
 from cosched.bench.model import BenchRow, Claim, Result, spread
-from cosched.book import make_book
 from cosched.core.policy import DECOUPLED, GREEDY
 from cosched.core.policy import policy as parse_policy
 from cosched.core.settings import Settings
-from cosched.drivers.replay import Replayer, Workbook
 from cosched.errors import BadInput
-from cosched.fate import policy_result
-from cosched.loads import SAMPLE_TASKS, capacity_per_s
-from cosched.offers import Request, channel_reports, draw_offers
+from cosched.replay.load import SAMPLE_TASKS, capacity_per_s
+from cosched.replay.outcome import policy_result
+from cosched.replay.replayer import Replayer, Workbook
+from cosched.replay.workbook import make_book
 from cosched.report.model import Sweep, SweepRow
 from cosched.resources import config_file
+from cosched.simulate.offers import Request, channel_reports, draw_offers
 from cosched.site import Site, load_site
 from telemetry.messages import UeReport
 
@@ -84,14 +84,14 @@ def book_of(recordings: Recordings, site: Site, rate_per_s: float, duration_s: f
 
 
 def rate_at_load_1(recordings: Recordings, site: Site) -> float:
-    """Arrivals a second at load 1 (cosched/loads.py), from a sample of its own."""
+    """Arrivals a second at load 1 (cosched/replay/load.py), from a sample of its own."""
     span_s = SAMPLE_TASKS / SCALE_RATE_PER_S
     return capacity_per_s(book_of(recordings, site, SCALE_RATE_PER_S, span_s, TUNING_SEED))
 
 
 def run_job(job: Job) -> list[SweepRow]:
     """Replay one trace with each policy. Local-feasible tasks are not in `offered`."""
-    from cosched import regret
+    from cosched.replay import hindsight as regret
 
     if _RECORDINGS is None:
         raise RuntimeError("run_job works in a process that _start has prepared")

@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from cosched import build
-from cosched.access import Access, Identity, Limits
+from cosched.api.access import Access, Identity, Limits
+from cosched.api.zap import Authenticator, new_pair
 from cosched.bench.model import BenchRow, Claim, Result, spread
 from cosched.bench.publisher import ROWS
+from cosched.config import wiring as build
 from cosched.core.core import Core
 from cosched.core.events import Telemetry
 from cosched.core.settings import Settings
-from cosched.drivers.ingest import Ingest
-from cosched.drivers.zap import Authenticator, new_pair
+from cosched.daemon.ingest import Ingest
 from cosched.errors import BadInput
 from telemetry import bus
 from telemetry.messages import Message, UeReport

@@ -18,11 +18,11 @@ from typing import Final
 
 import numpy as np
 
+from cosched.api.client import Client
 from cosched.bench.model import BenchRow, Claim, Result, spread
 from cosched.bench.netns import why_not
 from cosched.bench.network_jobs import MODEL, Asked, Job, Leased, Measured
 from cosched.bench.network_setup import EFFICIENCY_BPS_HZ, UE, Setting, daemon, setting
-from cosched.client import Client
 from cosched.errors import BadInput
 from cosched.workloads import llm
 from cosched.workloads.base import Floats, PointTable, learn, pipelined_s

@@ -16,15 +16,15 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from cosched.access import PUBLISHER, Identity
+from cosched.api.access import PUBLISHER, Identity
+from cosched.api.client import Client
+from cosched.api.keys import KeyPair, allow, write_pair
+from cosched.api.zap import new_pair
 from cosched.bench.netns import Host, Net
 from cosched.bench.network_jobs import MODEL, SEED, VOCAB, Job, Measured, UeSetup
-from cosched.build import Plant, plant
-from cosched.client import Client
-from cosched.drivers.zap import new_pair
+from cosched.config.paths import Home
+from cosched.config.wiring import Plant, plant
 from cosched.errors import BadInput
-from cosched.keys import KeyPair, allow, write_pair
-from cosched.places import Home
 from cosched.profiles.calibration import Calibration
 from telemetry.bus import Publisher
 from telemetry.messages import UeReport

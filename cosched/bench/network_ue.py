@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
+from cosched.api.keys import read_pair
+from cosched.api.messages import SubmitArgs
 from cosched.bench.network_jobs import MODEL, SEED, Asked, Job, Leased, Measured, UeSetup, prompt
-from cosched.control_messages import SubmitArgs
-from cosched.keys import read_pair
 from cosched.runtime.asking import Asking
 from cosched.runtime.chain import Hop, Links, Route
 from cosched.runtime.follow import route_of

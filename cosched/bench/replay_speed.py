@@ -13,7 +13,7 @@ from cosched.bench.closed_loop import FIRST_SEED, book_of, rate_at_load_1, read_
 from cosched.bench.model import BenchRow, Claim, Result, spread
 from cosched.core.policy import policy as parse_policy
 from cosched.core.settings import Settings
-from cosched.drivers.replay import Replayer
+from cosched.replay.replayer import Replayer
 from cosched.resources import config_file
 from cosched.site import load_site
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
+from cosched.api.client import Client
 from cosched.bench.model import BenchRow, Claim, Result
-from cosched.client import Client
-from cosched.drivers.verify import verify
+from cosched.config.paths import Home
+from cosched.daemon.verify import verify
 from cosched.errors import BadInput
-from cosched.places import Home
 from telemetry.bus import Dealer, Publisher
 from telemetry.messages import LlmSession, TaskProgress, UeReport, VideoClip
 from telemetry.wire import encode

@@ -9,10 +9,12 @@ import numpy as np
 
 from cosched.bench.instances import make
 from cosched.bench.sheet import Sheet, case_name, cpu_ms
-from solvers import convex, exact, mip, price
-from solvers import grid as on_steps
+from solvers.grid import solver as on_steps
+from solvers.objectives import convex
+from solvers.objectives.second_stage import Goal, leftover, second_stage, value_of
+from solvers.price import solver as price
 from solvers.problem import Floats, Problem
-from solvers.second_stage import Goal, leftover, second_stage, value_of
+from solvers.referees import exact, mip
 from solvers.solution import Solution
 
 SIZES: Final = (100, 300, 1_000)  # tasks, mixed

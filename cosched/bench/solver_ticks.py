@@ -13,7 +13,8 @@ from typing import Final
 
 from cosched.bench.instances import at_channel, channels, make
 from cosched.bench.sheet import Sheet, case_name, cpu_ms
-from solvers import check, price
+from solvers import check
+from solvers.price import solver as price
 from solvers.problem import Floats, Problem
 from solvers.solution import Solution
 
@@ -108,7 +109,7 @@ def solve_one(n_tasks: int, seed: int) -> tuple[float, float, float, bytes]:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Processes started meanwhile run the kernels as they stand (solvers/_jit.py)."""
+    """Processes started meanwhile run the kernels as they stand (solvers/jit.py)."""
     before = os.environ.get("COSCHED_KERNEL")
     os.environ["COSCHED_KERNEL"] = "numpy"
     try:

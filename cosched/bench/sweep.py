@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from cosched import oneshot
+from cosched.bench import oneshot
 from cosched.bench.model import RATIO, BenchRow, spread
 from cosched.errors import BadInput
 from cosched.report.model import Sweep, SweepRow

@@ -27,7 +27,8 @@ from cosched.workloads import llm
 from cosched.workloads.base import Floats, PointTable
 from cosched.workloads.context import load_profiles
 from cosched.workloads.pruning import take
-from solvers import effective, price
+from solvers import statistical as effective
+from solvers.price import solver as price
 from telemetry.messages import LlmSession, TaskOffer, UeReport
 
 SUITE: Final = "tick"

@@ -37,7 +37,7 @@ def adapter(
     """
     import msgspec
 
-    from cosched.client import curve
+    from cosched.api.client import curve
     from telemetry.adapters.registry import adapter as open_adapter
     from telemetry.adapters.sources import payloads
     from telemetry.bus import Publisher

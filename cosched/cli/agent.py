@@ -41,7 +41,7 @@ def agent(
     """
     import msgspec
 
-    from cosched.client import curve
+    from cosched.api.client import curve
     from telemetry.agent import Nvml, Reading, Reporter, read, tcp_rtt
     from telemetry.bus import Publisher
     from telemetry.wire import encode

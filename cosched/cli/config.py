@@ -26,8 +26,8 @@ def check(config: ConfigOption = None) -> None:
 
     Example: cosched config check --config cosched.toml
     """
-    from cosched.drivers import places
-    from cosched.settings import load
+    from cosched.config.settings import load
+    from cosched.daemon import endpoints as places
 
     loaded = load(config)
     places.plant(loaded)
@@ -43,7 +43,7 @@ def show(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
 
     Example: COSCHED_POLICY=greedy cosched config show
     """
-    from cosched.settings import load
+    from cosched.config.settings import load
 
     loaded = load(config)
     flat = loaded.flat()

@@ -15,8 +15,8 @@ from cosched.errors import BadInput
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cosched.client import Client
-    from cosched.control_messages import Lease, SubmitArgs
+    from cosched.api.client import Client
+    from cosched.api.messages import Lease, SubmitArgs
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 Number = TypeVar("Number", int, float)
@@ -47,7 +47,7 @@ def ctl(
     """
 
     def connect() -> Client:
-        from cosched.client import Client, curve
+        from cosched.api.client import Client, curve
 
         return Client(endpoint, curve(key, server), timeout)
 
@@ -163,8 +163,8 @@ def whatif(
 
     Example: cosched ctl whatif --node-gone edge0 --more-mhz cell0=20
     """
-    from cosched.client import whatif_args
-    from cosched.control_messages import SubmitArgs
+    from cosched.api.client import whatif_args
+    from cosched.api.messages import SubmitArgs
 
     if bool(work) != bool(ue):
         raise BadInput("--work and --ue go together: what is asked for, and by whom")
@@ -256,7 +256,7 @@ def _work(text: str) -> Any:
     """Parse work given as JSON, a file of it, or - for stdin. Raises BadInput."""
     import msgspec
 
-    from cosched.control_messages import SubmitArgs
+    from cosched.api.messages import SubmitArgs
 
     where, data = "--work", text.encode()
     if text == "-":

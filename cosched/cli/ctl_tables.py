@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import typer
 
-from cosched import control_messages as api
+from cosched.api import messages as api
 
 # Tables are made by hand: rich alone would take a third of the 0.3 s of CPU that `cosched ctl status` may take.
 

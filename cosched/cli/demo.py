@@ -24,7 +24,7 @@ from cosched.runtime.extra import require
 
 if TYPE_CHECKING:
     from cosched.cli.demo_live import Played
-    from cosched.drivers.replay import Workbook
+    from cosched.replay.replayer import Workbook
     from cosched.report.model import ReplayResult
 
 PREFIX: Final = "cosched-demo-"  # of a folder for temporary files
@@ -182,7 +182,7 @@ def _side_by_side(played: Played, result: ReplayResult) -> str:
 
 def _verify(captures: Sequence[Path]) -> None:
     """Recompute the captures; exit 1 when anything differs."""
-    from cosched.drivers.verify import verify
+    from cosched.daemon.verify import verify
 
     for capture in captures:
         verdict = verify(capture)

@@ -13,12 +13,12 @@ from typing import Final
 
 import typer
 
-from cosched.async_client import AsyncClient
-from cosched.control_messages import Lease, Status
-from cosched.drivers.child import child
-from cosched.drivers.player import Player
-from cosched.drivers.replay import Workbook
-from cosched.offers import assign_devices
+from cosched.api.async_client import AsyncClient
+from cosched.api.messages import Lease, Status
+from cosched.demo.child import child
+from cosched.demo.player import Player
+from cosched.replay.replayer import Workbook
+from cosched.simulate.offers import assign_devices
 from cosched.top import view
 from telemetry.bus import Publisher
 from telemetry.messages import Message, UeReport, UeReportBatch

@@ -18,7 +18,7 @@ from cosched.errors import BadInput
 from cosched.runtime.extra import prepare
 
 if TYPE_CHECKING:
-    from cosched.drivers.zap import Authenticator
+    from cosched.api.zap import Authenticator
     from cosched.runtime.host import Host
     from telemetry.bus import Curve
 
@@ -108,6 +108,6 @@ def _keys(key: str, allowed: Path | None) -> tuple[Curve | None, Authenticator |
         raise BadInput("--key and --allowed go together: whoever connects must be known")
     if allowed is None:
         return None, None
-    from cosched.drivers.zap import guarded
+    from cosched.api.zap import guarded
 
     return guarded(key, allowed)

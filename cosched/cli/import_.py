@@ -13,7 +13,7 @@ from cosched.cli.common import JsonFlag, print_json, progress, warn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cosched.importing import Options, Summary
+    from cosched.traces.importing import Options, Summary
     from telemetry.messages import Message
 
 
@@ -66,7 +66,7 @@ def import_(
 
     Example: cosched import tractor logs/Multi10/ --requests azure-llm:conv.csv --site node-bound --load 1 -o trace.mcap
     """
-    from cosched.importing import Options
+    from cosched.traces.importing import Options
 
     options = Options(
         source=source,
@@ -94,7 +94,7 @@ def import_(
 
 def _run(options: Options, output: Path) -> Summary:
     """Read and draw, then write; a bar of the two steps on a terminal."""
-    from cosched.importing import import_trace
+    from cosched.traces.importing import import_trace
     from telemetry.trace import write_trace
 
     done: list[tuple[list[Message], Summary]] = []

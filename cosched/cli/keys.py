@@ -11,7 +11,7 @@ import typer
 from cosched.cli.common import JsonFlag, print_json
 
 if TYPE_CHECKING:
-    from cosched.access import Identity
+    from cosched.api.access import Identity
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 KeysOption = Annotated[
@@ -43,8 +43,8 @@ def new(
 
     Example: cosched keys new edge0
     """
-    from cosched import keys as store
-    from cosched.drivers.zap import new_pair
+    from cosched.api import keys as store
+    from cosched.api.zap import new_pair
 
     pair = new_pair(name)
     path = store.write_pair(folder or store.folder(), pair)
@@ -79,8 +79,8 @@ def allow(
     """
     from msgspec import structs
 
-    from cosched import keys as store
-    from cosched.access import SCOPED, Identity
+    from cosched.api import keys as store
+    from cosched.api.access import SCOPED, Identity
     from cosched.errors import BadInput
 
     where = folder or store.folder()
@@ -107,7 +107,7 @@ def list_(folder: KeysOption = None, as_json: JsonFlag = False) -> None:
 
     Example: cosched keys list --keys /etc/cosched/keys
     """
-    from cosched import keys as store
+    from cosched.api import keys as store
 
     where = folder or store.folder()
     pairs = [store.read_pair(path) for path in sorted(where.glob("*.key"))]

@@ -13,9 +13,9 @@ import typer
 from cosched.cli.common import EXIT_FAILED, complain, warn
 
 if TYPE_CHECKING:
-    from cosched.compare import Tell
     from cosched.core.policy import Policy
-    from cosched.drivers.replay import Workbook
+    from cosched.replay.compare import Tell
+    from cosched.replay.replayer import Workbook
     from cosched.report.model import ReplayResult, Sweep
 
 
@@ -94,7 +94,7 @@ def parse_speed(text: str) -> float | None:
 
 def read_book(path: Path) -> tuple[Workbook, str]:
     """Read a trace; print what had to be left out. Returns the book and the file's sha256. Raises BadInput."""
-    from cosched.book import make_book
+    from cosched.replay.workbook import make_book
     from telemetry.trace import read_trace
 
     trace = read_trace(path)
@@ -110,8 +110,8 @@ def run(
     book: Workbook, policies: Sequence[Policy], *, path: Path, sha256: str, speed: float | None = None
 ) -> ReplayResult:
     """Replay a book with each policy; a progress bar on a terminal."""
-    from cosched.compare import compare
     from cosched.core.settings import Settings
+    from cosched.replay.compare import compare
 
     with _progress(len(policies)) as tell:
         return compare(book, policies, Settings(), path=str(path), sha256=sha256, speed=speed, tell=tell)
@@ -185,7 +185,7 @@ def _read_sweeps(paths: Sequence[Path]) -> list[Sweep]:
 def _record(trace_path: Path, path: Path, book: Workbook, policy: Policy, *, aloud: bool) -> None:
     """Write the trace again, with the decisions of one policy in it."""
     from cosched.core.settings import Settings
-    from cosched.drivers.record import recorded
+    from cosched.replay.record import recorded
     from telemetry.trace import read_trace, write_trace
 
     write_trace(path, recorded(read_trace(trace_path).messages, book, policy, Settings()))

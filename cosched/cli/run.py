@@ -23,10 +23,10 @@ def run(config: ConfigOption = None) -> None:
 
     Example: cosched run --config /etc/cosched/cosched.toml
     """
-    from cosched import log
-    from cosched.drivers.live import serve
-    from cosched.drivers.store import StoreFailed
-    from cosched.settings import load
+    from cosched.config import log
+    from cosched.config.settings import load
+    from cosched.daemon.daemon import serve
+    from cosched.daemon.store import StoreFailed
 
     loaded = load(config)
     log.configure(loaded.settings.log.level)

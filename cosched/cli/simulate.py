@@ -26,9 +26,9 @@ def simulate(
     """
     import msgspec
 
-    from cosched import simulation
     from cosched.errors import BadInput
     from cosched.simulate.scenario import LONGEST_S, load_scenario
+    from cosched.traces import simulation
     from telemetry.trace import write_trace
 
     loaded = load_scenario(scenario)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from solvers.objectives.second_stage import Goal
     from solvers.problem import Floats, Problem
     from solvers.registry import Solver
-    from solvers.second_stage import Goal
     from solvers.solution import Solution
 
 ROWS: Final = 60  # tasks shown in the table; --json has all
@@ -50,7 +50,8 @@ def solve(
 
     Example: cosched solve problem.json --solver greedy --objective alpha-fair:2 --json
     """
-    from solvers import codec, joint, registry, second_stage
+    from solvers import codec, joint, registry
+    from solvers.objectives import second_stage
 
     goal = second_stage.parse_goal(objective) if objective is not None else None
     function = registry.get(solver)
@@ -81,7 +82,8 @@ def _solved(
     problem: Problem, snr: Floats | None, function: Solver, goal: Goal | None, tell: Callable[[str], None]
 ) -> Solution:
     """Plan, and share out what is left by the goal."""
-    from solvers import power, second_stage
+    from solvers import power
+    from solvers.objectives import second_stage
 
     if snr is None:
         solution = function(problem)

@@ -25,8 +25,8 @@ def top(
 
     Example: cosched top --every 2
     """
-    from cosched.async_client import AsyncClient
-    from cosched.client import curve
+    from cosched.api.async_client import AsyncClient
+    from cosched.api.client import curve
     from cosched.errors import BadInput
 
     keys = curve(key, server)

@@ -67,8 +67,8 @@ def ue(
     Example: cosched ue --model /models/llama-3.2-1b --node edge0=tcp://10.0.0.7:5561 --prompt 'Once upon a time'
     """
     prepare(threads, device)
-    from cosched.client import curve
-    from cosched.control_messages import SubmitArgs
+    from cosched.api.client import curve
+    from cosched.api.messages import SubmitArgs
     from cosched.runtime.asking import Asking
     from cosched.runtime.chain import Links
     from cosched.runtime.generation import Generation
@@ -120,7 +120,7 @@ def _begin(prompt: str, tokens: str, text: Text) -> list[int]:
 
 def _node(item: str, n_layers: int) -> tuple[str, Hop]:
     """NAME=ENDPOINT or NAME=ENDPOINT,KEY to a hop. Raises BadInput."""
-    from cosched.keys import check_public
+    from cosched.api.keys import check_public
     from cosched.runtime.chain import Hop
 
     name, _, rest = item.partition("=")

@@ -24,7 +24,7 @@ def verify(
 
     Example: cosched verify ~/.local/state/cosched/captures/20260101T120000Z-0000.mcap
     """
-    from cosched.drivers.verify import verify as recompute
+    from cosched.daemon.verify import verify as recompute
 
     verdicts = []
     for path in captures:

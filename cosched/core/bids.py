@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cosched.core._columns import unbeaten
+from cosched.core.columns import unbeaten
 from cosched.core.planner import Planned
 from cosched.core.settings import Settings
 from cosched.profiles.calibration import Factors
@@ -111,7 +111,7 @@ class BidPrices:
     def _start(self, problem: Problem, span_s: float) -> Floats:
         """Prices (R,) to search from: the last ones, and where there are none those at which mean points would fit.
 
-        As `dual_bound` itself begins (solvers/_dual.py), but counting beaten points too: where the dual has many
+        As `dual_bound` itself begins (solvers/price/dual.py), but counting beaten points too: where the dual has many
         minima, the start chooses among them.
         """
         room = np.maximum(1.0 - problem.background, 0.0)

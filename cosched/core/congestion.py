@@ -14,7 +14,7 @@ import numpy as np
 from cosched.core.planner import Planned
 from cosched.core.settings import Settings
 from cosched.workloads.base import Floats
-from solvers.price import point_costs
+from solvers.price.solver import point_costs
 from solvers.problem import Problem
 
 LEAST_USE = 0.02  # an empty resource is not free: of two equally good points the lighter one is taken

@@ -38,7 +38,7 @@ from cosched.errors import CoschedError
 from cosched.profiles.calibration import Factors
 from cosched.site import Site
 from cosched.workloads.base import Floats, PointTable
-from solvers import effective
+from solvers import statistical as effective
 from solvers.problem import Problem
 from telemetry.messages import TaskOffer, TaskTiming
 

@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from cosched.core._columns import WEIGHT
 from cosched.core.bids import is_screened
+from cosched.core.columns import WEIGHT
 from cosched.core.commands import Decision, Plan
 from cosched.core.planner import Planned
 from cosched.core.present import Present, as_asked, handed_over, make_room, present
@@ -17,9 +17,9 @@ from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.core.state import State
 from cosched.workloads.base import Bools, Floats, Ints
-from solvers.price import point_costs
+from solvers.objectives.second_stage import Goal, second_stage
+from solvers.price.solver import point_costs
 from solvers.problem import Problem
-from solvers.second_stage import Goal, second_stage
 from solvers.solution import Solution
 
 PRB_EPS: Final = 1e-9  # a share that is a whole number of PRBs but for rounding is that number

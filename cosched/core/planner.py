@@ -1,7 +1,7 @@
 """Snapshot -> Problem: operating points in physical units become columns of shares and seconds.
 
 What stays from tick to tick (Layout) is gathered when the set of tasks, a phase or a point changes; what the clock,
-the channel and progress change is one compiled pass (_columns.py).
+the channel and progress change is one compiled pass (columns.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cosched.core import _columns as col
+from cosched.core import columns as col
 from cosched.core.moving import Moves, charged
 from cosched.core.settings import Settings
 from cosched.core.state import State, Task

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from cosched.errors import BadInput
 
 if TYPE_CHECKING:
-    from solvers.second_stage import Goal
+    from solvers.objectives.second_stage import Goal
 
 
 def _frozen(**options: float) -> Mapping[str, float]:
@@ -25,7 +25,7 @@ class Policy:
     weighs_load: newcomers' points are weighed at congestion prices (cosched/core/congestion.py).
     bids: newcomers pay bid prices for their whole life (cosched/core/bids.py).
     drops_lost: a session whose promise can no longer be kept loses its lease (else it is served to its end).
-    objective: what is left over is shared out by (solvers/second_stage.py), "none": nothing is; "": as configured.
+    objective: what is left over is shared out by (solvers/objectives), "none": nothing is; "": as configured.
     solver options are those the solver documents (docs/policies.md).
     """
 
@@ -40,7 +40,7 @@ class Policy:
 
     def goal(self, configured: str) -> Goal | None:
         """What to share out by, given the configured objective; None: nothing is. Raises BadProblem."""
-        from solvers.second_stage import parse_goal
+        from solvers.objectives.second_stage import parse_goal
 
         text = self.objective or configured
         return None if text == "none" else parse_goal(text)
@@ -111,7 +111,7 @@ def policy(spec: str) -> Policy:
 def checked_objective(text: str, where: str) -> str:
     """Return an objective's name. Raises BadInput, naming those there are."""
     from solvers.errors import BadProblem
-    from solvers.second_stage import parse_goal
+    from solvers.objectives.second_stage import parse_goal
 
     try:
         if text != "none":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cosched.core import _columns as col
+from cosched.core import columns as col
 from cosched.core.channel import ChannelEstimates
 from cosched.core.events import Progress
 from cosched.core.known import KnownUes

@@ -16,13 +16,13 @@ from typing import Final
 
 import msgspec
 
-from cosched.async_client import AsyncClient
-from cosched.control_messages import ClusterNode, Lease, Status
+from cosched.api.async_client import AsyncClient
+from cosched.api.messages import ClusterNode, Lease, Status
+from cosched.cluster.processes import Left
+from cosched.demo.child import LAST_LINES, Child, child
 from cosched.demo.messages import Checked, Ended, Moved, Ready, Said, Setup, Token
+from cosched.demo.player import Player, first_error
 from cosched.demo.stage import UES, Stage
-from cosched.drivers.child import LAST_LINES, Child, child
-from cosched.drivers.dispatch.processes import Left
-from cosched.drivers.player import Player, first_error
 from cosched.errors import CoschedError
 from telemetry.bus import Publisher
 

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from cosched.control_messages import SubmitArgs
+from cosched.api.messages import SubmitArgs
 from cosched.demo import reference
 from cosched.demo.messages import Checked, Ended, Moved, Ready, Said, Setup, Token
 from cosched.demo.reference import UNROUNDED, Step

@@ -1,4 +1,4 @@
-"""The fluid execution model: rows of running tasks, served by the compiled loop in _advance.py.
+"""The fluid execution model: rows of running tasks, served by the compiled loop in advance.py.
 
 What it assumes: each session's device works for that session alone; uplink and node are shared in proportion to the
 plan's weights, and what one does not use flows to the others; a video frame that is not done at its deadline is
@@ -15,7 +15,7 @@ import numpy as np
 
 from cosched.core.commands import Plan
 from cosched.core.events import Progress
-from cosched.fluid import _advance as fl
+from cosched.fluid import advance as fl
 from cosched.site import Site
 from cosched.workloads.base import Floats, Ints, PointTable
 from telemetry.messages import LlmSession, TaskOffer, VideoClip

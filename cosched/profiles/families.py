@@ -1,7 +1,7 @@
 """What a Hugging Face `config.json` leaves unsaid: the layer of each supported family of decoders.
 
 Facts are those of the families' reference implementations in the `transformers` library (class defaults, which
-matrices have biases, how many norms a layer has); parameter counts in tests/test_profiles_model.py confirm them.
+matrices have biases, how many norms a layer has); parameter counts in tests/profiles/test_model.py confirm them.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
-from cosched.client import Client
-from cosched.control_messages import NoArgs, SubmitArgs
+from cosched.api.client import Client
+from cosched.api.messages import NoArgs, SubmitArgs
 from cosched.errors import CoschedError
 from cosched.runtime.chain import Hop, Route
 from cosched.runtime.errors import BadModel, CannotContinue
@@ -28,7 +28,7 @@ class Asking:
     """A submitted task with its lease, from `with` to its end; released where it ends early.
 
     control: the daemon's control socket, "" this user's or the service's; telemetry: where reports go. Raises Refused
-    and NoAnswer of cosched.client.
+    and NoAnswer of cosched.api.client.
     """
 
     def __init__(self, asked: SubmitArgs, *, control: str, telemetry: str, keys: Curve | None) -> None:

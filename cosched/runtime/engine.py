@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from cosched.api.keys import check_public
 from cosched.errors import BadInput
-from cosched.keys import check_public
 from cosched.runtime import activation
 from cosched.runtime.accounts import Who
 from cosched.runtime.errors import BadFrame, BadModel, Refused

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from cosched.client import leases
-from cosched.control_messages import Lease
+from cosched.api.client import leases
+from cosched.api.messages import Lease
 from cosched.errors import BadInput
 from cosched.runtime.chain import Hop, Route
 from cosched.runtime.move import MoveCosts

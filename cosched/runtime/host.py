@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 import torch
 
-from cosched.access import OPERATOR, Access
+from cosched.api.access import OPERATOR, Access
 from cosched.errors import BadInput, CoschedError
 from cosched.runtime.accounts import Account, Accounts, Who
 from cosched.runtime.engine import Engine, check_key
@@ -61,7 +61,7 @@ AFTER_DEFECT_S: Final = 0.002
 
 
 class HostGuard(Guard, Protocol):
-    """Who answers handshakes, and by which list (drivers/zap.py)."""
+    """Who answers handshakes, and by which list (cosched/api/zap.py)."""
 
     access: Access
 
@@ -81,7 +81,7 @@ class _Waiting(NamedTuple):
 class Host:
     """Parts of models, served. `models`: those that layers may be loaded of; `keys`: CURVE, for tcp beyond loopback.
 
-    `guard`: answers handshakes (drivers/zap.py); with keys and without it, whoever knows the public key may connect.
+    `guard`: answers handshakes (cosched.api.zap); with keys and without it, whoever knows the public key may connect.
     Raises BadEndpoint, from `start`, for an endpoint that cannot be bound.
     """
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from cosched.offers import Request
+from cosched.simulate.offers import Request
 from telemetry.importers.registry import request_importer
 
 POOL: Final = 4096  # drawn requests; draw_offers starts anywhere in them and goes round

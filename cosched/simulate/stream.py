@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from cosched.errors import BadInput
-from cosched.offers import Request, draw_offers
 from cosched.simulate.arrivals import requests_of
+from cosched.simulate.offers import Request, draw_offers
 from cosched.simulate.reports import ue_ids, ue_reports
 from cosched.simulate.scenario import Loaded
 from telemetry.messages import Message, SiteMessage

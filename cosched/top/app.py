@@ -15,8 +15,8 @@ from textual.coordinate import Coordinate
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Static
 
-from cosched.async_client import AsyncClient
-from cosched.control_messages import Status
+from cosched.api.async_client import AsyncClient
+from cosched.api.messages import Status
 from cosched.errors import CoschedError
 from cosched.top import view
 from cosched.top.watch import MOST_TASKS, Watch

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from cosched import control_messages as api
+from cosched.api import messages as api
 
 BAR: Final = 10  # characters of a whole resource
 MOST_ALARMS: Final = 4  # lines; what is beyond is counted

@@ -10,9 +10,9 @@ from typing import Final
 
 import msgspec
 
-from cosched import control_messages as api
-from cosched.async_client import AsyncClient
-from cosched.client import NoAnswer
+from cosched.api import messages as api
+from cosched.api.async_client import AsyncClient
+from cosched.api.client import NoAnswer
 from cosched.errors import CoschedError
 from telemetry.errors import TelemetryError
 

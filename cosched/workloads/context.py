@@ -27,7 +27,7 @@ SESSION_PART: Final = 0.2  # of a slice is for KV caches at least, where nodes n
 
 @dataclass(frozen=True, slots=True)
 class SiteProfiles:
-    """A site's profiles; which UE has which device: cosched/offers.py."""
+    """A site's profiles; which UE has which device: cosched/simulate/offers.py."""
 
     site: Site
     devices: Mapping[str, Device]  # of UEs, by key

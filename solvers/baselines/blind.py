@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from solvers.baselines import _sharing
-from solvers.baselines._common import (
+from solvers.baselines import sharing as _sharing
+from solvers.baselines.common import (
     HOLDS,
     Bools,
     keep_held,

@@ -1,6 +1,6 @@
 """Decoupled baselines that share by rule: pf, pf-admit, pf-util, equal-rate-admit and edge (docs/policies.md).
 
-All work on weighted processor sharing (_sharing.py); they differ in the weights, in the points allowed and in who is
+All work on weighted processor sharing (sharing.py); they differ in the weights, in the points allowed and in who is
 let in. Tasks that are running keep their point and are never dropped for a newcomer.
 """
 
@@ -11,16 +11,8 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from solvers.baselines import _sharing
-from solvers.baselines._common import (
-    HOLDS,
-    Bools,
-    keep_held,
-    newcomers,
-    read_options,
-    resources_of_kind,
-    solution,
-)
+from solvers.baselines import sharing as _sharing
+from solvers.baselines.common import HOLDS, Bools, keep_held, newcomers, read_options, resources_of_kind, solution
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Solution
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from solvers.baselines import _greedy, _sharing
-from solvers.baselines._common import HOLDS, keep_held, newcomers, read_options, solution
+from solvers.baselines import first_come as _greedy
+from solvers.baselines import sharing as _sharing
+from solvers.baselines.common import HOLDS, keep_held, newcomers, read_options, solution
 from solvers.baselines.decoupled import table_of
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Solution
@@ -51,7 +52,7 @@ def _greedy_at(problem: Problem, name: str, options: Mapping[str, float] | None,
 
 def _second_stage(problem: Problem, chosen: Ints, share: Floats) -> Floats:
     """Shares (N, S) with what is left over given out; as they are where the price solver does not find them to fit."""
-    from solvers.price import serve  # compiled on first use: only where it is needed
+    from solvers.price.solver import serve  # compiled on first use: only where it is needed
 
     served = serve(problem, chosen)
     return share if served is None else served[0]

@@ -17,24 +17,24 @@ import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
-from cosched import build
-from cosched import control_messages as api
+from cosched.api import messages as api
+from cosched.children.packing import pack, solve_packed
+from cosched.children.pool import ask_of
+from cosched.config import wiring as build
+from cosched.config.settings import load
 from cosched.core.commands import Solve
-from cosched.drivers import question_worker
-from cosched.drivers.capture import Capture, captures
-from cosched.drivers.control import Control
-from cosched.drivers.engine import Engine
-from cosched.drivers.ingest import Ingest
-from cosched.drivers.inquiry import NotAnswered
-from cosched.drivers.leases import Board
-from cosched.drivers.live import Daemon
-from cosched.drivers.metrics import families
-from cosched.drivers.mode import Mode, Modes
-from cosched.drivers.packing import pack, solve_packed
-from cosched.drivers.pool import ask_of
-from cosched.drivers.store import Store
-from cosched.drivers.verify import verify
-from cosched.settings import load
+from cosched.daemon.board import Board
+from cosched.daemon.capture import Capture, captures
+from cosched.daemon.children import question as question_worker
+from cosched.daemon.control import Control
+from cosched.daemon.daemon import Daemon
+from cosched.daemon.engine import Engine
+from cosched.daemon.ingest import Ingest
+from cosched.daemon.inquiry import NotAnswered
+from cosched.daemon.metrics import families
+from cosched.daemon.mode import Mode, Modes
+from cosched.daemon.store import Store
+from cosched.daemon.verify import verify
 from telemetry.bus import Asked, Frame
 from telemetry.messages import Message, UeReport
 from telemetry.wire import Intake

@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ["COSCHED_KERNEL"] = "numpy"  # numba does not know what atheris puts in; results are the same
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE), str(HERE.parent / "helpers"), str(HERE.parents[1])]
 
 OURS = ("cosched", "solvers", "telemetry")
 MOST_KEPT = 30_000  # bytes of corpus a target

@@ -18,9 +18,10 @@ import numpy as np
 import structlog
 from desk import SITE, Desk
 
-from cosched import build, settings
-from cosched.drivers.store import Store, StoreFailed
-from cosched.drivers.verify import verify
+from cosched.config import settings
+from cosched.config import wiring as build
+from cosched.daemon.store import Store, StoreFailed
+from cosched.daemon.verify import verify
 from cosched.errors import BadInput, CoschedError
 from cosched.resources import config_file
 from cosched.runtime import protocol

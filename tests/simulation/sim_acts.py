@@ -14,13 +14,13 @@ from sim_network import arrive, bus, requested, verb
 from sim_script import POLICIES, Step, pick
 from sim_validate import hold
 
-from cosched.control_messages import DECISION_TOPIC
+from cosched.api.messages import DECISION_TOPIC
+from cosched.children.packing import pack, solve_packed
+from cosched.children.pool import ask_of
 from cosched.core.commands import Solve
 from cosched.core.layers import NodeLayers
-from cosched.drivers.mode import IllegalMove, Move
-from cosched.drivers.packing import pack, solve_packed
-from cosched.drivers.pool import ask_of
-from cosched.drivers.store import Store
+from cosched.daemon.mode import IllegalMove, Move
+from cosched.daemon.store import Store
 from cosched.errors import BadInput
 from solvers import check
 from solvers.solution import Solution

@@ -1,4 +1,4 @@
-"""One life of a daemon without sockets, processes and clocks: all else is the daemon's own code, wired as live.py does.
+"""One life of a daemon without sockets, processes and clocks: all else is the daemon's code, wired as daemon.py does.
 
 It is a `Host` of the control verbs and what status and reload need of a daemon.
 """
@@ -12,24 +12,26 @@ from typing import Any
 
 import msgspec
 
-from cosched import control_messages as api
-from cosched.control_messages import Shadow
+from cosched.api import messages as api
+from cosched.api.messages import Shadow
+from cosched.config.settings import Loaded
 from cosched.core.commands import Plan, Solve
 from cosched.core.planner import resource_ids
 from cosched.core.policy import POLICIES
 from cosched.core.reasons import Reason
-from cosched.drivers import places, question_worker, reload, status
-from cosched.drivers.capture import Capture
-from cosched.drivers.control import Control, Refused
-from cosched.drivers.engine import Engine
-from cosched.drivers.holders import over_quota, over_share
-from cosched.drivers.ingest import Ingest
-from cosched.drivers.leases import Board
-from cosched.drivers.mode import Mode, Modes, Move
-from cosched.drivers.question_worker import Question, Reply, Why
-from cosched.drivers.store import Kept, Store, StoreFailed
+from cosched.daemon import endpoints as places
+from cosched.daemon import reload, status
+from cosched.daemon.board import Board
+from cosched.daemon.capture import Capture
+from cosched.daemon.children import question as question_worker
+from cosched.daemon.children.question import Question, Reply, Why
+from cosched.daemon.control import Control, Refused
+from cosched.daemon.engine import Engine
+from cosched.daemon.holders import over_quota, over_share
+from cosched.daemon.ingest import Ingest
+from cosched.daemon.mode import Mode, Modes, Move
+from cosched.daemon.store import Kept, Store, StoreFailed
 from cosched.errors import BadInput
-from cosched.settings import Loaded
 from telemetry.bus import Frame
 from telemetry.messages import TaskOffer
 from telemetry.wire import Intake

@@ -9,7 +9,7 @@ from sim_life import NS
 from sim_messages import corrupted, frame, request
 from sim_script import Step
 
-from cosched.control_messages import Request, SubmitArgs
+from cosched.api.messages import Request, SubmitArgs
 from cosched.core.reasons import Reason
 from telemetry.bus import Asked, Frame
 from telemetry.messages import (

@@ -18,8 +18,9 @@ from sim_script import Script, Step
 from sim_validate import Broken
 from sim_world import World
 
-from cosched import build
-from cosched.drivers import capture, control, ingest, leases
+from cosched.config import wiring as build
+from cosched.daemon import board as leases
+from cosched.daemon import capture, control, ingest
 from telemetry import trace
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # a disk that takes no time, where there is one
@@ -72,9 +73,9 @@ def virtual(world: World) -> Iterator[None]:
         stack.enter_context(patch("asyncio.to_thread", _at_once))
         stack.enter_context(patch.object(build, "plant", lambda t, w, d: _plant(t, w, tuple(sorted(d.items())))))
         stack.enter_context(patch.object(build, "profiles_sha256", lambda: PROFILES))
-        stack.enter_context(patch("cosched.drivers.engine.profiles_sha256", lambda: PROFILES))
+        stack.enter_context(patch("cosched.daemon.engine.profiles_sha256", lambda: PROFILES))
         stack.enter_context(patch("telemetry.trace.json_schema", _json_schema))
-        stack.enter_context(patch("cosched.drivers.reload.configure", lambda _: None))
+        stack.enter_context(patch("cosched.daemon.reload.configure", lambda _: None))
         try:
             yield
         finally:

@@ -13,8 +13,8 @@ from cosched.core.commands import Plan
 from cosched.core.core import Core
 from cosched.core.snapshot import Snapshot
 from cosched.core.state import Task
-from cosched.drivers.engine import ACCEPTED, Engine
-from cosched.drivers.leases import ENDED
+from cosched.daemon.board import ENDED
+from cosched.daemon.engine import ACCEPTED, Engine
 from cosched.workloads.base import LOCAL, Floats
 
 NS = 1e-9

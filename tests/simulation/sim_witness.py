@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import msgspec
 from sim_validate import hold
 
-from cosched.control_messages import DECISION_TOPIC, Lease, Response
-from cosched.drivers.engine import ACCEPTED
+from cosched.api.messages import DECISION_TOPIC, Lease, Response
+from cosched.daemon.engine import ACCEPTED
 
 S_NS = 1_000_000_000
 SLACK_MS = 1e-3

@@ -19,11 +19,11 @@ from sim_script import Script, Step
 from sim_validate import hold, validate_core, validate_engine, validate_plan, validate_snapshot, validate_stored
 from sim_witness import Witness
 
-from cosched.control_messages import Response
+from cosched.api.messages import Response
+from cosched.config.settings import load
 from cosched.core.commands import Plan, Solve
-from cosched.drivers.capture import captures
-from cosched.drivers.verify import verify
-from cosched.settings import load
+from cosched.daemon.capture import captures
+from cosched.daemon.verify import verify
 from telemetry.errors import BadTrace
 
 S_NS = 1_000_000_000

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from cosched import control_messages as api
+from cosched.api import messages as api
 from telemetry.bus import Curve, Dealer, Follower, Publisher
 from telemetry.messages import LlmSession, TaskProgress, UeReport
 from telemetry.wire import encode

@@ -1,0 +1,1 @@
+"""The control API: its messages, its clients, and who may use it."""

@@ -1,0 +1,1 @@
+"""The daemon: one engine in one event loop, with its sockets, files and children."""

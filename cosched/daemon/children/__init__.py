@@ -1,0 +1,1 @@
+"""Programs that the daemon runs beside itself, each `python -m` one file."""

@@ -1,0 +1,60 @@
+"""A few decisions on a made-up day at the same site, before the first real one: compiled code is then loaded.
+
+Loading takes a second or two, once per process; no user should wait for it. Nothing of a rehearsal stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cosched.children.packing import pack, solve_packed
+from cosched.children.pool import ask_of
+from cosched.config.wiring import Plant
+from cosched.core.commands import Command, Solve
+from cosched.core.core import Core
+from cosched.core.events import Event, Offered, Progress, Progressed, Solved, Telemetry, Tick
+from cosched.core.settings import Settings
+from telemetry.messages import LlmSession, TaskOffer, UeReport, VideoClip
+
+
+def rehearse(plant: Plant, settings: Settings, policies: Sequence[str]) -> list[bytes]:
+    """Decide for some tasks by each policy, here; return the problems (packed Asks) for workers to rehearse with."""
+    asks: list[bytes] = []
+    for name in dict.fromkeys(policies):
+        core = plant.core(name, settings)
+        for event in _day(plant):
+            asks += _carry_out(core, event)
+    return asks
+
+
+def _carry_out(core: Core, event: Event) -> list[bytes]:
+    asks = []
+    todo: list[Command] = core.handle(event)
+    while todo:
+        command = todo.pop(0)
+        if isinstance(command, Solve):
+            asks.append(pack(ask_of(command)))
+            answer = solve_packed(asks[-1])
+            if answer.solution is not None:
+                todo += core.handle(Solved(event.at_s, command.request, answer.solution))
+    return asks
+
+
+def _day(plant: Plant) -> list[Event]:
+    """A good channel, a bad one, one task of each kind on each, and a period later the first token."""
+    cell = plant.site.cells[0].id
+    reports: list[Event] = [
+        Telemetry(0.0, UeReport(at_ns=0, source="", seq=0, ue=f"r{i}", cell=cell, ul_efficiency_bps_hz=value))
+        for i, value in enumerate((4.0, 0.5))
+    ]
+    session: LlmSession | VideoClip = LlmSession(
+        model=plant.site.models[0].id, context_tokens=100, new_tokens=32, max_output_tokens=100, ttft_s=2.0, tpot_s=0.2
+    )
+    clip: LlmSession | VideoClip = VideoClip(frame_flop=60e9, frame_bits=5e5, fps=2.0, deadline_s=0.5, frames=20)
+    offers = tuple(
+        TaskOffer(at_ns=0, source="", seq=0, task=f"r{ue}-{kind}", ue=f"r{ue}", work=work)
+        for ue in range(2)
+        for kind, work in enumerate((session, clip))
+    )
+    progress = tuple(Progress(f"r{ue}-0", 1, 1, 0, 0.1, 0.1, 0.0, 0.0, 0.0) for ue in range(2))
+    return [*reports, Offered(0.0, offers), Tick(0.1), Progressed(0.2, progress), Tick(0.2)]

@@ -1,1 +1,0 @@
-"""Drivers: what feeds events to the core and carries out its commands."""

@@ -1,0 +1,150 @@
+"""The hindsight bound of a trace: what any policy could have reached, arrivals and channel known (model.md 8).
+
+Counts only what no policy can avoid: a task's work at the best channel of its life, for the tokens that it really had,
+each deadline at full shares, and capacity without any safety margin.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+
+import numpy as np
+
+from cosched.fluid.world import ChannelTruth
+from cosched.replay.replayer import Workbook
+from cosched.workloads.base import Floats, Ints, PointTable
+from telemetry.messages import CellReport, LlmSession, NodeReport, TaskOffer, UeReport
+
+
+def bound(book: Workbook) -> float:
+    """Greatest total weight of tasks met that any policy can reach on this trace (an upper bound)."""
+    from solvers.hindsight import default_windows, hindsight_bound
+
+    if not book.offers:
+        return 0.0
+    work, value, count, start, end = unavoidable(book)
+    return hindsight_bound(
+        value=value,
+        first=np.concatenate([[0], np.cumsum(count)]),
+        work=work,
+        start_s=start,
+        end_s=end,
+        windows=default_windows(start, end),
+        background=_least_background(book),
+    ).bound
+
+
+def _least_background(book: Workbook) -> Floats:
+    """(R,) least part of each uplink and node that other people's load takes in the whole trace."""
+    least = {("cell", c.id): c.background_fraction for c in book.site.cells}
+    least |= {("node", n.id): n.background_fraction for n in book.site.nodes}
+    for _, report in book.reports:
+        if isinstance(report, CellReport):
+            key, fraction = ("cell", report.cell), report.background_ul_fraction
+        elif isinstance(report, NodeReport):
+            key, fraction = ("node", report.node), report.background_fraction
+        else:
+            continue
+        if key in least:
+            least[key] = min(least[key], fraction)
+    return np.array(list(least.values()), dtype=np.float64)
+
+
+def unavoidable(book: Workbook) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Options (J, R) seconds of each uplink and node; value (J,); options per task (N,); life (N,), (N,).
+
+    Whose UE changes its cell during its life may send in either: no uplink is charged for it.
+    """
+    best, cells_of = BestChannel(book.truth), Cells(book)
+    works, values, counts, starts, ends = [], [], [], [], []
+    for at_s, offer in book.offers:
+        end_s = at_s + longest_life_s(offer, book.units[offer.task])
+        cells = cells_of.between(offer.ue, at_s, end_s)
+        hz = max(book.site.cells[cell].ul_bandwidth_hz for cell in cells)
+        rate = best.between(book.ue_rows[offer.ue], at_s, end_s) * hz
+        work = least_work(book, offer, rate, cells[0] if len(cells) == 1 else None)
+        works.append(work)
+        values.append(np.full(len(work), offer.weight))
+        counts.append(len(work))
+        starts.append(at_s)
+        ends.append(end_s)
+    return np.concatenate(works), np.concatenate(values), np.array(counts), np.array(starts), np.array(ends)
+
+
+def least_work(book: Workbook, offer: TaskOffer, best_rate_bps: float, cell: int | None) -> Floats:
+    """(J', R) seconds of each uplink and node that the options of a task cannot do without; cell None: no uplink's."""
+    seconds, node = options(book.tables[offer.task], offer, book.units[offer.task], best_rate_bps)
+    n_cells = len(book.site.cells)
+    work = np.zeros((len(node), n_cells + len(book.site.nodes)))
+    if cell is not None:
+        work[:, cell] = seconds[:, 0]
+    work[np.arange(len(node)), n_cells + node] = seconds[:, 1]
+    return work
+
+
+def longest_life_s(offer: TaskOffer, units: int) -> float:
+    """Time after which a task that is met has ended at the latest."""
+    work = offer.work
+    if isinstance(work, LlmSession):
+        return work.ttft_s + work.tpot_s * (units - 1)
+    return (work.frames - 1) / work.fps + work.deadline_s
+
+
+def options(table: PointTable, offer: TaskOffer, units: int, best_rate_bps: float) -> tuple[Floats, Ints]:
+    """Seconds of (uplink, node) that each point cannot do without (J', 2), and its node (J',).
+
+    Points that miss a deadline even with every resource to themselves are left out. Of a clip only the frames that
+    must be in time count.
+    """
+    air = table.ul_bits / best_rate_bps
+    alone = table.fixed_s + air + table.node_s
+    good = (alone <= table.deadline_s + 1e-9).all(axis=1)
+    if isinstance(offer.work, LlmSession):
+        times = np.array([1.0, units - 1.0])
+    else:
+        times = np.array([np.ceil(offer.work.target_ratio * offer.work.frames - 1e-9), 0.0])
+    seconds = np.stack([(air * times).sum(axis=1), (table.node_s * times).sum(axis=1)], axis=1)
+    return seconds[good], table.node[good]
+
+
+class Cells:
+    """Serving cells of each UE over time, from the trace's reports."""
+
+    def __init__(self, book: Workbook) -> None:
+        index = {c.id: i for i, c in enumerate(book.site.cells)}
+        self._steps: dict[str, list[tuple[float, int]]] = {
+            ue: [(-np.inf, index[cell])] for ue, cell in book.cell_of_ue.items()
+        }
+        for at_s, report in book.reports:
+            if isinstance(report, UeReport) and report.cell in index:
+                steps = self._steps[report.ue]
+                if steps[-1][1] != index[report.cell]:
+                    steps.append((at_s, index[report.cell]))
+
+    def between(self, ue: str, start_s: float, end_s: float) -> tuple[int, ...]:
+        """Return the cells in force at any instant of [start_s, end_s]."""
+        steps = self._steps[ue]
+        first = bisect.bisect_right(steps, start_s, key=lambda step: step[0]) - 1
+        last = bisect.bisect_right(steps, end_s, key=lambda step: step[0])
+        return tuple(sorted({cell for _, cell in steps[first:last]}))
+
+
+class BestChannel:
+    """Greatest efficiency of a UE in an interval, from the truth."""
+
+    def __init__(self, truth: ChannelTruth) -> None:
+        self._steps: Mapping[int, tuple[Floats, Floats]] = {
+            u: (
+                np.concatenate([[-np.inf], truth.at_s[truth.ue == u]]),
+                np.concatenate([truth.initial_bps_hz[u : u + 1], truth.efficiency_bps_hz[truth.ue == u]]),
+            )
+            for u in range(len(truth.initial_bps_hz))
+        }
+
+    def between(self, ue: int, start_s: float, end_s: float) -> float:
+        """bit/s/Hz, the greatest in force at any instant of [start_s, end_s]."""
+        at_s, value = self._steps[ue]
+        first = int(np.searchsorted(at_s, start_s, side="right")) - 1
+        last = int(np.searchsorted(at_s, end_s, side="right"))
+        return float(value[first:last].max())

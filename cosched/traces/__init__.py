@@ -1,0 +1,1 @@
+"""Traces made of public data sets and of scenarios."""

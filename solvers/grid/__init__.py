@@ -1,0 +1,1 @@
+"""Plans in whole steps of each resource, by prices over Pareto columns."""

@@ -1,0 +1,1 @@
+"""The second stage: what admission leaves over, shared out by an objective."""

@@ -1,0 +1,1 @@
+"""Slower solvers that others are held against: exact, on the grid that the radio has."""

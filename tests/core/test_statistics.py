@@ -1,0 +1,143 @@
+"""What one plan hands to the next: the variance of its use; what a plan counts; whose weight gives way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from core_cases import SITE, answer, make_core, session
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cosched.core.commands import Dispatch, Plan, Solve
+from cosched.core.core import LEAST_VARIANCE, Core
+from cosched.core.decide import usage
+from cosched.core.events import Offered, Solved, SolveFailed, Tick
+from cosched.core.settings import Settings
+from solvers import registry as solvers
+from solvers.codec import problem_from_data
+from solvers.problem import Floats
+from solvers.statistical import restrict
+
+
+def admitted(core: Core, many: int) -> Plan:
+    """Offer so many sessions of all kinds; returns the plan."""
+    offers = tuple(session(f"t{i}", 0.1, private=i % 2 == 0, tpot_s=(0.1, 0.2)[i % 2]) for i in range(many))
+    return answer(core, core.handle(Offered(0.1, offers)), 0.1)[-1]
+
+
+def asked(core: Core, at_s: float) -> Solve:
+    (command,) = core.handle(Tick(at_s))
+    assert isinstance(command, Solve)
+    return command
+
+
+def spread(core: Core, plan: Plan) -> Floats:
+    """(R,) variance of a plan's use, task by task: a share x that is used u of the time has variance u (x - u)."""
+    total = np.zeros(len(plan.planned_use))
+    at = core._open
+    assert at is not None
+    planned = at[1].planned
+    for row, task in enumerate(plan.tasks):
+        i = planned.problem.task_ids.index(task)
+        j = int(planned.layout.held[i])
+        for s in range(2):  # the cell and the node; memory is held all the time
+            u, x = planned.mean_use[j, s], plan.share[row, s]
+            if planned.problem.slot[j, s] < len(total):
+                total[planned.problem.slot[j, s]] += u * max(0.0, x - u)
+    return total
+
+
+def test_the_next_problem_allows_for_the_variance_of_the_plan_in_force():
+    """Its background is what the effective-bandwidth rule asks at that variance, not at the least one."""
+    core = make_core()
+    plan = admitted(core, 12)
+    command = asked(core, 0.1)
+    variance = spread(core, plan)
+    assert plan.variance == pytest.approx(variance, rel=1e-9)
+    assert variance.max() > 2 * LEAST_VARIANCE
+    n = len(SITE.cells) + len(SITE.nodes)
+    margin = Settings().z * np.sqrt(np.maximum(variance[:n], LEAST_VARIANCE)) / 2
+    free = make_core("compute-only")  # plans with hard reservations: no margin
+    admitted(free, 1)
+    assert command.problem.background[:n] - asked(free, 0.2).problem.background[:n] == pytest.approx(margin, rel=1e-9)
+
+
+@pytest.mark.parametrize(("weight", "served"), [(1.0, True), (5.0, False)])
+def test_a_session_without_room_is_served_on_unless_tasks_of_more_weight_are_in_the_plan(weight: float, served: bool):
+    core = make_core()
+    offers = (session("a", 0.1, private=False), session("b", 0.1, private=False, weight=weight))
+    answer(core, core.handle(Offered(0.1, offers)), 0.1)
+    command = asked(core, 0.2)
+    found = solvers.get("joint")(command.problem, warm=command.warm, options=command.policy.options)
+    a = command.problem.task_ids.index("a")
+    assert (found.chosen >= 0).all()
+    out = np.arange(2) == a
+    found = replace(
+        found,
+        chosen=np.where(out, -1, found.chosen),
+        share=np.where(out[:, None], 0.0, found.share),
+        promised=found.promised & ~out,
+    )
+    (dispatch,) = core.handle(Solved(0.2, command.request, found))
+    assert isinstance(dispatch, Dispatch)
+    plan = dispatch.plan
+    assert set(plan.tasks) == {"a", "b"}
+    row = plan.tasks.index("a")
+    assert not plan.promised[row]
+    assert bool((plan.share[row, :2] > 0).any()) == served
+
+
+@pytest.mark.parametrize("many", [1, 8, 40])
+def test_what_a_plan_counts_is_never_negative_whoever_answers(many: int):
+    """Where all solvers fail but the last, that one shares out by rule, and knows nothing of statistical use."""
+    core = make_core()
+    admitted(core, many)
+    command = asked(core, 0.2)
+    names = []
+    while command.policy.name != "local":
+        (again,) = core.handle(SolveFailed(0.2, command.request))
+        assert isinstance(again, Solve)
+        command = again
+        names.append(command.policy.name)
+    assert names == ["greedy", "local"]
+    found = solvers.get("local")(command.problem)
+    (dispatch,) = core.handle(Solved(0.2, command.request, found))
+    assert isinstance(dispatch, Dispatch)
+    plan = dispatch.plan
+    assert (plan.planned_use >= 0).all()
+    on = found.chosen[found.chosen >= 0]
+    by_hand = command.problem.background.copy()
+    for j, x in zip(on, found.share[found.chosen >= 0], strict=True):
+        for s in np.flatnonzero(command.problem.slot[j] < len(by_hand)):
+            by_hand[command.problem.slot[j, s]] += x[s] + command.problem.rigid[j, s]
+    assert plan.planned_use == pytest.approx(by_hand)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.001, 3.0), st.floats(0.0, 1.0)), min_size=1, max_size=6),
+    st.floats(0.1, 4.0),
+    st.floats(0.01, 0.5),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_who_is_served_with_less_than_he_uses_counts_with_what_he_has(
+    tasks: list[tuple[float, float]], z: float, variance: float
+):
+    """Below the mean use the tangent of the effective-bandwidth rule is no demand: it would make room out of need."""
+    use, share = np.array(tasks).T[:, :, None]
+    phases = [{"slack_s": 1.0, "work_s": {"cell/ul": 0.001}}]
+    plain = problem_from_data(
+        {
+            "resources": [{"id": "cell/ul", "background": 0.1}],
+            "tasks": [
+                {"id": f"t{i}", "points": [{"id": "p", "value": 1.0, "phases": phases}]} for i in range(len(use))
+            ],
+        }
+    )
+    restricted = restrict(plain, use, z=z, variance0=np.array([variance]))
+    used = usage(restricted, np.arange(len(use)), share)[0] - restricted.background[0]
+    assert used >= np.minimum(use, share).sum() - 1e-9
+    ahead = (share >= use) & (use <= 1.0)
+    line = use + z * use * (share - use) / (2 * np.sqrt(variance))
+    assert used == pytest.approx(np.where(ahead, line, np.maximum(share, np.where(use <= 1.0, line, share))).sum())
