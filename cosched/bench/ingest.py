@@ -20,7 +20,7 @@ from cosched.bench.model import BenchRow, Claim, Result, spread
 from cosched.bench.publisher import ROWS
 from cosched.config import wiring as build
 from cosched.core.core import Core
-from cosched.core.events import Telemetry
+from cosched.core.events import Reported
 from cosched.core.settings import Settings
 from cosched.daemon.ingest import Ingest
 from cosched.errors import BadInput
@@ -52,11 +52,11 @@ class Sink:
 
     def _reports(self, reports: Sequence[UeReport], at_ns: int) -> None:
         self.reports += len(reports)
-        self.core.handle(Telemetry(at_ns * NS, tuple(reports)))
+        self.core.handle(Reported(tuple(reports)), at_ns * NS)
 
     def _report(self, message: Message, at_ns: int) -> None:
         self.reports += ROWS
-        self.core.handle(Telemetry(at_ns * NS, message))  # type: ignore[arg-type]  # batches alone come here
+        self.core.handle(message, at_ns * NS)  # type: ignore[arg-type]  # batches alone come here
 
     def take(self, reports: int) -> None:
         """Take in until so many more reports have come. Raises BadInput when they do not."""

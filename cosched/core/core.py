@@ -24,13 +24,12 @@ from cosched.core.events import (
     Progressed,
     Shrunk,
     Solved,
-    SolveFailed,
     Switched,
     Telemetry,
     Tick,
 )
 from cosched.core.planner import Layout, Planned, add_newcomers, make_layout, plan_problem, resource_ids
-from cosched.core.policy import Policy, fallback
+from cosched.core.policy import Policy, fallback, policy
 from cosched.core.settings import Settings
 from cosched.core.snapshot import BidRow, Load, Snapshot, TaskRow
 from cosched.core.state import State, Task
@@ -80,33 +79,34 @@ class Core:
         self._dropped: list[Decision] = []
         self._layout: tuple[int, Layout] | None = None
         self._handlers: dict[type, Callable[..., list[Command]]] = {
-            Telemetry: self._telemetry,
             Offered: self._offered,
             Progressed: self._progressed,
             Finished: self._finished,
             Tick: self._tick,
             Solved: self._solved,
-            SolveFailed: self._solve_failed,
             Switched: self._switched,
             Barred: self._barred,
             Placed: self._placed,
             Shrunk: self._shrunk,
         }
 
-    def handle(self, event: Event) -> list[Command]:
-        """Take one event in; return what is to be done. Raises StaleEvent and changes nothing on a step back."""
-        if event.at_s < self._now_s:
-            raise StaleEvent(f"{type(event).__name__} at {event.at_s} s, but it is already {self._now_s} s")
-        self._now_s = event.at_s
-        return self._handlers[type(event)](event)
+    def handle(self, event: Event, at_s: float) -> list[Command]:
+        """Take in one event as of an instant; return what is to be done.
+
+        Raises StaleEvent, and changes nothing, on a step back in time.
+        """
+        if at_s < self._now_s:
+            raise StaleEvent(f"{type(event).__name__} at {at_s} s, but it is already {self._now_s} s")
+        self._now_s = at_s
+        return self._handlers.get(type(event), self._telemetry)(event)
 
     def _telemetry(self, event: Telemetry) -> list[Command]:
-        if isinstance(event.report, TaskTiming):
-            self.state.timed(event.report)
+        if isinstance(event, TaskTiming):
+            self.state.timed(event)
         else:
-            self.state.observe(event.at_s, event.report)
+            self.state.observe(self._now_s, event)
             if self.state.known.is_due:
-                self._thin_out(event.at_s)
+                self._thin_out(self._now_s)
         return []
 
     def _thin_out(self, now_s: float) -> None:
@@ -124,7 +124,7 @@ class Core:
         return []
 
     def _offered(self, event: Offered) -> list[Command]:
-        efficiency = self.state.channel.planned(event.at_s, self.settings.session_risk_sd)
+        efficiency = self.state.channel.planned(self._now_s, self.settings.session_risk_sd)
         factors = self.state.calibration.factors
         for offer in event.offers:
             ue = self.state.channel.index(offer.ue)
@@ -133,7 +133,7 @@ class Core:
                 self._dropped.append(Decision(offer.task, "rejected_no_channel", -1, EMPTY, 0.0))
                 continue
             task = Task(offer, self._points(offer, cell, factors), ue, cell, table_cell=cell, factors=factors)
-            self._bids.note(Arrival(event.at_s, offer, task.table, cell, float(efficiency[ue]), factors))
+            self._bids.note(Arrival(self._now_s, offer, task.table, cell, float(efficiency[ue]), factors))
             self._waiting.append(task)
         if self._waiting and self._is_superseded():
             self._open = None
@@ -143,11 +143,11 @@ class Core:
         """Whether nobody waits for the open solve, a tick's: the next one plans all that it does, and newcomers."""
         if self._open is None:
             return False
-        _, asked, policy = self._open
-        return policy is self.policy and bool((asked.planned.layout.held >= 0).all())
+        _, asked, asked_policy = self._open
+        return asked_policy is self.policy and bool((asked.planned.layout.held >= 0).all())
 
     def _switched(self, event: Switched) -> list[Command]:
-        self.policy = event.policy
+        self.policy = policy(event.policy)
         return []
 
     def _barred(self, event: Barred) -> list[Command]:
@@ -185,11 +185,11 @@ class Core:
             self._open = None
         return self._solve()
 
-    def _tick(self, event: Tick) -> list[Command]:
+    def _tick(self, _: Tick) -> list[Command]:
         if self.policy.drops_lost:
-            self._drop_lost(event.at_s)
-        if self.state.known.holds_silent(event.at_s):
-            self._thin_out(event.at_s)
+            self._drop_lost(self._now_s)
+        if self.state.known.holds_silent(self._now_s):
+            self._thin_out(self._now_s)
         if not self.state.tasks and not self._waiting and not self._dropped:
             return []
         return self._solve()
@@ -223,10 +223,10 @@ class Core:
         asked = Asked(planned, problem, self.policy.statistical, state.version, state.short_bytes)
         return [self._ask(asked, self.policy)]
 
-    def _ask(self, asked: Asked, policy: Policy) -> Solve:
+    def _ask(self, asked: Asked, by: Policy) -> Solve:
         self._request += 1
-        self._open = (self._request, asked, policy)
-        return Solve(self._request, asked.problem, policy, self.state.prices)
+        self._open = (self._request, asked, by)
+        return Solve(self._request, asked.problem, by, self.state.prices)
 
     def _layout_for(self, newcomers: Sequence[Task]) -> Layout:
         if self._layout is None or self._layout[0] != self.state.version:
@@ -241,7 +241,9 @@ class Core:
         self._layout_for(())
 
     def _solved(self, event: Solved) -> list[Command]:
-        asked, policy = self._answered(event)
+        asked, asked_policy = self._answered(event)
+        if event.solution is None:
+            return self._solve_simpler(asked, asked_policy)
         now = settle(self.state, asked, event.solution, self._session_bytes)
         self._generation += 1
         plan = make_plan(
@@ -249,9 +251,9 @@ class Core:
             asked,
             now,
             generation=self._generation,
-            at_s=event.at_s,
+            at_s=self._now_s,
             settings=self.settings,
-            goal=policy.goal(self.settings.objective),
+            goal=asked_policy.goal(self.settings.objective),
         )
         self._adopt(asked.planned, plan)
         self.state.prices, self.state.variance, self._use = plan.prices, plan.variance, plan.planned_use
@@ -262,21 +264,20 @@ class Core:
         is_due = bool(self._waiting) or (bool(now.left_out.any()) and self._is_anybody_stranded())
         return [Dispatch(plan), *(self._solve() if is_due else [])]
 
-    def _solve_failed(self, event: SolveFailed) -> list[Command]:
+    def _solve_simpler(self, asked: Asked, failed: Policy) -> list[Command]:
         """Ask a simpler policy the same: a submit is answered, and nobody who is served loses his lease over it."""
-        asked, policy = self._answered(event)
-        simpler = fallback(policy)
+        simpler = fallback(failed)
         if asked.statistical and not simpler.statistical:  # it gives away whole shares, so it counts whole shares
             asked = replace(asked, problem=asked.planned.problem, statistical=False)
         return [self._ask(asked, simpler)]
 
-    def _answered(self, event: Solved | SolveFailed) -> tuple[Asked, Policy]:
+    def _answered(self, event: Solved) -> tuple[Asked, Policy]:
         """Close the open request. Raises StaleEvent and changes nothing when another one is meant."""
         if self._open is None or self._open[0] != event.request:
             raise StaleEvent(f"{type(event).__name__} answers request {event.request}, which is not open")
-        _, asked, policy = self._open
+        _, asked, asked_policy = self._open
         self._open = None
-        return asked, policy
+        return asked, asked_policy
 
     def _adopt(self, planned: Planned, plan: Plan) -> None:
         """Make the plan's changes the state's."""

@@ -1,31 +1,26 @@
-"""What the core is told. Time arrives as a stamp (seconds on the feeder's monotonic clock) on every event."""
+"""What the core is told, and what a capture records of it: the same types (cosched/daemon/journal.py).
+
+Time is no part of an event: whoever feeds the core hands a stamp with each, seconds on his monotonic clock.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
 from cosched.core.layers import NodeLayers
-from cosched.core.policy import Policy
 from solvers.solution import Solution
 from telemetry.messages import CellReport, NodeReport, TaskOffer, TaskTiming, UeReport, UeReportBatch
 
 
-@dataclass(frozen=True, slots=True)
-class Telemetry:
-    """A plausible report, or UE reports that came together; implausible ones never get here (telemetry/quality.py)."""
+class Reported(msgspec.Struct, frozen=True):
+    """UE reports that came one by one and are taken in together; implausible ones never get here."""
 
-    at_s: float
-    report: tuple[UeReport, ...] | UeReport | UeReportBatch | CellReport | NodeReport | TaskTiming
+    reports: tuple[UeReport, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
+class Offered(msgspec.Struct, frozen=True):
     """Tasks that arrive at one instant; they are decided together."""
 
-    at_s: float
     offers: tuple[TaskOffer, ...]
 
 
@@ -43,76 +38,59 @@ class Progress(msgspec.Struct, frozen=True):
     fixed_s_left: float
 
 
-@dataclass(frozen=True, slots=True)
-class Progressed:
+class Progressed(msgspec.Struct, frozen=True):
     """Progress of all running tasks, at the start of a period."""
 
-    at_s: float
     tasks: tuple[Progress, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """A task came to its end."""
 
-    at_s: float
     task: str
+    reason: str = ""  # for whoever reads a capture
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(msgspec.Struct, frozen=True):
     """The near-RT period is over: time to plan again."""
 
-    at_s: float
 
+class Answered(msgspec.Struct, frozen=True):
+    """A Solve command is answered, or was given up: as captures have it, for whoever verifies one solves again."""
 
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """The answer to a Solve command."""
-
-    at_s: float
     request: int
-    solution: Solution
+    failed: str = ""  # over its wall budget, or its process died; "": it has a solution
 
 
-@dataclass(frozen=True, slots=True)
-class SolveFailed:
-    """A Solve command was given up: over its wall budget, or its process died."""
+class Solved(Answered, frozen=True):
+    """The same, as the core has it."""
 
-    at_s: float
-    request: int
+    solution: Solution | None = None  # where it has failed
 
 
-@dataclass(frozen=True, slots=True)
-class Switched:
+class Switched(msgspec.Struct, frozen=True):
     """From the next Solve on, plan by another policy."""
 
-    at_s: float
-    policy: Policy
+    policy: str
 
 
-@dataclass(frozen=True, slots=True)
-class Barred:
+class Barred(msgspec.Struct, frozen=True):
     """From here on no task may be on these nodes and on no others: they are gone, or do not do what they are told."""
 
-    at_s: float
     nodes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True):
     """From here on nodes hold these layers, and points that need others are not open; of others nothing is known."""
 
-    at_s: float
     nodes: tuple[NodeLayers, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Shrunk:
+class Shrunk(msgspec.Struct, frozen=True):
     """From here on nodes have so many bytes less than the site says, all others what it says."""
 
-    at_s: float
-    short_bytes: Mapping[str, float]
+    short_bytes: dict[str, float]
 
 
-Event = Telemetry | Offered | Progressed | Finished | Tick | Solved | SolveFailed | Switched | Barred | Placed | Shrunk
+Telemetry = Reported | UeReport | UeReportBatch | CellReport | NodeReport | TaskTiming
+Event = Telemetry | Offered | Progressed | Finished | Tick | Solved | Switched | Barred | Placed | Shrunk

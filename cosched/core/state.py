@@ -10,7 +10,7 @@ import numpy as np
 
 from cosched.core import columns as col
 from cosched.core.channel import ChannelEstimates
-from cosched.core.events import Progress
+from cosched.core.events import Progress, Reported
 from cosched.core.known import KnownUes
 from cosched.core.layers import ANYWHERE, NodeLayers, Where, where
 from cosched.core.moving import Moves, moves_of
@@ -198,12 +198,10 @@ class State:
         self.progress: Floats = np.zeros((1, col.N_PROGRESS))  # a row per running task, in no order: Task.row
         self._free_rows = [0]
 
-    def observe(
-        self, at_s: float, report: tuple[UeReport, ...] | UeReport | UeReportBatch | CellReport | NodeReport
-    ) -> None:
+    def observe(self, at_s: float, report: Reported | UeReport | UeReportBatch | CellReport | NodeReport) -> None:
         """Take a report in, or several. Cells and nodes that the site does not have are somebody else's."""
-        if isinstance(report, tuple):
-            self._observe_many(at_s, [(r.ue, r.cell, r.ul_efficiency_bps_hz) for r in report])
+        if isinstance(report, Reported):
+            self._observe_many(at_s, [(r.ue, r.cell, r.ul_efficiency_bps_hz) for r in report.reports])
         elif isinstance(report, UeReportBatch):
             self._observe_many(at_s, zip(report.ue, report.cell, report.ul_efficiency_bps_hz, strict=True))
         elif isinstance(report, UeReport):

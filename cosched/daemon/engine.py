@@ -130,11 +130,11 @@ class Engine:
     def reports(self, reports: Sequence[UeReport], at_ns: int) -> None:
         """Take plausible UE reports that came one after the other, as of one instant."""
         at_ns = max(at_ns, self._fed_ns)
-        record = journal.Reports(reports=tuple(reports))
-        self.capture.add("ran.ue", record, at_ns, reports[-1].at_ns)
+        event = events.Reported(tuple(reports))
+        self.capture.add("ran.ue", event, at_ns, reports[-1].at_ns)
         for report in reports:
             self._heard(report.ue, report.ul_efficiency_bps_hz is not None, at_ns)
-        self.core.handle(events.Telemetry(at_ns * NS, record.reports))
+        self.core.handle(event, at_ns * NS)
 
     def report(self, message: Message, at_ns: int) -> None:
         """Take any other plausible message; an end that came with it has moved the core's time on."""
@@ -144,7 +144,7 @@ class Engine:
             if isinstance(message, UeReportBatch):
                 for ue, value in zip(message.ue, message.ul_efficiency_bps_hz, strict=True):
                     self._heard(ue, value is not None, at_ns)
-            self.core.handle(events.Telemetry(at_ns * NS, message))
+            self.core.handle(message, at_ns * NS)
             if isinstance(message, TaskTiming):
                 if (timed := self.trackers.get(message.task)) is not None:
                     timed.hear(at_ns * NS)
@@ -173,15 +173,14 @@ class Engine:
         self.counts["offered"] += len(submits)
         for submit in submits:
             self.on_offer(submit.offer)
-        record = journal.Offers(offers=tuple(w.offer for w in submits))
-        self._feed("offered", record, lambda at_s: events.Offered(at_s, record.offers))
+        self._feed(events.Offered(tuple(w.offer for w in submits)))
 
     def end(self, task: str, reason: str) -> bool:
         """End a running task; False when there is none of that id. It is told once it is on disk: with `flush`."""
         tracker = self.trackers.pop(task, None)
         if tracker is None:
             return False
-        self._feed("finished", journal.Finish(task=task, reason=reason), lambda at_s: events.Finished(at_s, task))
+        self._feed(events.Finished(task, reason))
         self._ends.append((tracker.offer, reason))
         self._drops.append(task)
         self._count(reason, task)
@@ -221,10 +220,10 @@ class Engine:
                 self.end(task, Reason.SILENT)
         running = self.core.state.tasks
         told = (t.progress(now_s, running[n].table, running[n].point) for n, t in self.trackers.items() if n in running)
-        record = journal.Progresses(tasks=tuple(p for p in told if p is not None))
-        if record.tasks:
-            self._feed("progressed", record, lambda at_s: events.Progressed(at_s, record.tasks))
-        self._feed("tick", journal.Tick(), events.Tick)
+        progressed = events.Progressed(tuple(p for p in told if p is not None))
+        if progressed.tasks:
+            self._feed(progressed)
+        self._feed(events.Tick())
         if self._drops and self.core.is_quiet:
             self.flush()  # or else with the plan
 
@@ -252,35 +251,32 @@ class Engine:
         self._read_ns = read_ns
         self.solve_ms.add((self.clock() - self._read_ns) * 1e-6)
         self.counts["solves"] += 1
-        record = journal.Answer(request=request, failed=why if solution is None else "")
         if solution is None:
             self.counts["solves_failed"] += 1
             self.alarm("solver", why)
-            self._feed("solved", record, lambda at_s: events.SolveFailed(at_s, request))
+            self._feed(events.Solved(request, failed=why))
         else:
             if asked_policy == self.core.policy.name:
                 self.alarm("solver", "")
-            self._feed("solved", record, lambda at_s: events.Solved(at_s, request, solution))
+            self._feed(events.Solved(request, solution=solution))
         self._rotate()
 
     def switch(self, name: str) -> None:
         """Plan by another policy from here on. Raises BadInput for one that there is not."""
-        chosen = policy(name)
-        if chosen.name != self.core.policy.name:
-            self._feed("switched", journal.Switch(policy=name), lambda at_s: events.Switched(at_s, chosen))
+        if policy(name).name != self.core.policy.name:
+            self._feed(events.Switched(name))
 
     def bar(self, nodes: tuple[str, ...]) -> None:
         """Plan without these nodes, and with all others again; whoever is on them is planned elsewhere at once."""
-        self._feed("barred", journal.Barred(nodes=nodes), lambda at_s: events.Barred(at_s, nodes))
+        self._feed(events.Barred(nodes))
 
     def placed(self, nodes: tuple[NodeLayers, ...]) -> None:
         """Plan by what these nodes hold; whoever runs on layers that are gone is planned elsewhere at once."""
-        self._feed("placed", journal.Placed(nodes=nodes), lambda at_s: events.Placed(at_s, nodes))
+        self._feed(events.Placed(nodes))
 
     def shrink(self, short_bytes: Mapping[str, float]) -> None:
         """Plan with so much less memory on these nodes, and with what the site says on all others."""
-        record = journal.Shrunk(short_bytes=dict(short_bytes))
-        self._feed("shrunk", record, lambda at_s: events.Shrunk(at_s, record.short_bytes))
+        self._feed(events.Shrunk(dict(short_bytes)))
 
     def begin_capture(self) -> None:
         """Begin a new capture file. The core must be quiet."""
@@ -300,10 +296,12 @@ class Engine:
 
     # --- what follows -------------------------------------------------------------------------------------------
 
-    def _feed(self, topic: str, record: journal.Record, event: Callable[[float], events.Event]) -> None:
+    def _feed(self, event: events.Event) -> None:
+        """Record an event and have the core handle it."""
         at_ns = self._fed_ns = self.clock()
-        self.capture.add(topic, record, at_ns)
-        self._do(self.core.handle(event(at_ns * NS)))
+        record = events.Answered(event.request, event.failed) if isinstance(event, events.Solved) else event
+        self.capture.add(journal.TOPIC_OF[type(record)], record, at_ns)
+        self._do(self.core.handle(event, at_ns * NS))
 
     def _do(self, commands: Sequence[Command]) -> None:
         for command in commands:  # first what somebody else works on while the rest is done here
@@ -364,8 +362,7 @@ class Engine:
     def _take_back(self, waiting: Waiting, why: str) -> None:
         """An admission that could not be stored has never been."""
         self.counts[NOT_STORED] += 1
-        record = journal.Finish(task=waiting.offer.task, reason=NOT_STORED)
-        self._feed("finished", record, lambda at_s: events.Finished(at_s, record.task))
+        self._feed(events.Finished(waiting.offer.task, NOT_STORED))
         for reply in waiting.replies:
             reply(None, why)
 

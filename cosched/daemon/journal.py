@@ -1,8 +1,8 @@
 """What a capture holds besides telemetry messages: the other events of the core, its plans, and where it began.
 
 A capture is the journal of one core: `config` first, with the state that the core had then; every event in the order
-in which it was handled, stamped with its instant (log time, ns; an event's `at_s` is that x 1e-9); after the events
-that led to a plan its digest and its decisions. Enough to recompute every decision.
+in which it was handled, as the core has it, stamped with its instant (log time, ns; the core's `at_s` is that x 1e-9);
+after the events that led to a plan its digest and its decisions. Enough to recompute every decision.
 """
 
 from __future__ import annotations
@@ -14,21 +14,16 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from cosched.core import events
 from cosched.core.commands import Plan
-from cosched.core.events import Progress
-from cosched.core.layers import NodeLayers
 from cosched.core.snapshot import Snapshot
-from telemetry.messages import CellReport, DecisionMessage, NodeReport, TaskOffer, TaskTiming, UeReport, UeReportBatch
+from telemetry.messages import CellReport, DecisionMessage, NodeReport, TaskTiming, UeReportBatch
 
 VERSION: Final = 1
 NS: Final = 1e-9
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A record of the journal."""
-
-
-class Config(Record, frozen=True, kw_only=True):
+class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What the core was made of and knew when the file began."""
 
     v: int
@@ -41,67 +36,7 @@ class Config(Record, frozen=True, kw_only=True):
     snapshot: Snapshot
 
 
-class Reports(Record, frozen=True, kw_only=True):
-    """UE reports that came one by one and were taken in together."""
-
-    reports: tuple[UeReport, ...]
-
-
-class Offers(Record, frozen=True, kw_only=True):
-    """Tasks offered at one instant."""
-
-    offers: tuple[TaskOffer, ...]
-
-
-class Progresses(Record, frozen=True, kw_only=True):
-    """Progress of running tasks."""
-
-    tasks: tuple[Progress, ...]
-
-
-class Finish(Record, frozen=True, kw_only=True):
-    """A task's end, and why."""
-
-    task: str
-    reason: str
-
-
-class Tick(Record, frozen=True, kw_only=True):
-    """A near-RT period was over."""
-
-
-class Answer(Record, frozen=True, kw_only=True):
-    """A solve came back, or was given up."""
-
-    request: int
-    failed: str = ""  # why
-
-
-class Switch(Record, frozen=True, kw_only=True):
-    """Another policy from here on."""
-
-    policy: str
-
-
-class Barred(Record, frozen=True, kw_only=True):
-    """Nodes that no task may be on from here on."""
-
-    nodes: tuple[str, ...]
-
-
-class Placed(Record, frozen=True, kw_only=True):
-    """Layers that nodes hold from here on."""
-
-    nodes: tuple[NodeLayers, ...]
-
-
-class Shrunk(Record, frozen=True, kw_only=True):
-    """Memory that nodes lack, from here on, of what the site says."""
-
-    short_bytes: dict[str, float]
-
-
-class PlanMade(Record, frozen=True, kw_only=True):
+class PlanMade(msgspec.Struct, frozen=True, kw_only=True):
     """A plan went into force."""
 
     generation: int
@@ -113,23 +48,24 @@ class PlanMade(Record, frozen=True, kw_only=True):
 
 TOPICS: Final[dict[str, type[msgspec.Struct]]] = {
     "config": Config,
-    "ran.ue": Reports,
+    "ran.ue": events.Reported,
     "ran.ue.batch": UeReportBatch,
     "ran.cell": CellReport,
     "compute.node": NodeReport,
     "task.timing": TaskTiming,
-    "offered": Offers,
-    "progressed": Progresses,
-    "finished": Finish,
-    "tick": Tick,
-    "solved": Answer,
-    "switched": Switch,
-    "barred": Barred,
-    "placed": Placed,
-    "shrunk": Shrunk,
+    "offered": events.Offered,
+    "progressed": events.Progressed,
+    "finished": events.Finished,
+    "tick": events.Tick,
+    "solved": events.Answered,
+    "switched": events.Switched,
+    "barred": events.Barred,
+    "placed": events.Placed,
+    "shrunk": events.Shrunk,
     "plan": PlanMade,
     "decision": DecisionMessage,
 }
+TOPIC_OF: Final = {kind: topic for topic, kind in TOPICS.items()}
 
 
 def plan_sha256(plan: Plan) -> str:

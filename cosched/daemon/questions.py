@@ -63,10 +63,10 @@ class Scene:
     async def decide(self, offers: Sequence[TaskOffer]) -> Plan:
         """Decide on further tasks now; nobody else hears of it. Raises what `ask` raises."""
         core, _ = self.core()
-        (solve,) = core.handle(Offered(self.snapshot.at_s, tuple(offers)))
+        (solve,) = core.handle(Offered(tuple(offers)), self.snapshot.at_s)
         assert isinstance(solve, Solve)  # noqa: S101  # nothing is open in a new core
         solution = await self.ask(solve)
-        dispatch = core.handle(Solved(self.snapshot.at_s, solve.request, solution))[0]
+        dispatch = core.handle(Solved(solve.request, solution=solution), self.snapshot.at_s)[0]
         assert isinstance(dispatch, Dispatch)  # noqa: S101  # what Solved leads to
         return dispatch.plan
 
@@ -167,7 +167,7 @@ async def explain(scene: Scene, offer: TaskOffer, lease: api.Lease, planned: np.
     before = scene.without(offer.task)
     core, _ = before.core()
     site = scene.plant.site
-    solve = next(iter(core.handle(Offered(scene.snapshot.at_s, (offer,)))), None)
+    solve = next(iter(core.handle(Offered((offer,)), scene.snapshot.at_s)), None)
     problem = solve.problem if isinstance(solve, Solve) else None
     refused = lease.reason.startswith("rejected") and lease.reason != Reason.REJECTED_NO_CHANNEL
     return api.Explanation(

@@ -12,7 +12,7 @@ from cosched.children.pool import ask_of
 from cosched.config.wiring import Plant
 from cosched.core.commands import Command, Solve
 from cosched.core.core import Core
-from cosched.core.events import Event, Offered, Progress, Progressed, Solved, Telemetry, Tick
+from cosched.core.events import Event, Offered, Progress, Progressed, Solved, Tick
 from cosched.core.settings import Settings
 from telemetry.messages import LlmSession, TaskOffer, UeReport, VideoClip
 
@@ -22,29 +22,29 @@ def rehearse(plant: Plant, settings: Settings, policies: Sequence[str]) -> list[
     asks: list[bytes] = []
     for name in dict.fromkeys(policies):
         core = plant.core(name, settings)
-        for event in _day(plant):
-            asks += _carry_out(core, event)
+        for at_s, event in _day(plant):
+            asks += _carry_out(core, event, at_s)
     return asks
 
 
-def _carry_out(core: Core, event: Event) -> list[bytes]:
+def _carry_out(core: Core, event: Event, at_s: float) -> list[bytes]:
     asks = []
-    todo: list[Command] = core.handle(event)
+    todo: list[Command] = core.handle(event, at_s)
     while todo:
         command = todo.pop(0)
         if isinstance(command, Solve):
             asks.append(pack(ask_of(command)))
             answer = solve_packed(asks[-1])
             if answer.solution is not None:
-                todo += core.handle(Solved(event.at_s, command.request, answer.solution))
+                todo += core.handle(Solved(command.request, solution=answer.solution), at_s)
     return asks
 
 
-def _day(plant: Plant) -> list[Event]:
+def _day(plant: Plant) -> list[tuple[float, Event]]:
     """A good channel, a bad one, one task of each kind on each, and a period later the first token."""
     cell = plant.site.cells[0].id
-    reports: list[Event] = [
-        Telemetry(0.0, UeReport(at_ns=0, source="", seq=0, ue=f"r{i}", cell=cell, ul_efficiency_bps_hz=value))
+    reports: list[tuple[float, Event]] = [
+        (0.0, UeReport(at_ns=0, source="", seq=0, ue=f"r{i}", cell=cell, ul_efficiency_bps_hz=value))
         for i, value in enumerate((4.0, 0.5))
     ]
     session: LlmSession | VideoClip = LlmSession(
@@ -57,4 +57,4 @@ def _day(plant: Plant) -> list[Event]:
         for kind, work in enumerate((session, clip))
     )
     progress = tuple(Progress(f"r{ue}-0", 1, 1, 0, 0.1, 0.1, 0.0, 0.0, 0.0) for ue in range(2))
-    return [*reports, Offered(0.0, offers), Tick(0.1), Progressed(0.2, progress), Tick(0.2)]
+    return [*reports, (0.0, Offered(offers)), (0.1, Tick()), (0.2, Progressed(progress)), (0.2, Tick())]

@@ -16,12 +16,11 @@ from cosched.core import events
 from cosched.core.commands import Command, Dispatch, Plan, Solve
 from cosched.core.core import Core, StaleEvent
 from cosched.core.decisions import decision_message
-from cosched.core.policy import policy
 from cosched.core.settings import Settings
 from cosched.daemon import journal
 from cosched.errors import BadInput, CoschedError
 from cosched.site import Site
-from telemetry.messages import CellReport, DecisionMessage, NodeReport, TaskTiming, UeReportBatch
+from telemetry.messages import DecisionMessage
 from telemetry.trace import read_records
 
 
@@ -85,7 +84,6 @@ class _Check:
         }
         self._takers: dict[str, Callable[..., None]] = {
             "config": self._config,
-            "ran.ue": self._reports,
             "plan": self._plan,
             "decision": self._decision,
             "solved": self._solved,
@@ -107,7 +105,7 @@ class _Check:
         if topic in self._takers:
             self._takers[topic](record, at_ns)
         else:
-            self._feed(_event(record, at_ns * journal.NS))
+            self._feed(record, at_ns)
 
     def _config(self, record: journal.Config, _: int) -> None:
         if record.v != journal.VERSION:
@@ -120,10 +118,10 @@ class _Check:
         if lost := self._core.restore(record.snapshot):
             raise Differs(f"tasks of the first record have no place on its own site: {', '.join(lost)}")
 
-    def _feed(self, event: events.Event) -> None:
+    def _feed(self, event: events.Event, at_ns: int) -> None:
         assert self._core is not None  # noqa: S101  # take() saw to it
         try:
-            commands: list[Command] = self._core.handle(event)
+            commands: list[Command] = self._core.handle(event, at_ns * journal.NS)
         except StaleEvent as error:
             raise Differs(f"the order of events: {error}") from None
         for command in commands:
@@ -132,21 +130,18 @@ class _Check:
             elif isinstance(command, Dispatch):
                 self._plans.append(command.plan)
 
-    def _reports(self, record: journal.Reports, at_ns: int) -> None:
-        self._feed(events.Telemetry(at_ns * journal.NS, record.reports))
-
-    def _solved(self, record: journal.Answer, at_ns: int) -> None:
+    def _solved(self, record: events.Answered, at_ns: int) -> None:
         if self._open is None or self._open.request != record.request:
             raise Differs(f"solve {record.request} was answered, which was not asked for at {at_ns * journal.NS:.3f} s")
         self._verdict.solves += 1
         if record.failed:
             self._verdict.failed_solves += 1
-            self._feed(events.SolveFailed(at_ns * journal.NS, record.request))
+            self._feed(events.Solved(record.request, record.failed), at_ns)
             return
         answer = solve_packed(pack(ask_of(self._open)))
         if answer.solution is None:
             raise Differs(f"solve {record.request} had an answer; recomputed it fails: {answer.error}")
-        self._feed(events.Solved(at_ns * journal.NS, record.request, answer.solution))
+        self._feed(events.Solved(record.request, solution=answer.solution), at_ns)
 
     def _plan(self, record: dict[str, object], at_ns: int) -> None:
         self._missing_decisions()
@@ -197,22 +192,3 @@ def _compare(where: str, recorded: dict[str, object], made: msgspec.Struct) -> N
 
 
 _OLD_NAMES: Final = {"prbs": "weight_prb"}
-
-
-def _event(record: object, at_s: float) -> events.Event:
-    """Return the event that a record stands for."""
-    if isinstance(record, UeReportBatch | CellReport | NodeReport | TaskTiming):
-        return events.Telemetry(at_s, record)
-    return _MADE[type(record)](at_s, record)
-
-
-_MADE: Final[dict[type, Callable[[float, Any], events.Event]]] = {
-    journal.Offers: lambda at_s, record: events.Offered(at_s, record.offers),
-    journal.Progresses: lambda at_s, record: events.Progressed(at_s, record.tasks),
-    journal.Finish: lambda at_s, record: events.Finished(at_s, record.task),
-    journal.Switch: lambda at_s, record: events.Switched(at_s, policy(record.policy)),
-    journal.Barred: lambda at_s, record: events.Barred(at_s, record.nodes),
-    journal.Placed: lambda at_s, record: events.Placed(at_s, record.nodes),
-    journal.Shrunk: lambda at_s, record: events.Shrunk(at_s, record.short_bytes),
-    journal.Tick: lambda at_s, _: events.Tick(at_s),
-}

@@ -11,7 +11,7 @@ import numpy as np
 
 from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.core import Core
-from cosched.core.events import Finished, Offered, Progressed, Solved, Telemetry, Tick
+from cosched.core.events import Finished, Offered, Progressed, Solved, Tick
 from cosched.core.policy import Policy
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
@@ -132,7 +132,7 @@ class Replayer:
                 last = offer_at
                 while last < len(offers) and offers[last][0] <= now:
                     last += 1
-                self._decide(Offered(now, tuple(o for _, o in offers[offer_at:last])))
+                self._decide(Offered(tuple(o for _, o in offers[offer_at:last])), now)
                 offer_at = last
             if next_tick <= now:
                 self._tick(now)
@@ -150,7 +150,7 @@ class Replayer:
         elif self._hands_over(report):
             self._advance(at_s)
             self._world.handover(self._book.ue_rows[report.ue], self._core.state.cell_index[report.cell])
-        self._do(self._core.handle(Telemetry(at_s, report)))
+        self._do(self._core.handle(report, at_s))
         return at + 1
 
     def _hands_over(self, report: UeReport) -> bool:
@@ -171,16 +171,16 @@ class Replayer:
     def _advance(self, now: float) -> None:
         for name, served in self._world.advance(now):
             self._run.served[name] = served
-            self._do(self._core.handle(Finished(now, name)))
+            self._do(self._core.handle(Finished(name), now))
 
     def _tick(self, now: float) -> None:
-        self._core.handle(Progressed(now, self._world.progress()))
-        self._decide(Tick(now))
+        self._core.handle(Progressed(self._world.progress()), now)
+        self._decide(Tick(), now)
         self._sample(now)
 
-    def _decide(self, event: Offered | Tick) -> None:
+    def _decide(self, event: Offered | Tick, now_s: float) -> None:
         started = time.perf_counter()
-        commands = self._core.handle(event)
+        commands = self._core.handle(event, now_s)
         self._do(commands)
         if commands:
             self._run.decide_s.append(time.perf_counter() - started)
@@ -197,7 +197,7 @@ class Replayer:
         if self._verify:
             self._refuse_broken(command, solution)
         self._run.gaps.append(solution.certificate.gap)
-        self._do(self._core.handle(Solved(self._world.now_s, command.request, solution)))
+        self._do(self._core.handle(Solved(command.request, solution=solution), self._world.now_s))
 
     def _refuse_broken(self, command: Solve, solution: Solution) -> None:
         """Have the plan checked by code that shares nothing with the solvers. Raises BrokenPlan.

@@ -55,7 +55,7 @@ def test_what_the_link_remembers_does_not_grow(tmp_path: Path):
     core, plan = serving(n=1)
     for i in range(1, 6):
         core.state.remove(f"t{i - 1}")
-        (plan,) = answer(core, core.handle(Offered(0.1, (offer(f"t{i}", 0.1),))), 0.1)
+        (plan,) = answer(core, core.handle(Offered((offer(f"t{i}", 0.1),)), 0.1), 0.1)
         found.plan(plan, core.state.tasks)
         assert set(found._fresh) == set(found._known) == {f"t{i}"}
     found.nothing(9)
@@ -108,14 +108,14 @@ def room(core: Core) -> float:
 def test_newcomers_fit_in_the_memory_that_is_there():
     core, _ = serving("one", n=1)
     each, whole = session_bytes(core), room(core)
-    answer(core, core.handle(Shrunk(0.2, {"edge0": whole - 2.5 * each})), 0.2)
-    plans = answer(core, core.handle(Offered(0.3, tuple(offer(f"n{i}", 0.3) for i in range(4)))), 0.3)
+    answer(core, core.handle(Shrunk({"edge0": whole - 2.5 * each}), 0.2), 0.2)
+    plans = answer(core, core.handle(Offered(tuple(offer(f"n{i}", 0.3) for i in range(4))), 0.3), 0.3)
     assert len(core.state.tasks) == 2
     refused = [d for p in plans for d in p.decisions if d.point < 0]
     assert {str(d.reason) for d in refused} == {"rejected_no_capacity"}
     assert {d.binding for d in refused} == {"edge0/mem"}
-    answer(core, core.handle(Shrunk(0.4, {})), 0.4)  # the site was right after all
-    answer(core, core.handle(Offered(0.5, (offer("late", 0.5),))), 0.5)
+    answer(core, core.handle(Shrunk({}), 0.4), 0.4)  # the site was right after all
+    answer(core, core.handle(Offered((offer("late", 0.5),)), 0.5), 0.5)
     assert len(core.state.tasks) == 3
 
 
@@ -124,8 +124,8 @@ def test_who_runs_on_memory_that_is_not_there_keeps_no_promise_beyond_it_and_a_r
     whole = room(twins[0])
     seen = []
     for core in twins:
-        plans = answer(core, core.handle(Shrunk(0.2, {"edge0": whole + GB})), 0.2)
-        plans += answer(core, core.handle(Tick(0.3)), 0.3)
+        plans = answer(core, core.handle(Shrunk({"edge0": whole + GB}), 0.2), 0.2)
+        plans += answer(core, core.handle(Tick(), 0.3), 0.3)
         seen.append([(p.tasks, p.promised.tolist(), p.planned_use.tolist()) for p in plans])
     assert seen[0] == seen[1]
     tasks, promised, _ = seen[0][-1]
@@ -137,12 +137,12 @@ def test_who_runs_on_memory_that_is_not_there_keeps_no_promise_beyond_it_and_a_r
 def test_a_successor_plans_with_the_memory_that_was_known():
     core, _ = serving("one", n=1)
     each = session_bytes(core)
-    answer(core, core.handle(Shrunk(0.2, {"edge0": room(core) - 1.5 * each, "gone": 1.0})), 0.2)
+    answer(core, core.handle(Shrunk({"edge0": room(core) - 1.5 * each, "gone": 1.0}), 0.2), 0.2)
     fresh = ONE.core("joint", Settings())
     assert fresh.restore(core.snapshot()) == ()
     assert fresh.snapshot() == core.snapshot()
     for one in (core, fresh):
-        answer(one, one.handle(Offered(0.3, (offer("late", 0.3),))), 0.3)
+        answer(one, one.handle(Offered((offer("late", 0.3),)), 0.3), 0.3)
         assert "late" not in one.state.tasks
     np.testing.assert_array_equal(core.state.prices, fresh.state.prices)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cosched.core.channel import ChannelEstimates
 from cosched.core.core import StaleEvent
 from cosched.core.decide import node_weights
-from cosched.core.events import Finished, Offered, Progress, Progressed, Solved, Telemetry, Tick
+from cosched.core.events import Finished, Offered, Progress, Progressed, Solved, Tick
 from cosched.core.policy import POLICIES, policy
 from cosched.core.settings import Settings
 from cosched.core.state import Task
@@ -24,7 +24,7 @@ from telemetry.messages import CellReport, NodeReport, TaskOffer, VideoClip
 
 def test_a_task_is_admitted_with_whole_prbs_and_a_lease():
     core = make_core()
-    (plan,) = answer(core, core.handle(Offered(0.1, (session("a"),))), 0.1)
+    (plan,) = answer(core, core.handle(Offered((session("a"),)), 0.1), 0.1)
     assert plan.tasks == ("a",)
     assert plan.prbs[0] == int(plan.prbs[0]) >= 1
     assert plan.valid_until_s == pytest.approx(0.1 + Settings().lease_s)
@@ -35,7 +35,7 @@ def test_a_task_is_admitted_with_whole_prbs_and_a_lease():
 
 def test_the_promise_of_a_plan_holds_at_its_shares():
     core = make_core()
-    (plan,) = answer(core, core.handle(Offered(0.1, tuple(session(f"t{i}") for i in range(6)))), 0.1)
+    (plan,) = answer(core, core.handle(Offered(tuple(session(f"t{i}") for i in range(6))), 0.1), 0.1)
     hz = SITE.cells[0].ul_bandwidth_hz
     assert len(plan.tasks) >= 2
     for d in plan.decisions:
@@ -51,7 +51,7 @@ def test_the_promise_of_a_plan_holds_at_its_shares():
 def test_a_ue_without_a_sample_is_refused_by_name_of_the_reason():
     core = make_core()
     stranger = msgspec.structs.replace(session("a"), ue="ue99")
-    plans = answer(core, core.handle(Offered(0.1, (stranger,))), 0.1)
+    plans = answer(core, core.handle(Offered((stranger,)), 0.1), 0.1)
     assert [d.reason for p in plans for d in p.decisions] == ["rejected_no_channel"]
 
 
@@ -60,32 +60,32 @@ def test_generations_only_grow_and_a_step_back_in_time_changes_nothing():
     generations = []
     for i in range(5):
         at = 1.0 + i
-        plans = answer(core, core.handle(Offered(at, (session(f"t{i}", at),))), at)
+        plans = answer(core, core.handle(Offered((session(f"t{i}", at),)), at), at)
         generations += [p.generation for p in plans]
     assert generations == sorted(set(generations))
     before = dict(core.state.tasks)
     with pytest.raises(StaleEvent):
-        core.handle(Tick(0.5))
+        core.handle(Tick(), 0.5)
     assert core.state.tasks == before
 
 
 def test_what_arrives_while_a_solve_is_open_waits_for_the_next_one():
     core = make_core()
-    (solve,) = core.handle(Offered(0.1, (session("a"),)))
-    assert core.handle(Offered(0.2, (session("b", 0.2),))) == []
+    (solve,) = core.handle(Offered((session("a"),)), 0.1)
+    assert core.handle(Offered((session("b", 0.2),)), 0.2) == []
     plans = answer(core, [solve], 0.3)
     assert [d.task for p in plans for d in p.decisions] == ["a", "b"]
 
 
 def test_newcomers_do_not_wait_for_a_tick_s_solve_but_take_its_place():
     core = make_core()
-    answer(core, core.handle(Offered(0.1, (session("a"),))), 0.1)
-    (tick,) = core.handle(Tick(0.2))
-    (solve,) = core.handle(Offered(0.21, (session("b", 0.21),)))
+    answer(core, core.handle(Offered((session("a"),)), 0.1), 0.1)
+    (tick,) = core.handle(Tick(), 0.2)
+    (solve,) = core.handle(Offered((session("b", 0.21),)), 0.21)
     with pytest.raises(StaleEvent):
-        core.handle(Solved(0.22, tick.request, solvers.get("joint")(tick.problem)))
-    assert core.handle(Tick(0.23)) == []  # somebody waits for the open one now
-    assert core.handle(Offered(0.24, (msgspec.structs.replace(session("c"), ue="ue99"),))) == []
+        core.handle(Solved(tick.request, solution=solvers.get("joint")(tick.problem)), 0.22)
+    assert core.handle(Tick(), 0.23) == []  # somebody waits for the open one now
+    assert core.handle(Offered((msgspec.structs.replace(session("c"), ue="ue99"),)), 0.24) == []
     plans = answer(core, [solve], 0.25)
     assert [d.task for p in plans for d in p.decisions] == ["c", "b"]
     assert set(plans[0].tasks) == {"a", "b"}
@@ -93,34 +93,34 @@ def test_newcomers_do_not_wait_for_a_tick_s_solve_but_take_its_place():
 
 def test_an_answer_to_no_open_request_is_refused():
     core = make_core()
-    (solve,) = core.handle(Offered(0.1, (session("a"),)))
+    (solve,) = core.handle(Offered((session("a"),)), 0.1)
     solution = solvers.get("joint")(solve.problem)
     with pytest.raises(StaleEvent):
-        core.handle(Solved(0.1, solve.request + 1, solution))
+        core.handle(Solved(solve.request + 1, solution=solution), 0.1)
 
 
 def test_a_session_that_missed_its_first_token_loses_its_lease():
     core = make_core()
-    answer(core, core.handle(Offered(0.1, (session("a", 0.1),))), 0.1)
+    answer(core, core.handle(Offered((session("a", 0.1),)), 0.1), 0.1)
     late = Progress("a", 0, 0, 0, float("nan"), 0.0, 1e5, 0.01, 0.0)
-    core.handle(Progressed(2.5, (late,)))
-    plans = answer(core, core.handle(Tick(2.5)), 2.5)
+    core.handle(Progressed((late,)), 2.5)
+    plans = answer(core, core.handle(Tick(), 2.5), 2.5)
     assert [(d.task, d.reason) for p in plans for d in p.decisions] == [("a", "ttft_missed")]
     assert core.state.tasks == {}
 
 
 def test_a_policy_without_admission_serves_on():
     core = make_core("pf")
-    answer(core, core.handle(Offered(0.1, (session("a", 0.1),))), 0.1)
-    core.handle(Progressed(2.5, (Progress("a", 0, 0, 0, float("nan"), 0.0, 1e5, 0.01, 0.0),)))
-    answer(core, core.handle(Tick(2.5)), 2.5)
+    answer(core, core.handle(Offered((session("a", 0.1),)), 0.1), 0.1)
+    core.handle(Progressed((Progress("a", 0, 0, 0, float("nan"), 0.0, 1e5, 0.01, 0.0),)), 2.5)
+    answer(core, core.handle(Tick(), 2.5), 2.5)
     assert list(core.state.tasks) == ["a"]
 
 
 def test_a_node_that_is_down_gets_no_newcomer():
     core = make_core()
-    core.handle(Telemetry(0.05, NodeReport(at_ns=0, source="n", seq=0, node=SITE.nodes[0].id, up=False)))
-    plans = answer(core, core.handle(Offered(0.1, (session("a"),))), 0.1)
+    core.handle(NodeReport(at_ns=0, source="n", seq=0, node=SITE.nodes[0].id, up=False), 0.05)
+    plans = answer(core, core.handle(Offered((session("a"),)), 0.1), 0.1)
     assert [d.reason for p in plans for d in p.decisions] == ["rejected_no_capacity"]
 
 
@@ -129,18 +129,18 @@ def test_background_load_leaves_less_for_ours():
     for background in (0.0, 0.8):
         core = make_core()
         load = CellReport(at_ns=0, source="c", seq=0, cell=SITE.cells[0].id, background_ul_fraction=background)
-        core.handle(Telemetry(0.05, load))
-        plans = answer(core, core.handle(Offered(0.1, tuple(session(f"t{i}") for i in range(30)))), 0.1)
+        core.handle(load, 0.05)
+        plans = answer(core, core.handle(Offered(tuple(session(f"t{i}") for i in range(30))), 0.1), 0.1)
         admitted.append(sum(d.reason == "admitted" for p in plans for d in p.decisions))
     assert admitted[1] < admitted[0]
 
 
 def test_finished_tasks_leave():
     core = make_core()
-    answer(core, core.handle(Offered(0.1, (session("a"),))), 0.1)
-    core.handle(Finished(0.5, "a"))
+    answer(core, core.handle(Offered((session("a"),)), 0.1), 0.1)
+    core.handle(Finished("a"), 0.5)
     assert core.state.tasks == {}
-    assert core.handle(Tick(0.6)) == []
+    assert core.handle(Tick(), 0.6) == []
 
 
 def test_a_running_session_keeps_split_and_node_and_may_change_precision():
@@ -191,9 +191,9 @@ def test_every_policy_plans_and_passes_verification(name: str):
     at = 0.1
     for i in range(12):
         offer = session(f"t{i}", at, private=bool(rng.integers(2)), tpot_s=float(rng.choice([0.1, 0.2])))
-        answer(core, core.handle(Offered(at, (offer,))), at)
+        answer(core, core.handle(Offered((offer,)), at), at)
         at += 0.05
-        answer(core, core.handle(Tick(at)), at)
+        answer(core, core.handle(Tick(), at), at)
     assert len(core.state.tasks) <= 12
 
 
@@ -205,7 +205,7 @@ def test_a_bad_policy_is_named_with_those_there_are(spec: str):
 
 def test_joint_keeps_shares_tight_where_they_are_weights():
     core = make_core()
-    (solve,) = core.handle(Offered(0.1, (session("a"), session("b"))))
+    (solve,) = core.handle(Offered((session("a"), session("b"))), 0.1)
     tight = solvers.get("joint")(solve.problem, warm=solve.warm, options=solve.policy.options)
     generous = solvers.get("joint")(solve.problem, warm=solve.warm, options={"second_stage": 1.0})
     assert (tight.chosen >= 0).all()

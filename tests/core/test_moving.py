@@ -25,7 +25,7 @@ UP_BPS = 20e6
 def decoding(core: Core, task: str, done: int, at_s: float) -> None:
     progress = Progress(task=task, phase=1, done=done, late=0, first_s=0.3, last_s=at_s, ul_bits_left=0.0,
                         node_s_left=0.0, fixed_s_left=0.0)  # fmt: skip
-    core.handle(Progressed(at_s, (progress,)))
+    core.handle(Progressed((progress,)), at_s)
 
 
 def row(table: PointTable, node: int, split: int) -> int:
@@ -100,8 +100,8 @@ def test_a_session_leaves_layers_that_are_to_go_while_that_is_cheap(done: int, f
     at_s = 0.3 + 0.05 * done
     decoding(core, "t", done, at_s)
     going = NodeLayers(node=home, holds={"llama": 0}, keeps={})
-    assert core.handle(Placed(at_s, (going,))) == [], "nobody must go"
-    plans = answer(core, core.handle(Tick(at_s)), at_s)
+    assert core.handle(Placed((going,)), at_s) == [], "nobody must go"
+    plans = answer(core, core.handle(Tick(), at_s), at_s)
     assert reasons(plans).get("t", "stays") == fate
     assert (place_of(core, "t")[0] == home) == (fate == "stays")
 
@@ -111,7 +111,7 @@ def test_who_must_move_is_worth_more_than_a_newcomer_and_most_where_it_is_soones
     submit(core, 0.1, offer("t", 0.1))
     home, _ = place_of(core, "t")
     decoding(core, "t", 100, 5.0)
-    solves = core.handle(Barred(5.0, (home,)))
+    solves = core.handle(Barred((home,)), 5.0)
     assert core._open is not None
     problem = core._open[1].planned.problem
     task = core.state.tasks["t"]

@@ -11,7 +11,7 @@ from core_cases import PROFILES, SITE, answer, points, report, session
 from cosched.config.settings import load
 from cosched.core.commands import Plan
 from cosched.core.core import Core
-from cosched.core.events import Offered, Telemetry, Tick
+from cosched.core.events import Offered, Tick
 from cosched.core.policy import policy
 from cosched.core.settings import Settings
 from cosched.errors import BadInput
@@ -24,10 +24,10 @@ GOALS = ("latency", "max-latency", "alpha-fair:2", "energy")
 def plans(spec: str, settings: Settings) -> list[Plan]:
     """Three sessions of two UEs, then a tick."""
     core = Core(SITE, policy(spec), settings, points, session_memory_bytes(PROFILES))
-    core.handle(Telemetry(0.0, report("ue00", 0.0, 2.0)))
+    core.handle(report("ue00", 0.0, 2.0), 0.0)
     offers = (session("a", weight=5.0), session("b", private=False), session("c", tpot_s=0.1))
-    found = answer(core, core.handle(Offered(0.0, offers)), 0.0)
-    return found + answer(core, core.handle(Tick(0.1)), 0.1)
+    found = answer(core, core.handle(Offered(offers), 0.0), 0.0)
+    return found + answer(core, core.handle(Tick(), 0.1), 0.1)
 
 
 @pytest.mark.parametrize("name", GOALS)

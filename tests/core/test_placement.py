@@ -50,24 +50,24 @@ def test_without_word_of_the_nodes_everything_is_open():
 
 def test_newcomers_go_where_their_layers_are():
     core = core_of(WIDE)
-    core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={"llama": 4})))
+    core.handle(Placed(holds(edge0={"llama": 0}, edge1={"llama": 4})), 0.1)
     assert submit(core, 0.2, offer("q", 0.2, "qwen")) == {"q": "rejected_not_loaded"}
     assert submit(core, 0.3, *(offer(f"t{i}", 0.3) for i in range(6)), offer("p", 0.3, private=True))["p"] == "admitted"
     for task in core.state.tasks:
         node, split = place_of(core, task)
         assert node == "edge0" or split >= 4
-    answer(core, core.handle(Placed(0.4, holds(edge0={"qwen": 1}, edge1={}))), 0.4)
+    answer(core, core.handle(Placed(holds(edge0={"qwen": 1}, edge1={})), 0.4), 0.4)
     assert submit(core, 0.4, offer("q1", 0.4, "qwen")) == {"q1": "admitted"}
     assert place_of(core, "q1")[1] >= 1
 
 
 def test_layers_that_are_to_go_serve_those_who_run_there_and_nobody_else():
     core = core_of(WIDE)
-    core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={})))
+    core.handle(Placed(holds(edge0={"llama": 0}, edge1={})), 0.1)
     assert submit(core, 0.2, offer("t0", 0.2)) == {"t0": "admitted"}
     leaving = NodeLayers(node="edge0", holds={"llama": 0}, keeps={}), *holds(edge1={})
-    assert core.handle(Placed(0.3, leaving)) == []
-    assert reasons(answer(core, core.handle(Tick(0.3)), 0.3)) == {}
+    assert core.handle(Placed(leaving), 0.3) == []
+    assert reasons(answer(core, core.handle(Tick(), 0.3), 0.3)) == {}
     assert place_of(core, "t0")[0] == "edge0"
     assert submit(core, 0.4, offer("t1", 0.4)) == {"t1": "rejected_not_loaded"}
 
@@ -76,10 +76,10 @@ def test_who_runs_where_layers_vanish_is_planned_elsewhere_or_ends():
     core = core_of(WIDE)
     submit(core, 0.1, *(offer(f"t{i}", 0.1) for i in range(4)))
     home, other = homes(core)
-    gone = Placed(0.2, holds(**{home: {}, other: {"llama": 0}}))
+    gone = Placed(holds(**{home: {}, other: {"llama": 0}}))
     there = {task for task in core.state.tasks if place_of(core, task)[0] == home}
-    assert reasons(answer(core, core.handle(gone), 0.2)) == dict.fromkeys(there, "moved_node_lost")
-    plans = answer(core, core.handle(Placed(0.3, holds(**{home: {}, other: {"qwen": 0}}))), 0.3)
+    assert reasons(answer(core, core.handle(gone, 0.2), 0.2)) == dict.fromkeys(there, "moved_node_lost")
+    plans = answer(core, core.handle(Placed(holds(**{home: {}, other: {"qwen": 0}})), 0.3), 0.3)
     assert reasons(plans) == {f"t{i}": "node_lost" for i in range(4)}
 
 
@@ -88,14 +88,14 @@ def test_a_solve_comes_to_its_end_while_nodes_load_layer_by_layer():
     submit(core, 0.1, *(offer(f"t{i}", 0.1) for i in range(4)))
     home, other = homes(core)
     there = {task for task in core.state.tasks if place_of(core, task)[0] == home}
-    (late,) = core.handle(Tick(0.2))
+    (late,) = core.handle(Tick(), 0.2)
     for first in (9, 8, 7):
-        assert core.handle(Placed(0.2, holds(**{other: {"llama": 0, "qwen": first}}))) == []
+        assert core.handle(Placed(holds(**{other: {"llama": 0, "qwen": first}})), 0.2) == []
     assert len(answer(core, [late], 0.2)) == 1
-    (stale,) = core.handle(Tick(0.3))
-    (solve,) = core.handle(Placed(0.3, holds(**{home: {}, other: {"llama": 0}})))  # some must go: now
+    (stale,) = core.handle(Tick(), 0.3)
+    (solve,) = core.handle(Placed(holds(**{home: {}, other: {"llama": 0}})), 0.3)  # some must go: now
     for first in (3, 2, 1):
-        assert core.handle(Placed(0.3, holds(**{home: {}, other: {"llama": 0, "qwen": first}}))) == []
+        assert core.handle(Placed(holds(**{home: {}, other: {"llama": 0, "qwen": first}})), 0.3) == []
     with pytest.raises(StaleEvent):
         answer(core, [stale], 0.3)
     assert reasons(answer(core, [solve], 0.3)) == dict.fromkeys(there, "moved_node_lost")
@@ -106,10 +106,10 @@ def test_who_stays_is_not_gathered_anew_when_other_layers_change():
     submit(core, 0.1, *(offer(f"t{i}", 0.1) for i in range(4)))
     home, other = homes(core)
     before = {name: task.block(core.state.places) for name, task in core.state.tasks.items()}
-    core.handle(Placed(0.2, holds(**{home: {"llama": 0}, other: {"llama": 0, "qwen": 30}})))
+    core.handle(Placed(holds(**{home: {"llama": 0}, other: {"llama": 0, "qwen": 30}})), 0.2)
     assert all(task.block(core.state.places) is before[name] for name, task in core.state.tasks.items())
     going = NodeLayers(node=home, holds={"llama": 0}, keeps={})
-    core.handle(Placed(0.3, (going, *holds(**{other: {"llama": 0}}))))
+    core.handle(Placed((going, *holds(**{other: {"llama": 0}}))), 0.3)
     for name, task in core.state.tasks.items():
         stays = place_of(core, name)[0] == other
         assert (task.block(core.state.places) is before[name]) == stays
@@ -118,7 +118,7 @@ def test_who_stays_is_not_gathered_anew_when_other_layers_change():
 
 def test_a_clip_needs_no_layers():
     core = core_of(WIDE)
-    core.handle(Placed(0.1, holds(edge0={}, edge1={})))
+    core.handle(Placed(holds(edge0={}, edge1={})), 0.1)
     clip = TaskOffer(at_ns=0, source="s", seq=0, task="v", ue="ue00",
                      work=VideoClip(frame_flop=60e9, frame_bits=5e5, fps=2.0, deadline_s=0.5, frames=20))  # fmt: skip
     assert submit(core, 0.2, clip) == {"v": "admitted"}
@@ -126,12 +126,12 @@ def test_a_clip_needs_no_layers():
 
 def test_another_core_goes_on_with_the_same_layers():
     core = core_of(WIDE)
-    core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={})))
-    core.handle(Barred(0.1, ("edge1",)))
+    core.handle(Placed(holds(edge0={"llama": 0}, edge1={})), 0.1)
+    core.handle(Barred(("edge1",)), 0.1)
     snapshot = msgspec.json.decode(msgspec.json.encode(core.snapshot()), type=Snapshot)
     other = WIDE.core("joint", Settings())
     assert other.restore(snapshot) == ()
-    both = [answer(c, c.handle(Offered(0.3, (offer("x", 0.3), offer("q", 0.3, "qwen")))), 0.3) for c in (core, other)]
+    both = [answer(c, c.handle(Offered((offer("x", 0.3), offer("q", 0.3, "qwen"))), 0.3), 0.3) for c in (core, other)]
     assert reasons(both[0]) == reasons(both[1]) == {"x": "admitted", "q": "rejected_not_loaded"}
     assert both[0][0].share.tobytes() == both[1][0].share.tobytes()
 
@@ -146,9 +146,9 @@ def test_no_plan_has_a_task_on_layers_that_its_node_does_not_hold(steps: list[tu
     for i, (edge0, edge1, *barred) in enumerate(steps):
         at, told = 1.0 + i, {"edge0": edge0, "edge1": edge1}
         gone = {name for name, is_gone in zip(told, barred, strict=True) if is_gone}
-        answer(core, core.handle(Barred(at, tuple(sorted(gone)))), at)
+        answer(core, core.handle(Barred(tuple(sorted(gone))), at), at)
         nodes = tuple(NodeLayers(node=n, holds=f, keeps=f) for n, f in told.items())
-        answer(core, core.handle(Placed(at, nodes)), at)
+        answer(core, core.handle(Placed(nodes), at), at)
         models = itertools.cycle(LAYERS)
         submit(core, at, *(offer(f"t{i}-{k}", at, next(models), private=k > 1) for k in range(4)))
         for task, held in core.state.tasks.items():
@@ -230,7 +230,7 @@ def test_a_slow_disk_keeps_layers_where_they_are():
 
 def test_those_who_run_keep_their_layers_against_less_demand():
     stock, core = stock_of(TIGHT.profiles, {}), core_of(TIGHT)
-    core.handle(Placed(0.1, holds(edge0={"llama": 0}, edge1={})))
+    core.handle(Placed(holds(edge0={"llama": 0}, edge1={})), 0.1)
     submit(core, 0.2, *(offer(f"t{i}", 0.2) for i in range(8)))
     assert {place_of(core, t)[0] for t in core.state.tasks} == {"edge0"}
     (kept,) = {x for d in running(core.state, Settings(), stock) for w in d.ways for x in w.pieces}
@@ -289,8 +289,8 @@ def test_of_more_than_all_nodes_can_do_the_placement_sees_what_they_can():
 
 def test_ticks_without_anybody_cost_nothing_after_layers_have_changed():
     core = core_of(WIDE)
-    assert core.handle(Placed(0.1, holds(edge0={}))) == []
-    assert core.handle(Tick(0.2)) == []
+    assert core.handle(Placed(holds(edge0={})), 0.1) == []
+    assert core.handle(Tick(), 0.2) == []
     progress = Progress(task="nobody", phase=1, done=1, late=0, first_s=0.1, last_s=0.1, ul_bits_left=0.0,
                         node_s_left=0.0, fixed_s_left=0.0)  # fmt: skip
-    assert core.handle(Progressed(0.3, (progress,))) == []
+    assert core.handle(Progressed((progress,)), 0.3) == []

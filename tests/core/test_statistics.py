@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cosched.core.commands import Dispatch, Plan, Solve
 from cosched.core.core import LEAST_VARIANCE, Core
 from cosched.core.decide import usage
-from cosched.core.events import Offered, Solved, SolveFailed, Tick
+from cosched.core.events import Offered, Solved, Tick
 from cosched.core.settings import Settings
 from solvers import registry as solvers
 from solvers.codec import problem_from_data
@@ -24,11 +24,11 @@ from solvers.statistical import restrict
 def admitted(core: Core, many: int) -> Plan:
     """Offer so many sessions of all kinds; returns the plan."""
     offers = tuple(session(f"t{i}", 0.1, private=i % 2 == 0, tpot_s=(0.1, 0.2)[i % 2]) for i in range(many))
-    return answer(core, core.handle(Offered(0.1, offers)), 0.1)[-1]
+    return answer(core, core.handle(Offered(offers), 0.1), 0.1)[-1]
 
 
 def asked(core: Core, at_s: float) -> Solve:
-    (command,) = core.handle(Tick(at_s))
+    (command,) = core.handle(Tick(), at_s)
     assert isinstance(command, Solve)
     return command
 
@@ -68,7 +68,7 @@ def test_the_next_problem_allows_for_the_variance_of_the_plan_in_force():
 def test_a_session_without_room_is_served_on_unless_tasks_of_more_weight_are_in_the_plan(weight: float, served: bool):
     core = make_core()
     offers = (session("a", 0.1, private=False), session("b", 0.1, private=False, weight=weight))
-    answer(core, core.handle(Offered(0.1, offers)), 0.1)
+    answer(core, core.handle(Offered(offers), 0.1), 0.1)
     command = asked(core, 0.2)
     found = solvers.get("joint")(command.problem, warm=command.warm, options=command.policy.options)
     a = command.problem.task_ids.index("a")
@@ -80,7 +80,7 @@ def test_a_session_without_room_is_served_on_unless_tasks_of_more_weight_are_in_
         share=np.where(out[:, None], 0.0, found.share),
         promised=found.promised & ~out,
     )
-    (dispatch,) = core.handle(Solved(0.2, command.request, found))
+    (dispatch,) = core.handle(Solved(command.request, solution=found), 0.2)
     assert isinstance(dispatch, Dispatch)
     plan = dispatch.plan
     assert set(plan.tasks) == {"a", "b"}
@@ -97,13 +97,13 @@ def test_what_a_plan_counts_is_never_negative_whoever_answers(many: int):
     command = asked(core, 0.2)
     names = []
     while command.policy.name != "local":
-        (again,) = core.handle(SolveFailed(0.2, command.request))
+        (again,) = core.handle(Solved(command.request, failed="late"), 0.2)
         assert isinstance(again, Solve)
         command = again
         names.append(command.policy.name)
     assert names == ["greedy", "local"]
     found = solvers.get("local")(command.problem)
-    (dispatch,) = core.handle(Solved(0.2, command.request, found))
+    (dispatch,) = core.handle(Solved(command.request, solution=found), 0.2)
     assert isinstance(dispatch, Dispatch)
     plan = dispatch.plan
     assert (plan.planned_use >= 0).all()

@@ -18,7 +18,7 @@ from cosched.children.solve import READY
 from cosched.config import wiring as build
 from cosched.core.commands import Command, Dispatch, Plan, Solve
 from cosched.core.core import EMPTY, Core, StaleEvent
-from cosched.core.events import Event, Finished, Offered, Solved, SolveFailed, Switched, Telemetry, Tick
+from cosched.core.events import Event, Finished, Offered, Solved, Switched, Tick
 from cosched.core.policy import fallback, policy
 from cosched.core.settings import Settings
 from cosched.core.snapshot import Snapshot
@@ -36,29 +36,29 @@ def new_core(name: str = "joint") -> Core:
     return PLANT.core(name, Settings())
 
 
-def day() -> list[Event]:
+def day() -> list[tuple[float, Event]]:
     """Reports and offers of the sample's first seconds, a tick every 100 ms, an end now and then."""
     book = sample_book(SECONDS)
-    events: list[Event] = [Telemetry(at_s, r) for at_s, r in book.reports]
-    events += [Offered(at_s, (offer,)) for at_s, offer in book.offers]
-    events += [Tick(0.1 * n) for n in range(1, int(10 * SECONDS))]
-    events += [Finished(at_s + 1.0, offer.task) for at_s, offer in book.offers[::3]]
-    return sorted(events, key=lambda e: (e.at_s, type(e).__name__))
+    events: list[tuple[float, Event]] = [*book.reports]
+    events += [(at_s, Offered((offer,))) for at_s, offer in book.offers]
+    events += [(0.1 * n, Tick()) for n in range(1, int(10 * SECONDS))]
+    events += [(at_s + 1.0, Finished(offer.task)) for at_s, offer in book.offers[::3]]
+    return sorted(events, key=lambda e: (e[0], type(e[1]).__name__))
 
 
-def feed(core: Core, event: Event, *, fail: bool = False) -> list[Plan]:
+def feed(core: Core, at_s: float, event: Event, *, fail: bool = False) -> list[Plan]:
     plans: list[Plan] = []
-    todo: list[Command] = core.handle(event)
+    todo: list[Command] = core.handle(event, at_s)
     while todo:
         command = todo.pop(0)
         if isinstance(command, Dispatch):
             plans.append(command.plan)
         elif isinstance(command, Solve) and fail and command.policy.solver != "local":
-            todo += core.handle(SolveFailed(event.at_s, command.request))
+            todo += core.handle(Solved(command.request, failed="late"), at_s)
         elif isinstance(command, Solve):
             solve = registry.get(command.policy.solver)
             solution = solve(command.problem, warm=command.warm, options=command.policy.options)
-            todo += core.handle(Solved(event.at_s, command.request, solution))
+            todo += core.handle(Solved(command.request, solution=solution), at_s)
     return plans
 
 
@@ -66,8 +66,8 @@ def test_a_core_goes_on_from_a_snapshot_bit_for_bit():
     """Handed on as JSON once in every half second, to a core that knows nothing."""
     whole, parts = new_core(), new_core()
     compared = 0
-    for n, event in enumerate(day()):
-        expected, got = feed(whole, event), feed(parts, event)
+    for n, (at_s, event) in enumerate(day()):
+        expected, got = feed(whole, at_s, event), feed(parts, at_s, event)
         assert [fingerprint(p) for p in got] == [fingerprint(p) for p in expected]
         compared += len(expected)
         if n % 40 == 0 and parts.is_quiet and np.isfinite(parts.snapshot().at_s):
@@ -80,8 +80,8 @@ def test_a_core_goes_on_from_a_snapshot_bit_for_bit():
 
 def test_a_snapshot_of_another_site_names_who_has_no_place():
     core = new_core()
-    for event in day():
-        feed(core, event)
+    for at_s, event in day():
+        feed(core, at_s, event)
     taken = core.snapshot()
     assert taken.tasks
     other = build.plant(TOML.replace('"edge0"', '"elsewhere"'), "other", {}).core("joint", Settings())
@@ -95,12 +95,12 @@ def test_a_snapshot_of_another_site_names_who_has_no_place():
 def test_failed_solves_fall_back_to_greedy_then_local_and_nobody_running_is_dropped():
     core = new_core()
     events = day()
-    for event in events[: len(events) // 2]:
-        feed(core, event)
+    for at_s, event in events[: len(events) // 2]:
+        feed(core, at_s, event)
     running = set(core.state.tasks)
     assert running
-    now = events[len(events) // 2].at_s
-    (plan,) = feed(core, Tick(now), fail=True)
+    now = events[len(events) // 2][0]
+    (plan,) = feed(core, now, Tick(), fail=True)
     assert set(plan.tasks) >= {t for t in running if t in core.state.tasks}
     assert plan.generation == core.snapshot().generation
     names, p = [], policy("joint")
@@ -109,15 +109,15 @@ def test_failed_solves_fall_back_to_greedy_then_local_and_nobody_running_is_drop
         names.append(p.name)
     assert names == ["greedy", "local", "local", "local"]
     with pytest.raises(StaleEvent):
-        core.handle(SolveFailed(now, 10**6))
+        core.handle(Solved(10**6, failed="late"), now)
 
 
 def test_a_switched_policy_plans_from_the_next_solve_on():
     core = new_core()
-    assert core.handle(Switched(0.0, policy("greedy"))) == []
+    assert core.handle(Switched("greedy"), 0.0) == []
     cell = PLANT.site.cells[0].id
-    core.handle(Telemetry(0.0, UeReport(at_ns=0, source="", seq=0, ue="u", cell=cell, ul_efficiency_bps_hz=2.0)))
-    (solve,) = core.handle(Offered(0.1, (TaskOffer(at_ns=0, source="", seq=0, task="t", ue="u", work=CLIP),)))
+    core.handle(UeReport(at_ns=0, source="", seq=0, ue="u", cell=cell, ul_efficiency_bps_hz=2.0), 0.0)
+    (solve,) = core.handle(Offered((TaskOffer(at_ns=0, source="", seq=0, task="t", ue="u", work=CLIP),)), 0.1)
     assert isinstance(solve, Solve)
     assert solve.policy.name == "greedy"
 
@@ -136,10 +136,10 @@ def test_a_batch_is_its_reports_one_by_one(batches: list[list[tuple[str, str, fl
         columns = [tuple(column) for column in zip(*rows, strict=True)] or [(), (), ()]
         cells = tuple(cell[c] for c in columns[1])
         batch = UeReportBatch(at_ns=0, source="", seq=0, ue=columns[0], cell=cells, ul_efficiency_bps_hz=columns[2])
-        at_once.handle(Telemetry(0.1 * n, batch))
+        at_once.handle(batch, 0.1 * n)
         for ue, c, value in rows:
             report = UeReport(at_ns=0, source="", seq=0, ue=ue, cell=cell[c], ul_efficiency_bps_hz=value)
-            singly.handle(Telemetry(0.1 * n, report))
+            singly.handle(report, 0.1 * n)
     a, b = at_once.snapshot(), singly.snapshot()
     assert msgspec.json.encode((a.channel, a.cell_of_ue)) == msgspec.json.encode((b.channel, b.cell_of_ue))
 

@@ -14,7 +14,7 @@ from cosched.cli import demo_cluster
 from cosched.config.wiring import Plant, plant
 from cosched.core.commands import Command, Dispatch, Solve
 from cosched.core.core import Core
-from cosched.core.events import Barred, Event, Offered, Solved, Telemetry
+from cosched.core.events import Barred, Event, Offered, Solved
 from cosched.core.settings import Settings
 from cosched.daemon.verify import verify
 from cosched.demo.messages import Checked, Ended, Moved, Said, Token
@@ -56,16 +56,16 @@ def test_a_trace_without_these_ues_is_refused(tmp_path: Path):
         prepare(tmp_path / "cluster", trace)
 
 
-def planned(core: Core, event: Event) -> Iterator[tuple[str, int, int, str]]:
+def planned(core: Core, at_s: float, event: Event) -> Iterator[tuple[str, int, int, str]]:
     """Tell the core; yield each new decision, which is an admission, as task, split layer, bits and node."""
-    todo: list[Command] = list(core.handle(event))
+    todo: list[Command] = list(core.handle(event, at_s))
     while todo:
         command = todo.pop(0)
         if isinstance(command, Solve):
             solution = solvers.get(command.policy.solver)(
                 command.problem, warm=command.warm, options=command.policy.options
             )
-            todo += core.handle(Solved(event.at_s, command.request, solution))
+            todo += core.handle(Solved(command.request, solution=solution), at_s)
         elif isinstance(command, Dispatch):
             for found in command.plan.decisions:
                 assert found.point >= 0, f"{found.task}: {found.reason}"
@@ -79,18 +79,18 @@ def test_the_channels_decide_the_split_and_one_node_holds_all(stage: Stage):
     site = stage.folder / "site.toml"
     made: Plant = plant(site.read_text(), str(site), {})
     core = made.core("joint", Settings())
-    list(core.handle(Telemetry(0.0, stage.messages[0])))
+    list(core.handle(stage.messages[0], 0.0))
     places = {}
     for i, ue in enumerate(UES):
         at_s = 0.1 + 0.2 * i
         offer = TaskOffer(at_ns=round(1e9 * at_s), source="s", seq=i, task=ue, ue=ue, work=work(TOKENS))
-        for task, *place in planned(core, Offered(at_s, (offer,))):
+        for task, *place in planned(core, at_s, Offered((offer,))):
             places[task] = place
     best, worst = places[UES[0]], places[UES[-1]]
     assert best[0] > worst[0] >= 1
     assert best[1] > worst[1]
     assert {node for _, _, node in places.values()} == {"edge0", "edge1"}
-    moved = {task: place for task, *place in planned(core, Barred(2.0, ("edge1",)))}
+    moved = {task: place for task, *place in planned(core, 2.0, Barred(("edge1",)))}
     assert set(moved) == {ue for ue, (_, _, node) in places.items() if node == "edge1"}
     assert {node for _, _, node in moved.values()} == {"edge0"}
 

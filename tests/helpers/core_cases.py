@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cosched.core.commands import Command, Dispatch, Plan, Solve
 from cosched.core.core import Core
-from cosched.core.events import Solved, Telemetry
+from cosched.core.events import Solved
 from cosched.core.policy import policy
 from cosched.core.settings import Settings
 from cosched.profiles.calibration import Factors
@@ -48,7 +48,7 @@ def points(offer: TaskOffer, cell: int, factors: Factors) -> PointTable:
 
 def make_core(name: str = "joint") -> Core:
     core = Core(SITE, policy(name), Settings(), points, session_memory_bytes(PROFILES))
-    core.handle(Telemetry(0.0, report("ue00", 0.0, 2.0)))
+    core.handle(report("ue00", 0.0, 2.0), 0.0)
     return core
 
 
@@ -62,7 +62,7 @@ def answer(core: Core, commands: Sequence[Command], at_s: float) -> list[Plan]:
             solve = solvers.get(command.policy.solver)
             solution = solve(command.problem, warm=command.warm, options=command.policy.options)
             assert check.verify(command.problem, solution) == []
-            todo += core.handle(Solved(at_s, command.request, solution))
+            todo += core.handle(Solved(command.request, solution=solution), at_s)
         elif isinstance(command, Dispatch):
             plans.append(command.plan)
     return plans

@@ -11,7 +11,7 @@ from cosched.config.wiring import Plant, plant
 from cosched.core.bids import Arrival
 from cosched.core.commands import Plan
 from cosched.core.core import Core
-from cosched.core.events import Offered, Telemetry
+from cosched.core.events import Offered
 from cosched.core.layers import NodeLayers
 from cosched.core.settings import Settings
 from telemetry.messages import LlmSession, TaskOffer
@@ -52,12 +52,12 @@ def offer(task: str, at_s: float, model: str = "llama", *, private: bool = False
 
 def core_of(place: Plant) -> Core:
     core = place.core("joint", Settings())
-    core.handle(Telemetry(0.0, msgspec.structs.replace(report("ue00", 0.0, 4.0), cell="cell0")))
+    core.handle(msgspec.structs.replace(report("ue00", 0.0, 4.0), cell="cell0"), 0.0)
     return core
 
 
 def submit(core: Core, at_s: float, *offers: TaskOffer) -> dict[str, str]:
-    return reasons(answer(core, core.handle(Offered(at_s, offers)), at_s))
+    return reasons(answer(core, core.handle(Offered(offers), at_s), at_s))
 
 
 def reasons(plans: Sequence[Plan]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from core_cases import answer, report
 from cosched.config.wiring import plant
 from cosched.core.commands import Plan
 from cosched.core.core import Core
-from cosched.core.events import Offered, Telemetry
+from cosched.core.events import Offered
 from cosched.core.settings import Settings
 from telemetry.messages import LlmSession, TaskOffer
 
@@ -39,9 +39,9 @@ def offer(task: str, at_s: float) -> TaskOffer:
 
 def serving(where: str = "two", n: int = 4, policy: str = "joint") -> tuple[Core, Plan]:
     core = (TWO if where == "two" else ONE).core(policy, Settings())
-    core.handle(Telemetry(0.0, msgspec.structs.replace(report("ue00", 0.0, 4.0), cell="cell0")))
+    core.handle(msgspec.structs.replace(report("ue00", 0.0, 4.0), cell="cell0"), 0.0)
     for i in range(n):  # one by one: each goes where there is more room
-        (plan,) = answer(core, core.handle(Offered(0.1, (offer(f"t{i}", 0.1),))), 0.1)
+        (plan,) = answer(core, core.handle(Offered((offer(f"t{i}", 0.1),)), 0.1), 0.1)
     assert set(plan.tasks) == {f"t{i}" for i in range(n)}
     return core, plan
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cosched.core.commands import Decision
 from cosched.core.core import Core
-from cosched.core.events import Finished, Offered, Telemetry
+from cosched.core.events import Finished, Offered
 from cosched.core.snapshot import Snapshot
 from cosched.profiles.calibration import LEAST, STEP, WINDOW, Calibration, about, name, of_owner
 from telemetry.messages import TaskTiming
@@ -85,8 +85,8 @@ def timing(task: str, point: str, at_s: float, **seconds: float) -> TaskTiming:
 
 
 def admitted(core: Core, task: str, at_s: float) -> Decision:
-    core.handle(Telemetry(at_s, report("ue00", at_s, 2.0)))
-    (plan,) = answer(core, core.handle(Offered(at_s, (session(task, at_s),))), at_s)
+    core.handle(report("ue00", at_s, 2.0), at_s)
+    (plan,) = answer(core, core.handle(Offered((session(task, at_s),)), at_s), at_s)
     (made,) = [d for d in plan.decisions if d.task == task]
     assert made.point >= 0
     return made
@@ -103,8 +103,8 @@ def measure(core: Core, n: int, slow: float, first: int = 0) -> None:
         seconds = slow * np.concatenate([plain.device_s[j], plain.alone_s[j]])
         names = ("device_prefill_s", "device_token_s", "node_prefill_s", "node_token_s")
         measured = dict(zip(names, seconds.tolist(), strict=True))
-        core.handle(Telemetry(0.2 + i, timing(f"s{i}", point, 0.2 + i, **measured)))
-        core.handle(Finished(0.3 + i, f"s{i}"))
+        core.handle(timing(f"s{i}", point, 0.2 + i, **measured), 0.2 + i)
+        core.handle(Finished(f"s{i}"), 0.3 + i)
 
 
 def test_tables_of_new_sessions_follow_what_sessions_measured():
@@ -142,8 +142,8 @@ def test_strangers_and_strange_points_teach_nothing():
     core = make_core()
     admitted(core, "known", 0.05)
     for _ in range(2 * LEAST):
-        core.handle(Telemetry(0.1, timing("unknown", "local", 0.1, device_token_s=9.0)))
-        core.handle(Telemetry(0.1, timing("known", "k=99/8bit/moon", 0.1, device_token_s=9.0)))
+        core.handle(timing("unknown", "local", 0.1, device_token_s=9.0), 0.1)
+        core.handle(timing("known", "k=99/8bit/moon", 0.1, device_token_s=9.0), 0.1)
     assert core.state.calibration.rows() == ()
 
 
