@@ -16,7 +16,7 @@ from solvers import joint
 from solvers.errors import BadProblem
 from solvers.price import solver as price
 from solvers.problem import Floats, Problem
-from solvers.solution import Certificate, Solution, Status
+from solvers.solution import Certificate, Solution, SolveStatus
 
 TASKS: Final = 40  # up to here the referee is asked ...
 POINTS: Final = 600  # ... with so many points: its columns are listed in a tenth of a second
@@ -62,7 +62,7 @@ def _better(problem: Problem, plan: Solution, limit: float) -> Solution:
             plan, chosen=other.chosen, share=share, promised=other.chosen >= 0, evaluations=other.evaluations
         )
     value = max(value, other.certificate.value)
-    status = Status.OK if proven - value <= CLOSED * max(1.0, proven) else plan.status
+    status = SolveStatus.OK if proven - value <= CLOSED * max(1.0, proven) else plan.status
     prices = plan.prices if proven >= bound else np.zeros_like(plan.prices)
     certificate = Certificate(value, max(value, proven))
     return dataclasses.replace(plan, status=status, solver="exact", prices=prices, certificate=certificate)

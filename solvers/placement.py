@@ -31,7 +31,7 @@ SEARCHED: Final = 10_000  # open ways: with more CP-SAT does not get beyond its 
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class PlacementModel:
     """A model's layers, the embedding and the head counted with the first and the last."""
 
     id: str
@@ -39,7 +39,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class PlacementNode:
     """Memory for weights, and how fast (> 0) they come from storage. `background`: part of compute that is taken."""
 
     id: str
@@ -101,8 +101,8 @@ class _Choice:
 
 
 def place(
-    nodes: Sequence[Node],
-    models: Sequence[Model],
+    nodes: Sequence[PlacementNode],
+    models: Sequence[PlacementModel],
     demands: Sequence[Demand],
     *,
     current: Sequence[Layers] = (),
@@ -130,8 +130,8 @@ def place(
 
 
 def _check(
-    nodes: Sequence[Node],
-    models: Sequence[Model],
+    nodes: Sequence[PlacementNode],
+    models: Sequence[PlacementModel],
     demands: Sequence[Demand],
     current: Sequence[Layers],
     horizon_s: float,
@@ -155,7 +155,7 @@ def _check(
     _check_layers(nodes, models, [*current, *(p for _, w in ways for p in w.pieces)])
 
 
-def _check_layers(nodes: Sequence[Node], models: Sequence[Model], pieces: Sequence[Layers]) -> None:
+def _check_layers(nodes: Sequence[PlacementNode], models: Sequence[PlacementModel], pieces: Sequence[Layers]) -> None:
     known, sizes = {n.id for n in nodes}, {m.id: len(m.layer_bytes) for m in models}
     for node in nodes:
         if node.load_bytes_per_s == 0:
@@ -168,7 +168,7 @@ def _check_layers(nodes: Sequence[Node], models: Sequence[Model], pieces: Sequen
 
 
 def _choices(
-    nodes: Mapping[str, Node],
+    nodes: Mapping[str, PlacementNode],
     sizes: Mapping[str, tuple[float, ...]],
     demands: Sequence[Demand],
     current: Sequence[Layers],
@@ -235,7 +235,11 @@ def _open_ways(
 
 
 def _solve(
-    nodes: Mapping[str, Node], choices: Sequence[_Choice], ways: Sequence[_Open], dropped: float, limit_s: float
+    nodes: Mapping[str, PlacementNode],
+    choices: Sequence[_Choice],
+    ways: Sequence[_Open],
+    dropped: float,
+    limit_s: float,
 ) -> Placement:
     """Solve the integer program; `dropped`: cost of holding nothing, which the choices' costs are counted from."""
     program = _program(nodes, choices, ways)
@@ -257,7 +261,7 @@ def _solve(
     )
 
 
-def _program(nodes: Mapping[str, Node], choices: Sequence[_Choice], ways: Sequence[_Open]) -> Program:
+def _program(nodes: Mapping[str, PlacementNode], choices: Sequence[_Choice], ways: Sequence[_Open]) -> Program:
     """The program in numbers; compute that is taken rounded up and what there is rounded down."""
     place = {name: n for n, name in enumerate(nodes)}
     model = {name: m for m, name in enumerate(sorted({c.layers.model for c in choices}))}
@@ -311,7 +315,7 @@ def _counts(program: Program, first: Start) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _FoundPlacement:
     """What the search found."""
 
     counts: list[int]
@@ -320,7 +324,7 @@ class _Found:
     optimal: bool
 
 
-def _search(p: Program, first: Start, limit_s: float) -> _Found | None:
+def _search(p: Program, first: Start, limit_s: float) -> _FoundPlacement | None:
     """CP-SAT from the start; None: its time did not reach even that."""
     from ortools.sat.python import cp_model
 
@@ -343,7 +347,7 @@ def _search(p: Program, first: Start, limit_s: float) -> _Found | None:
     counts = [solver.value(x) for x in (*held, *parts)]
     rounding = 0.5 * (len(held) + p.parts * len(parts)) / scale  # what rounded coefficients can hide
     value = math.fsum(x * n for x, n in zip(price, counts, strict=True))
-    return _Found(counts, value, solver.best_objective_bound / scale + rounding, status == cp_model.OPTIMAL)
+    return _FoundPlacement(counts, value, solver.best_objective_bound / scale + rounding, status == cp_model.OPTIMAL)
 
 
 def _limit_nodes(model: cp_model.CpModel, p: Program, held: Sequence[Any], parts: Sequence[Any]) -> None:
@@ -390,7 +394,7 @@ def _fractions(ways: Sequence[_Open], counts: Sequence[int]) -> dict[str, dict[i
     return served
 
 
-def _load_s(nodes: Mapping[str, Node], choices: Sequence[_Choice], counts: Sequence[int]) -> dict[str, float]:
+def _load_s(nodes: Mapping[str, PlacementNode], choices: Sequence[_Choice], counts: Sequence[int]) -> dict[str, float]:
     total = dict.fromkeys(nodes, 0.0)
     for choice, n in zip(choices, counts, strict=False):
         total[choice.layers.node] += choice.load_s * n

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from solvers.problem import Floats, Ints
 
 
-class Status(enum.StrEnum):
+class SolveStatus(enum.StrEnum):
     """`ok`: a feasible plan with a certificate (also when nobody is admitted). `limit`: feasible, but cut short."""
 
     OK = "ok"
@@ -45,7 +45,7 @@ class Solution:
     without admission control serve tasks that they do not promise). prices (R,): zero for solvers without prices.
     """
 
-    status: Status
+    status: SolveStatus
     solver: str
     chosen: Ints
     share: Floats

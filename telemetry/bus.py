@@ -63,7 +63,7 @@ class Frame(NamedTuple):
     peer: str = ""
 
 
-class Asked(NamedTuple):
+class BusRequest(NamedTuple):
     """One message on a ROUTER: how to answer it (routing id, and the empty frame of a REQ), and what it says."""
 
     route: tuple[bytes, ...]
@@ -230,7 +230,7 @@ def is_loopback(endpoint: str) -> bool:
         return False
 
 
-class Telemetry(Bus):
+class TelemetrySocket(Bus):
     """The daemon's SUB: takes every topic. Frames that are not (topic, payload) are counted in `malformed`."""
 
     domain = "telemetry"
@@ -275,7 +275,7 @@ class Publisher(Bus):
         self.socket.send(payload)
 
 
-class Control(Bus):
+class ControlSocket(Bus):
     """The daemon's ROUTER: REQ and DEALER clients of any language."""
 
     domain = "control"
@@ -287,16 +287,16 @@ class Control(Bus):
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # or what is dropped is not told
         self.malformed = self.unread = 0
 
-    def drain(self, limit: int = ENOUGH) -> list[Asked]:
+    def drain(self, limit: int = ENOUGH) -> list[BusRequest]:
         """Receive the requests that have arrived; what has no payload is dropped, and counted in `malformed`."""
-        out: list[Asked] = []
+        out: list[BusRequest] = []
         for _ in range(limit):
             taken = self._take_named()
             if taken is None:
                 break
             frames, user = taken
             if len(frames) >= 2:
-                out.append(Asked(tuple(frames[:-1]), frames[-1], user))
+                out.append(BusRequest(tuple(frames[:-1]), frames[-1], user))
             else:
                 self.malformed += 1
         return out
@@ -312,7 +312,7 @@ class Control(Bus):
                 raise
 
 
-class Decisions(Bus):
+class DecisionSocket(Bus):
     """The daemon's XPUB."""
 
     domain = "decisions"

@@ -58,7 +58,7 @@ class Guard(Protocol):
         ...
 
 
-class Served(Bus):
+class ServedCall(Bus):
     """The server's ROUTER. Frames of over `max_bytes` close the connection of whoever sends them."""
 
     domain = "runtime"

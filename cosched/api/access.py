@@ -59,7 +59,7 @@ _SPEAKS_FOR: Final = {
 KNOWN_SUBJECTS: Final = 100_000  # per identity, remembered as allowed: then the patterns are matched anew
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class IdentityLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one identity may send; a burst of one second's worth is let through."""
 
     messages_per_s: float = 20_000.0  # 1000 UEs reporting one by one every 100 ms are 10 000
@@ -81,7 +81,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     nodes: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    limits: Limits = Limits()
+    limits: IdentityLimits = IdentityLimits()
 
 
 class Allowed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,10 +156,10 @@ class Access:
             return "too many messages"
         return "" if state.n_bytes.take(now_s, size) else "too many bytes"
 
-    def limits(self, user: str) -> Limits:
+    def limits(self, user: str) -> IdentityLimits:
         """Return the limits of an identity; of one that is not there, the usual ones."""
         state = self._states.get(user)
-        return Limits() if state is None else state.identity.limits
+        return IdentityLimits() if state is None else state.identity.limits
 
     def call(self, user: str, role: str) -> str:
         """Whether `user` may call a verb that needs `role`."""

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from cosched.api.access import Allowed, Identity, Limits
+from cosched.api.access import Allowed, Identity, IdentityLimits
 from cosched.errors import BadInput
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def _entry(identity: Identity) -> str:
     scopes = {name: getattr(identity, name) for name in SCOPES}
     # a JSON list of text is TOML as well
     lines += [f"{name} = {msgspec.json.encode(found).decode()}" for name, found in scopes.items() if found]
-    limits, default = msgspec.structs.asdict(identity.limits), msgspec.structs.asdict(Limits())
+    limits, default = msgspec.structs.asdict(identity.limits), msgspec.structs.asdict(IdentityLimits())
     if changed := {name: value for name, value in limits.items() if value != default[name]}:
         lines += ["[allow.limits]", *(f"{name} = {value}" for name, value in changed.items())]
     return "\n".join(lines) + "\n"

@@ -247,7 +247,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     n: int
 
 
-class Ingest(msgspec.Struct, frozen=True, kw_only=True):
+class IngestView(msgspec.Struct, frozen=True, kw_only=True):
     """What came in on the telemetry bus since the start."""
 
     messages: int = 0
@@ -258,7 +258,7 @@ class Ingest(msgspec.Struct, frozen=True, kw_only=True):
     stale_ues: int = 0  # UEs with a task whose last report is older than the limit
 
 
-class Tally(msgspec.Struct, frozen=True, kw_only=True):
+class ShadowTally(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the tasks of a window."""
 
     admitted: int = 0
@@ -266,7 +266,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     value_met: float = 0.0
 
 
-class Shadow(msgspec.Struct, frozen=True, kw_only=True):
+class ShadowView(msgspec.Struct, frozen=True, kw_only=True):
     """The live policy against the decoupled baseline on the same input, both in the execution model of replay.
 
     Tasks that their device serves alone are not counted. All 0 until the first minute is over.
@@ -275,8 +275,8 @@ class Shadow(msgspec.Struct, frozen=True, kw_only=True):
     baseline: str
     window_s: float = 0.0
     offered: int = 0
-    live: Tally = Tally()
-    shadow: Tally = Tally()
+    live: ShadowTally = ShadowTally()
+    shadow: ShadowTally = ShadowTally()
 
 
 class LayerRange(msgspec.Struct, frozen=True, kw_only=True):
@@ -375,8 +375,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     submit_ms: Quantiles  # request read -> decision sent
     solve_ms: Quantiles  # Solve handed to the worker -> answer back
     telemetry_ms: Quantiles  # plan's instant (tick or arrival) -> decisions published
-    ingest: Ingest
-    shadow: Shadow
+    ingest: IngestView
+    shadow: ShadowView
     cluster: ClusterView = ClusterView()
     capture: str = ""  # file being written, "" none
     capture_bytes: int = 0

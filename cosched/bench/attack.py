@@ -29,7 +29,7 @@ from cosched.api.client import Client
 from cosched.api.zap import new_pair
 from cosched.bench.attacks.bystander import Bystander, Ends, Seen
 from cosched.bench.attacks.messages import Target
-from cosched.bench.model import BenchRow, Claim, Result
+from cosched.bench.model import BenchRow, ModelClaim, Result
 from cosched.config.paths import Home
 from cosched.errors import BadInput
 from telemetry.bus import Curve
@@ -96,7 +96,7 @@ ATTACKS: Final = (
 
 
 @dataclass
-class Outcome:
+class AttackOutcome:
     """One attack's figures; memory in bytes."""
 
     attack: Attack
@@ -125,7 +125,7 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
     return Result(rows=[row for one in outcomes for row in _rows(one)], claims=_claims(outcomes), sweeps=[])
 
 
-def _rows(one: Outcome) -> list[BenchRow]:
+def _rows(one: AttackOutcome) -> list[BenchRow]:
     mb = 1e-6
     figures = {
         "quiet_submit_ms": one.quiet.submit_ms,
@@ -145,21 +145,21 @@ def _rows(one: Outcome) -> list[BenchRow]:
     ]  # fmt: skip
 
 
-def _claims(outcomes: list[Outcome]) -> list[Claim]:
+def _claims(outcomes: list[AttackOutcome]) -> list[ModelClaim]:
     """What must hold of every attack, as its worst case."""
 
-    def worst(text: str, most: float, figure: Callable[[Outcome], float]) -> Claim:
+    def worst(text: str, most: float, figure: Callable[[AttackOutcome], float]) -> ModelClaim:
         one = max(outcomes, key=figure)
         named = f"{text}, worst ({one.attack.name}, {one.subject}), as a part of what is allowed"
-        return Claim(text=named, reached=1.0 - figure(one) / most, asked=0.0)
+        return ModelClaim(text=named, reached=1.0 - figure(one) / most, asked=0.0)
 
     return [
-        Claim(text="daemon ended under attack, times", reached=-float(sum(o.exits for o in outcomes)), asked=0.0),
+        ModelClaim(text="daemon ended under attack, times", reached=-float(sum(o.exits for o in outcomes)), asked=0.0),
         worst("submit p99 over quiet p99", MOST_TIMES, lambda o: _p99(o.under) / max(_p99(o.quiet), 1e-9)),
         worst("submit p99", MOST_MS, lambda o: _p99(o.under)),
         worst("lapse of a lease", MOST_LAPSE_MS, lambda o: o.under.longest_lapse_ms),
         worst("resident memory", MOST_BYTES, lambda o: o.most),
-        Claim(
+        ModelClaim(
             text="attacks after which memory was back within 10 % in a minute",
             reached=float(sum(o.back_s < BACK_S for o in outcomes)),
             asked=float(len(outcomes)),
@@ -176,7 +176,7 @@ def _quantile(values: list[float], percent: float) -> float:
 
 
 @dataclass
-class Site:
+class AttackedSite:
     """The daemon under attack, and the bystander."""
 
     folder: Path
@@ -186,7 +186,7 @@ class Site:
     bystander: Bystander
     sizes: list[float] = field(default_factory=list)
 
-    def attacked(self, attack: Attack) -> Outcome:
+    def attacked(self, attack: Attack) -> AttackOutcome:
         """Measure one attack. Raises BadInput when the daemon has ended."""
         quiet, before = self._phase(QUIET_S), self._resident()
         with self._attacker(attack) as attacker:
@@ -197,7 +197,7 @@ class Site:
             raise BadInput(f"{attack.name}: the daemon ended with {self.process.returncode}: {self.folder / 'log'}")
         back_s = self._back(before)
         self._phase(max(0.0, SETTLE_S - back_s))
-        return Outcome(attack, quiet, under, before, most, back_s, sent, exits)
+        return AttackOutcome(attack, quiet, under, before, most, back_s, sent, exits)
 
     def _phase(self, seconds: float) -> Seen:
         self.sizes = []
@@ -257,7 +257,7 @@ class Site:
 
 
 @contextmanager
-def _site(folder: Path) -> Iterator[Site]:
+def _site(folder: Path) -> Iterator[AttackedSite]:
     """Start a daemon with keys, and a bystander that is served. Raises BadInput."""
     home, ports = Home(folder), _free_ports(3)
     pairs = _keys(folder / "keys")
@@ -280,7 +280,7 @@ def _site(folder: Path) -> Iterator[Site]:
         )  # fmt: skip
         bystander = Bystander(by, CELL)
         bystander.hold(30.0)
-        yield Site(folder, process, ends, pairs, bystander)
+        yield AttackedSite(folder, process, ends, pairs, bystander)
         bystander.close()
     finally:
         process.terminate()

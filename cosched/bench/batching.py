@@ -19,7 +19,7 @@ from cosched.core.planner import make_layout, plan_problem
 from cosched.core.settings import Settings
 from cosched.core.state import State, Task
 from cosched.resources import config_file
-from cosched.simulate.offers import Request, assign_devices, draw_offers
+from cosched.simulate.offers import RecordedRequest, assign_devices, draw_offers
 from cosched.simulate.reports import ue_ids
 from cosched.site import Site, load_site
 from cosched.workloads import llm
@@ -68,7 +68,7 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
     return Result(rows=rows, claims=[], sweeps=[])
 
 
-def draw(requests: Sequence[Request], count: int, seed: int) -> Drawn:
+def draw(requests: Sequence[RecordedRequest], count: int, seed: int) -> Drawn:
     """Draw one session for each of `count` UEs."""
     rng = np.random.default_rng(seed)
     offers: dict[str, TaskOffer] = {}

@@ -16,13 +16,13 @@ from cosched.bench.closed_loop import (
     DURATION_S,
     FIRST_SEED,
     LOADS,
-    Job,
+    LoopJob,
     rate_at_load_1,
     read_recordings,
     recordings_folder,
     run_jobs,
 )
-from cosched.bench.model import BenchRow, Claim, Result, spread
+from cosched.bench.model import BenchRow, ModelClaim, Result, spread
 from cosched.core.policy import GREEDY
 from cosched.report.model import Sweep, SweepRow
 from cosched.resources import config_file
@@ -41,7 +41,7 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
     site = msgspec.structs.replace(site, mix=msgspec.structs.replace(site.mix, weights=WEIGHTS))
     rate = rate_at_load_1(recordings, site)
     jobs = [
-        Job(site, load, load * rate, seed, DURATION_S, ("joint", *GREEDY))
+        LoopJob(site, load, load * rate, seed, DURATION_S, ("joint", *GREEDY))
         for load in LOADS
         for seed in range(FIRST_SEED, FIRST_SEED + seeds)
     ]
@@ -57,24 +57,24 @@ def value(rows: Sequence[SweepRow], load: float, policy: str) -> float:
     return sum(r.value for r in rows if r.load == load and r.policy == policy)
 
 
-def claims(rows: Sequence[SweepRow]) -> list[Claim]:
+def claims(rows: Sequence[SweepRow]) -> list[ModelClaim]:
     """What the README states: ratios of weighted value, and the least margin over the noise at lower loads."""
     over = [value(rows, load, "joint") / value(rows, load, "greedy") for load in LOADS if load >= HIGH_LOAD]
     reached = [value(rows, load, "joint") / _bound(rows, load) for load in LOADS]
     margins = [_margin(rows, load) for load in LOADS if load < HIGH_LOAD]
     return [
-        Claim(
+        ModelClaim(
             text="weighted value, joint over greedy, mean over loads 1.25 to 2",
             reached=float(np.mean(over)),
             asked=1.15,
         ),
-        Claim(
+        ModelClaim(
             text="weighted value, joint over greedy, least over loads 1.25 to 2", reached=float(min(over)), asked=1.15
         ),
-        Claim(
+        ModelClaim(
             text="joint less the better greedy plus the noise, least over lower loads", reached=min(margins), asked=0.0
         ),
-        Claim(text="share of the hindsight bound, least over loads", reached=float(min(reached)), asked=0.85),
+        ModelClaim(text="share of the hindsight bound, least over loads", reached=float(min(reached)), asked=0.85),
     ]
 
 

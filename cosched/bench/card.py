@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 import numpy as np
 
-from cosched.bench.model import BenchRow, Claim, Result
+from cosched.bench.model import BenchRow, ModelClaim, Result
 from cosched.errors import BadInput
 from cosched.profiles import fit, latency
 from cosched.profiles.device import Device, Host, load_device, load_host
@@ -34,14 +34,14 @@ PREFILL, DECODE = "prefill-layer-unseen", "decode-layer-unseen"
 HALF_WITHIN, MOST_WITHIN, MOST = 0.10, 0.25, 0.9
 
 
-class Where(Protocol):
+class CardDevice(Protocol):
     """A device of torch, which is imported by the runtime alone."""
 
     type: str  # "cuda" or "cpu"
 
 
 @dataclass(frozen=True)
-class Plan:
+class CardPlan:
     """What is measured. Chunks are (new tokens, cached tokens); decoding is one new token."""
 
     dtype: str
@@ -52,7 +52,7 @@ class Plan:
     tested: tuple[tuple[int, int], ...]
 
 
-CUDA: Final = Plan(
+CUDA: Final = CardPlan(
     dtype="float16",
     seen=("qwen2.5-1.5b", "llama-3.2-1b", "llama-3-8b"),
     unseen=("llama-3.2-3b", "qwen2.5-7b", "qwen3-8b"),
@@ -60,7 +60,7 @@ CUDA: Final = Plan(
     fitted=((1, 256), (1, 1024), (1, 4096), (64, 0), (256, 0), (512, 512), (1024, 0), (2048, 0), (2048, 2048)),
     tested=((1, 128), (1, 512), (1, 2048), (1, 3000), (48, 0), (200, 0), (384, 256), (768, 0), (1536, 1024)),
 )
-CPU: Final = Plan(
+CPU: Final = CardPlan(
     dtype="float32",
     seen=("qwen2.5-0.5b", "llama-3.2-1b"),
     unseen=("qwen3-0.6b", "qwen2.5-1.5b"),
@@ -71,7 +71,7 @@ CPU: Final = Plan(
 
 
 @dataclass(frozen=True)
-class Layers:
+class CardLayers:
     """Whole layers of one model: (R,) new and cached tokens, measured seconds."""
 
     model: Model
@@ -99,7 +99,7 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:  # noqa: AR
     return measured(CUDA if device.type == "cuda" else CPU, device, progress)
 
 
-def measured(plan: Plan, device: Where, progress: Callable[[float], None]) -> Result:
+def measured(plan: CardPlan, device: CardDevice, progress: Callable[[float], None]) -> Result:
     """Carry a plan out on a device."""
     steps = _progress(progress, 2 * (len(plan.seen) + len(plan.unseen)) + 1)
     base = _base(plan, device)
@@ -128,7 +128,7 @@ def _progress(progress: Callable[[float], None], n: int) -> Iterator[None]:
     progress(1.0)
 
 
-def _base(plan: Plan, device: Where) -> Device:
+def _base(plan: CardPlan, device: CardDevice) -> Device:
     """Profile with the peaks of this device, as measured, and everything else to be fitted."""
     from cosched.runtime import measure
     from cosched.runtime.model import dtype_of
@@ -146,7 +146,7 @@ def _base(plan: Plan, device: Where) -> Device:
 
 
 def _fitted(
-    plan: Plan, device: Where, base: Device, steps: Iterator[None]
+    plan: CardPlan, device: CardDevice, base: Device, steps: Iterator[None]
 ) -> tuple[Device, Host, dict[str, list[Floats]]]:
     """Fit kernels, attention and launch floor on the seen models; also return the errors on them."""
     from cosched.runtime import measure
@@ -174,24 +174,24 @@ def _fitted(
     return card, host, errors
 
 
-def _operators(plan: Plan, key: str, device: Where) -> OperatorRun:
+def _operators(plan: CardPlan, key: str, device: CardDevice) -> OperatorRun:
     from cosched.runtime import measure
     from cosched.runtime.model import dtype_of
 
     return measure.operators(load_model(key), plan.tokens, device, dtype_of(plan.dtype))
 
 
-def _layers(plan: Plan, key: str, chunks: Sequence[tuple[int, int]], device: Where) -> Layers:
+def _layers(plan: CardPlan, key: str, chunks: Sequence[tuple[int, int]], device: CardDevice) -> CardLayers:
     from cosched.runtime import measure
     from cosched.runtime.model import dtype_of, open_model
 
     source = open_model(key, seed=SEED)
     seconds = measure.layers_s(source, chunks, device, dtype_of(plan.dtype))
     new, cached = np.array(chunks, dtype=np.float64).T
-    return Layers(source.sizes, new, cached, np.array(seconds))
+    return CardLayers(source.sizes, new, cached, np.array(seconds))
 
 
-def _fit_floor(layers: Sequence[Layers], card: Device) -> Host:
+def _fit_floor(layers: Sequence[CardLayers], card: Device) -> Host:
     """Launch floor per layer of this runtime."""
     host = msgspec.structs.replace(load_host("ideal"), key="runtime", name="cosched.runtime")
 
@@ -242,9 +242,9 @@ def _numbers(card: Device, host: Host) -> list[BenchRow]:
     ]
 
 
-def _claims(errors: Floats) -> list[Claim]:
+def _claims(errors: Floats) -> list[ModelClaim]:
     within = [(HALF_WITHIN, 0.5), (MOST_WITHIN, MOST)]
     return [
-        Claim(text=f"layers of unseen models within {e:.0%}", reached=float((errors <= e).mean()), asked=share)
+        ModelClaim(text=f"layers of unseen models within {e:.0%}", reached=float((errors <= e).mean()), asked=share)
         for e, share in within
     ]

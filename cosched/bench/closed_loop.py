@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from cosched.bench.model import BenchRow, Claim, Result, spread
+from cosched.bench.model import BenchRow, ModelClaim, Result, spread
 from cosched.core.policy import DECOUPLED, GREEDY
 from cosched.core.policy import policy as parse_policy
 from cosched.core.settings import Settings
@@ -27,7 +27,7 @@ from cosched.replay.replayer import Replayer, Workbook
 from cosched.replay.workbook import make_book
 from cosched.report.model import Sweep, SweepRow
 from cosched.resources import config_file
-from cosched.simulate.offers import Request, channel_reports, draw_offers
+from cosched.simulate.offers import RecordedRequest, channel_reports, draw_offers
 from cosched.site import Site, load_site
 from telemetry.messages import UeReport
 
@@ -54,11 +54,11 @@ class Recordings:
     """What is replayed: channels by UE, and requests."""
 
     channels: dict[str, tuple[UeReport, ...]]
-    requests: tuple[Request, ...]
+    requests: tuple[RecordedRequest, ...]
 
 
 @dataclass(frozen=True)
-class Job:
+class LoopJob:
     """One site, load and seed, and the policies to run on it."""
 
     site: Site
@@ -89,7 +89,7 @@ def rate_at_load_1(recordings: Recordings, site: Site) -> float:
     return capacity_per_s(book_of(recordings, site, SCALE_RATE_PER_S, span_s, TUNING_SEED))
 
 
-def run_job(job: Job) -> list[SweepRow]:
+def run_job(job: LoopJob) -> list[SweepRow]:
     """Replay one trace with each policy. Local-feasible tasks are not in `offered`."""
     from cosched.replay import hindsight as regret
 
@@ -116,7 +116,7 @@ def _start(recordings: Recordings) -> None:
 
 
 def run_jobs(
-    recordings: Recordings, jobs: Sequence[Job], tell: Callable[[float], None] | None = None
+    recordings: Recordings, jobs: Sequence[LoopJob], tell: Callable[[float], None] | None = None
 ) -> list[SweepRow]:
     """Run jobs over the machine's cores; rows come in the order of the jobs, whatever the number of cores."""
     rows: list[SweepRow] = []
@@ -153,14 +153,14 @@ def sweep(
     rate = rate_at_load_1(recordings, site)
     variants = tuple(spec for specs in TUNING.values() for spec in specs)
     tuning = [
-        Job(site, load, load * rate, TUNING_SEED + 1 + seed, duration_s, variants)
+        LoopJob(site, load, load * rate, TUNING_SEED + 1 + seed, duration_s, variants)
         for load in loads
         for seed in tuning_seeds
     ]
     half = tell or (lambda _part: None)
     chosen = tuned(run_jobs(recordings, tuning, lambda part: half(part / 2)))
     jobs = [
-        Job(site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in TUNING)))
+        LoopJob(site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in TUNING)))
         for load in loads
         for seed in seeds
     ]
@@ -216,7 +216,7 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
     )
 
 
-def claims(rows: Sequence[SweepRow]) -> list[Claim]:
+def claims(rows: Sequence[SweepRow]) -> list[ModelClaim]:
     """What the README states of one site's rows (plain policy names)."""
     over = [met(rows, load, "joint") / max(met(rows, load, p) for p in DECOUPLED) for load in LOADS if load >= 1]
     behind = [
@@ -224,10 +224,10 @@ def claims(rows: Sequence[SweepRow]) -> list[Claim]:
         for load in LOADS
     ]
     return [
-        Claim(
+        ModelClaim(
             text="joint over the best decoupled policy, mean over loads 1 to 2", reached=float(np.mean(over)), asked=1.2
         ),
-        Claim(
+        ModelClaim(
             text="joint less the better greedy plus the noise, least over loads", reached=float(min(behind)), asked=0.0
         ),
     ]

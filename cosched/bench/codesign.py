@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from cosched.bench.model import Claim, Result
+from cosched.bench.model import ModelClaim, Result
 from cosched.bench.sweep import JOINT, Contestant, Swept, curves, ratio_row, rows_of, sweep
 from cosched.resources import config_file
 from cosched.simulate.scenario import load_scenario
@@ -25,7 +25,9 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
     ratios = {name: best[JOINT] / best[name] if best[name] else float("inf") for name in POLICIES[1:]}
     rows = rows_of(swept, SUITE, "1+1")
     rows += [ratio_row(SUITE, "1+1 best over loads", f"joint/{name}", ratio, seeds) for name, ratio in ratios.items()]
-    claim = Claim(text="codesign: best tasks met over the loads, joint over pf", reached=ratios["pf"], asked=OVER_PF)
+    claim = ModelClaim(
+        text="codesign: best tasks met over the loads, joint over pf", reached=ratios["pf"], asked=OVER_PF
+    )
     command = f"cosched bench {SUITE} --seeds {seeds}"
     return Result(rows=rows, claims=[claim], sweeps=[curves(swept, SUITE, command)])
 

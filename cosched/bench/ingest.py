@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from cosched.api.access import Access, Identity, Limits
+from cosched.api.access import Access, Identity, IdentityLimits
 from cosched.api.zap import Authenticator, new_pair
-from cosched.bench.model import BenchRow, Claim, Result, spread
+from cosched.bench.model import BenchRow, ModelClaim, Result, spread
 from cosched.bench.publisher import ROWS
 from cosched.config import wiring as build
 from cosched.core.core import Core
@@ -39,7 +39,7 @@ NS: Final = 1e-9
 class Sink:
     """The receiving end: socket, decoding, permission, core."""
 
-    socket: bus.Telemetry
+    socket: bus.TelemetrySocket
     core: Core
     authenticator: Authenticator | None
     access: Access | None
@@ -91,7 +91,7 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
             )
         )  # fmt: skip
     claims = [
-        Claim(text=f"UE reports per CPU second, {kind}, CURVE, median", reached=row.p50, asked=asked)
+        ModelClaim(text=f"UE reports per CPU second, {kind}, CURVE, median", reached=row.p50, asked=asked)
         for kind, asked in ASKED_PER_S.items()
         for row in rows_
         if (row.subject, row.case) == ("curve", kind)
@@ -116,12 +116,12 @@ def _sink(*, curve: bool) -> Iterator[tuple[Sink, subprocess.Popen[str]]]:
     daemon, peer = new_pair("daemon"), new_pair("bench")
     access = authenticator = None
     if curve:
-        limits = Limits(messages_per_s=1e9)
+        limits = IdentityLimits(messages_per_s=1e9)
         access = Access(
             [Identity(name="bench", public=peer.public, role="publisher", ues=("*",), cells=("*",), limits=limits)]
         )
         authenticator = Authenticator(access)
-    socket = bus.Telemetry(bus.Curve(daemon.public, daemon.secret) if curve else None)
+    socket = bus.TelemetrySocket(bus.Curve(daemon.public, daemon.secret) if curve else None)
     socket.bind(["tcp://127.0.0.1:*"])
     plant = build.plant(*build.site_text("balanced"), {})
     sink = Sink(socket, plant.core("joint", Settings()), authenticator, access)

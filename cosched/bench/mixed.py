@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from cosched.bench.model import BenchRow, Claim, Result
+from cosched.bench.model import BenchRow, ModelClaim, Result
 from cosched.bench.sweep import JOINT, Contestant, Swept, curves, ratio_row, rows_of, sweep
 from cosched.core.policy import DECOUPLED, GREEDY
 from cosched.report.model import Sweep
@@ -42,7 +42,7 @@ def contestants() -> list[Contestant]:
 def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
     """Sum over the offered loads: joint over the best decoupled policy, and over the better greedy, in every case."""
     rows: list[BenchRow] = []
-    claims: list[Claim] = []
+    claims: list[ModelClaim] = []
     sweeps: list[Sweep] = []
     for done, case in enumerate(CASES):
         loaded = load_scenario(config_file("scenarios", case.file))
@@ -55,7 +55,9 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
         ):
             ratio, rival = over_best(swept, rivals)
             rows.append(ratio_row(SUITE, f"{case.name} all loads", f"joint/{rival}", ratio, seeds))
-            claims.append(Claim(text=f"mixed {case.name}: joint over {what} ({rival})", reached=ratio, asked=asked))
+            claims.append(
+                ModelClaim(text=f"mixed {case.name}: joint over {what} ({rival})", reached=ratio, asked=asked)
+            )
         sweeps.append(curves(swept, f"{SUITE} {case.name}", f"cosched bench {SUITE} --seeds {seeds}"))
     return Result(rows=rows, claims=claims, sweeps=sweeps)
 

@@ -27,7 +27,7 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
     bound: float | None = None  # proven upper bound on the value
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class ModelClaim(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the README states, and whether this run bears it out."""
 
     text: str
@@ -44,7 +44,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """All that one suite measured."""
 
     rows: list[BenchRow]
-    claims: list[Claim]
+    claims: list[ModelClaim]
     sweeps: list[Sweep]
 
 

@@ -55,7 +55,7 @@ def _do(*command: str) -> None:
 
 
 @dataclass
-class Host:
+class Namespace:
     """One namespace with one interface."""
 
     namespace: str
@@ -93,7 +93,7 @@ class Net:
     def __init__(self) -> None:
         self._prefix = f"cs{os.getpid()}"
         self._switch = f"{self._prefix}-switch"
-        self.hosts: dict[str, Host] = {}
+        self.hosts: dict[str, Namespace] = {}
 
     def __enter__(self) -> Self:
         _do("ip", "netns", "add", self._switch)
@@ -101,10 +101,10 @@ class Net:
         _do("ip", "-n", self._switch, "link", "set", BRIDGE, "up")
         return self
 
-    def host(self, name: str) -> Host:
+    def host(self, name: str) -> Namespace:
         """Add a host."""
         number = len(self.hosts) + 1
-        host = Host(f"{self._prefix}-{name}", f"10.77.0.{number}")
+        host = Namespace(f"{self._prefix}-{name}", f"10.77.0.{number}")
         self.hosts[name] = host
         port = f"port{number}"
         _do("ip", "netns", "add", host.namespace)

@@ -19,9 +19,9 @@ from typing import Final
 import numpy as np
 
 from cosched.api.client import Client
-from cosched.bench.model import BenchRow, Claim, Result, spread
+from cosched.bench.model import BenchRow, ModelClaim, Result, spread
 from cosched.bench.netns import why_not
-from cosched.bench.network_jobs import MODEL, Asked, Job, Leased, Measured
+from cosched.bench.network_jobs import MODEL, Job, JobAsked, Leased, Measured
 from cosched.bench.network_setup import EFFICIENCY_BPS_HZ, UE, Setting, daemon, setting
 from cosched.errors import BadInput
 from cosched.workloads import llm
@@ -63,9 +63,11 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
         errors = np.array([row.value for row in rows if row.figure == "error_percent"]) / PERCENT
         kept = promises(at, seeds, lambda part: progress(0.7 + 0.3 * part))
     claims = [
-        Claim(text=f"predictions of TTFT and TPOT: median within {MOST_ERROR:.0%}",
+        ModelClaim(text=f"predictions of TTFT and TPOT: median within {MOST_ERROR:.0%}",
               reached=float((errors <= MOST_ERROR).mean()), asked=0.5),
-        Claim(text="promised deadlines kept, uplinks at the bandwidth granted", reached=kept.value, asked=MOST_KEPT),
+        ModelClaim(
+            text="promised deadlines kept, uplinks at the bandwidth granted", reached=kept.value, asked=MOST_KEPT
+        ),
     ]  # fmt: skip
     return Result(rows=[*rows, kept], claims=claims, sweeps=[])
 
@@ -140,7 +142,7 @@ def promises(at: Setting, seed: int, progress: Callable[[float], None]) -> Bench
     with daemon(at):
         for number in range(REQUESTS):
             ttft_s, tpot_s = (shortest * rng.uniform(*EASE, 2)).tolist()
-            asked = Asked(f"t{number}", UE, PROMPT_TOKENS, TOKENS, ttft_s, tpot_s)
+            asked = JobAsked(f"t{number}", UE, PROMPT_TOKENS, TOKENS, ttft_s, tpot_s)
             lease, took = _request(at, asked)
             if lease.point:
                 kept.append(float(took.ttft_s <= ttft_s and took.tpot_s <= tpot_s))
@@ -153,7 +155,7 @@ def promises(at: Setting, seed: int, progress: Callable[[float], None]) -> Bench
     )
 
 
-def _request(at: Setting, asked: Asked) -> tuple[Leased, Measured]:
+def _request(at: Setting, asked: JobAsked) -> tuple[Leased, Measured]:
     """Have a request decided and carried out; its uplink follows its lease."""
     at.tell(asked)
     lease = at.hear(Leased)

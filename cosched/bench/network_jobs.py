@@ -32,7 +32,7 @@ class Job(msgspec.Struct, frozen=True, tag="run", tag_field="do"):
     tokens: int
 
 
-class Asked(msgspec.Struct, frozen=True, tag="ask", tag_field="do"):
+class JobAsked(msgspec.Struct, frozen=True, tag="ask", tag_field="do"):
     """A generation that the daemon is asked for."""
 
     task: str

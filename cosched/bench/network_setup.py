@@ -20,7 +20,7 @@ from cosched.api.access import PUBLISHER, Identity
 from cosched.api.client import Client
 from cosched.api.keys import KeyPair, allow, write_pair
 from cosched.api.zap import new_pair
-from cosched.bench.netns import Host, Net
+from cosched.bench.netns import Namespace, Net
 from cosched.bench.network_jobs import MODEL, SEED, VOCAB, Job, Measured, UeSetup
 from cosched.config.paths import Home
 from cosched.config.wiring import Plant, plant
@@ -117,8 +117,8 @@ class Setting:
 
     home: Home  # of the daemon: ipc knows no namespaces
     plant: Plant
-    edge: Host
-    ue: Host
+    edge: Namespace
+    ue: Namespace
     process: subprocess.Popen[str]
     environment: Mapping[str, str]
     calibration: Calibration = field(default_factory=lambda: Calibration(MOST_OFF))

@@ -14,7 +14,7 @@ import msgspec
 
 from cosched.api.keys import read_pair
 from cosched.api.messages import SubmitArgs
-from cosched.bench.network_jobs import MODEL, SEED, Asked, Job, Leased, Measured, UeSetup, prompt
+from cosched.bench.network_jobs import MODEL, SEED, Job, JobAsked, Leased, Measured, UeSetup, prompt
 from cosched.runtime.asking import Asking
 from cosched.runtime.chain import Hop, Links, Route
 from cosched.runtime.follow import route_of
@@ -56,7 +56,7 @@ class Ue:
         run.close()
         return _measured(run, sent)
 
-    def ask(self, job: Asked) -> Measured:
+    def ask(self, job: JobAsked) -> Measured:
         """Generate as the daemon decides."""
         work = LlmSession(
             model=MODEL, context_tokens=0, new_tokens=job.prompt_tokens, max_output_tokens=job.tokens,
@@ -96,7 +96,7 @@ def main() -> None:
     ue = Ue(msgspec.json.decode(sys.argv[1], type=UeSetup))
     _say(Measured(0.0, 0.0, 0))
     for line in iter(sys.stdin.readline, ""):
-        job = msgspec.json.decode(line, type=Job | Asked)
+        job = msgspec.json.decode(line, type=Job | JobAsked)
         _say(ue.run(job) if isinstance(job, Job) else ue.ask(job))
 
 

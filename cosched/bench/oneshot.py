@@ -17,9 +17,9 @@ import numpy.typing as npt
 from cosched.errors import BadInput, CoschedError
 from cosched.simulate.arrivals import requests_of
 from cosched.simulate.channel import losses_db, observe
-from cosched.simulate.offers import Request, assign_devices, draw_offers
+from cosched.simulate.offers import RecordedRequest, assign_devices, draw_offers
 from cosched.simulate.reports import ue_ids
-from cosched.simulate.scenario import Loaded
+from cosched.simulate.scenario import LoadedScenario
 from cosched.site import Site
 from cosched.workloads import registry as workloads
 from cosched.workloads.base import LOCAL, Floats, Ints, PointTable
@@ -64,7 +64,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class OneshotOutcome:
     """What a policy reached on one drop. `met`: tasks that hold their deadline; `value`: their weights x quality."""
 
     met: int
@@ -73,7 +73,7 @@ class Outcome:
     bound: float  # of the certificate: on the value
 
 
-def attach(loaded: Loaded, count: int, rng: np.random.Generator) -> Attached:
+def attach(loaded: LoadedScenario, count: int, rng: np.random.Generator) -> Attached:
     """Drop UEs until `count` of them are heard: one below the least SINR is in no cell, so it asks nothing."""
     radio, area, site = loaded.scenario.radio, loaded.area, loaded.site
     parts: list[tuple[Ints, Floats, Floats]] = []
@@ -96,7 +96,7 @@ def devices_of(site: Site, count: int, rng: np.random.Generator) -> Ints:
     return np.concatenate([rng.permutation(batch) for _ in range(-(-count // BATCH))])[:count]
 
 
-def draw(loaded: Loaded, count: int, seed: int) -> Drop:
+def draw(loaded: LoadedScenario, count: int, seed: int) -> Drop:
     """Draw `count` tasks that need the network, on as many attached UEs. Raises BadInput if the scenario has none.
 
     Of one seed the first n tasks are the same for every count: curves over the offered load are of one drop growing.
@@ -123,7 +123,7 @@ def draw(loaded: Loaded, count: int, seed: int) -> Drop:
     raise BadInput(f"scenario {loaded.scenario.name}: its devices serve nearly all tasks alone; nothing to schedule")
 
 
-def _offers(loaded: Loaded, requests: Sequence[Request], rng: np.random.Generator) -> list[TaskOffer]:
+def _offers(loaded: LoadedScenario, requests: Sequence[RecordedRequest], rng: np.random.Generator) -> list[TaskOffer]:
     """Draw a hundred or so offers of the site's mix: what is asked for counts here, not when or by whom."""
     offers, _ = draw_offers(loaded.site, requests, rate_per_s=100.0, duration_s=1.0, rng=rng, ues=ue_ids(1))
     return offers
@@ -172,7 +172,7 @@ def build(drop: Drop) -> Problem:
     )
 
 
-def solve(problem: Problem, solver: str, options: Mapping[str, float] | None = None) -> Outcome:
+def solve(problem: Problem, solver: str, options: Mapping[str, float] | None = None) -> OneshotOutcome:
     """Run one solver and count what its shares really reach. Raises Overcommitted."""
     solution = solvers.get(solver)(problem, options=options)
     met = holds(problem, solution)
@@ -182,7 +182,7 @@ def solve(problem: Problem, solver: str, options: Mapping[str, float] | None = N
         raise Overcommitted(f"{solver} gave away {used[worst]:.6f} of {problem.resource_ids[worst]}")
     value = float(problem.value[solution.chosen[met]].sum())
     admitted = int((solution.chosen >= 0).sum())
-    return Outcome(int(met.sum()), value, admitted, solution.certificate.bound)
+    return OneshotOutcome(int(met.sum()), value, admitted, solution.certificate.bound)
 
 
 def holds(problem: Problem, solution: Solution) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from cosched.bench.closed_loop import FIRST_SEED, book_of, rate_at_load_1, read_recordings, recordings_folder
-from cosched.bench.model import BenchRow, Claim, Result, spread
+from cosched.bench.model import BenchRow, ModelClaim, Result, spread
 from cosched.core.policy import policy as parse_policy
 from cosched.core.settings import Settings
 from cosched.replay.replayer import Replayer
@@ -49,5 +49,5 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
             )
         )  # fmt: skip
     slowest = min(float(np.median(values)) for (_, name), values in speeds.items() if name == "joint")
-    claim = Claim(text="joint on 10 UEs, median times real time at the slower load", reached=slowest, asked=100.0)
+    claim = ModelClaim(text="joint on 10 UEs, median times real time at the slower load", reached=slowest, asked=100.0)
     return Result(rows=rows, claims=[claim], sweeps=[])

@@ -10,7 +10,7 @@ from cosched.bench.codesign import SCENARIO, best_over_loads
 from cosched.bench.model import BenchRow, Result, spread
 from cosched.bench.sweep import JOINT, Contestant, ratio_row, sweep
 from cosched.resources import config_file
-from cosched.simulate.scenario import Loaded, parse_scenario
+from cosched.simulate.scenario import LoadedScenario, parse_scenario
 from cosched.simulate.tomltext import dumps
 
 SUITE: Final = "codesign-sensitivity"
@@ -48,7 +48,7 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
     return Result(rows=rows, claims=[], sweeps=[])
 
 
-def changed(text: str, key: str, value: object) -> Loaded:
+def changed(text: str, key: str, value: object) -> LoadedScenario:
     """Parse the scenario with one value replaced."""
     raw: Any = tomllib.loads(text)
     at = raw

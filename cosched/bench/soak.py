@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from cosched.api.client import Client
-from cosched.bench.model import BenchRow, Claim, Result
+from cosched.bench.model import BenchRow, ModelClaim, Result
 from cosched.config.paths import Home
 from cosched.daemon.verify import verify
 from cosched.errors import BadInput
@@ -203,14 +203,14 @@ def _result(
         figures = {"level": values, "growth_over_last_half": [growth], "noise": [error]}
         rows += [_row(figure, name, numbers) for figure, numbers in figures.items()]
         left = max(SCATTER * error, small) - growth
-        claims.append(Claim(text=f"growth of {name} over the last half, left to noise", reached=left, asked=0.0))
+        claims.append(ModelClaim(text=f"growth of {name} over the last half, left to noise", reached=left, asked=0.0))
     rows.append(_row("submit", "ms", soak.took_ms))
     totals = {"submits": soak.submits, "answered": soak.answered, "faults": soak.faults, "captures": captures}
     rows += [_row("count", name, [float(value)]) for name, value in {**totals, **counts}.items()]
     claims += [
-        Claim(text="submits answered, part", reached=soak.answered / max(1, soak.submits), asked=0.999),
-        Claim(text="captures that verify, part", reached=1.0 - differences / max(1, captures), asked=1.0),
-        Claim(text="exit code is 0", reached=float(code == 0), asked=1.0),
+        ModelClaim(text="submits answered, part", reached=soak.answered / max(1, soak.submits), asked=0.999),
+        ModelClaim(text="captures that verify, part", reached=1.0 - differences / max(1, captures), asked=1.0),
+        ModelClaim(text="exit code is 0", reached=float(code == 0), asked=1.0),
     ]
     return Result(rows=rows, claims=claims, sweeps=[])
 

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from cosched.bench import solver_referees, solver_ticks, tick
-from cosched.bench.model import Claim, Result
+from cosched.bench.model import ModelClaim, Result
 from cosched.bench.sheet import SUITE, Sheet, case_name
 from cosched.bench.solver_referees import CP_SAT, CVXPY, DUAL, HIGHS, STAGE_SIZES
 from cosched.bench.solver_ticks import COMPILED, INTERPRETED, NUMPY, SMALL, TICKS
@@ -44,64 +44,64 @@ def _part(progress: Callable[[float], None], low: float, high: float) -> Callabl
     return lambda fraction: progress(low + (high - low) * fraction)
 
 
-def claims(sheet: Sheet) -> Iterator[Claim]:
+def claims(sheet: Sheet) -> Iterator[ModelClaim]:
     """What is asked of the solvers, each as a number of which more is better."""
     yield from _speed(sheet)
     yield from _value(sheet)
     yield from _others(sheet)
 
 
-def _speed(sheet: Sheet) -> Iterator[Claim]:
+def _speed(sheet: Sheet) -> Iterator[ModelClaim]:
     for n_tasks, limit_ms in WARM_MS.items():
         warm_ms = sheet.median(case_name(n_tasks), COMPILED, "warm_ms")
-        yield Claim(
+        yield ModelClaim(
             text=f"{n_tasks} tasks: {limit_ms:g} ms over the median warm plan",
             reached=limit_ms / warm_ms,
             asked=1,
         )
     slow_ms = sheet.p99(case_name(1_000), COMPILED, "warm_ms")
-    yield Claim(text=f"1000 tasks: {P99_MS:g} ms over the 99th percentile", reached=P99_MS / slow_ms, asked=1)
+    yield ModelClaim(text=f"1000 tasks: {P99_MS:g} ms over the 99th percentile", reached=P99_MS / slow_ms, asked=1)
     for n_tasks in WARM_MS:
         cold, warm = (sheet.median(case_name(n_tasks), COMPILED, f"{how}_ms") for how in ("cold", "warm"))
-        yield Claim(text=f"{n_tasks} tasks: {COLD:g} x warm over cold", reached=COLD * warm / cold, asked=1)
+        yield ModelClaim(text=f"{n_tasks} tasks: {COLD:g} x warm over cold", reached=COLD * warm / cold, asked=1)
 
 
-def _value(sheet: Sheet) -> Iterator[Claim]:
+def _value(sheet: Sheet) -> Iterator[ModelClaim]:
     for n_tasks in TICKS:
         gap = sheet.p99(case_name(n_tasks), COMPILED, "warm_gap_percent")
-        yield Claim(
+        yield ModelClaim(
             text=f"{n_tasks} tasks: value as a percentage of the bound", reached=100 - gap, asked=100 - GAP_PERCENT
         )
     most = max(sheet.p99(case_name(n, "mixed"), COMPILED, "gap_in_tasks_per_resource") for n in SMALL)
-    yield Claim(text="fewer tasks: 1 less the gap in tasks per saturated resource", reached=1 - most, asked=0)
+    yield ModelClaim(text="fewer tasks: 1 less the gap in tasks per saturated resource", reached=1 - most, asked=0)
     over = sheet.median(case_name(NUMPY), COMPILED, "dual_over_bound")
-    yield Claim(text="bound less the dual evaluated by other code, relative", reached=-over, asked=-DUAL_TOLERANCE)
+    yield ModelClaim(text="bound less the dual evaluated by other code, relative", reached=-over, asked=-DUAL_TOLERANCE)
     equal = sheet.median(case_name(NUMPY, "mixed"), INTERPRETED, "same_points")
-    yield Claim(text="NumPy and compiled choose the same points", reached=equal, asked=1)
+    yield ModelClaim(text="NumPy and compiled choose the same points", reached=equal, asked=1)
 
 
-def _others(sheet: Sheet) -> Iterator[Claim]:
+def _others(sheet: Sheet) -> Iterator[ModelClaim]:
     for n_tasks in solver_referees.SIZES:
         case = case_name(n_tasks, "grid")
         value, cp_sat, highs = (sheet.median(case, subject, "value") for subject in (COMPILED, CP_SAT, HIGHS))
-        yield Claim(
+        yield ModelClaim(
             text=f"{n_tasks} mixed tasks: value over the better referee's",
             reached=value / max(cp_sat, highs),
             asked=OF_BEST,
         )
         time = [sheet.median(case, subject, "plan_ms") for subject in (COMPILED, CP_SAT)]
-        yield Claim(
+        yield ModelClaim(
             text=f"{n_tasks} mixed tasks: CP-SAT's time over ours", reached=time[1] / time[0], asked=FASTER_THAN_CP_SAT
         )
     for n_tasks in STAGE_SIZES:
         case = case_name(n_tasks, "second stage")
         times, found = ([sheet.median(case, s, figure) for s in (DUAL, CVXPY)] for figure in ("plan_ms", "objective"))
-        yield Claim(
+        yield ModelClaim(
             text=f"second stage, {n_tasks} tasks: cvxpy's time over ours",
             reached=times[1] / times[0],
             asked=FASTER_THAN_CVXPY,
         )
-        yield Claim(
+        yield ModelClaim(
             text=f"second stage, {n_tasks} tasks: objective better than cvxpy's, relative",
             reached=(found[1] - found[0]) / abs(found[1]), asked=-SAME_OBJECTIVE,
         )  # fmt: skip

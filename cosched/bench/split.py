@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cosched.bench.model import BenchRow, Claim, Result, spread
+from cosched.bench.model import BenchRow, ModelClaim, Result, spread
 from cosched.errors import BadInput
 from cosched.runtime.extra import prepare
 
@@ -64,7 +64,7 @@ def write_config(folder: Path, name: str, config: dict[str, object]) -> Path:
     return path
 
 
-def _overhead(folder: Path, seeds: int) -> tuple[list[BenchRow], Claim]:
+def _overhead(folder: Path, seeds: int) -> tuple[list[BenchRow], ModelClaim]:
     """Return rows of ms per token and round trip, and the claim on their ratio."""
     from cosched.runtime.chain import Hop, Links, Route
     from cosched.runtime.generation import Generation
@@ -89,7 +89,7 @@ def _overhead(folder: Path, seeds: int) -> tuple[list[BenchRow], Claim]:
     rows = [_row("290 MB, fp32", subject, "token_ms", [1e3 * t for t in some]) for subject, some in times.items()]
     rounds = zip(times["unsplit"], times["split"], times["round trip"], strict=True)
     reached = statistics.median((ALLOWED * unsplit + trip) / split for unsplit, split, trip in rounds)
-    return rows, Claim(text="1.10 x unsplit + round trip, over split", reached=reached, asked=1.0)
+    return rows, ModelClaim(text="1.10 x unsplit + round trip, over split", reached=reached, asked=1.0)
 
 
 @contextmanager

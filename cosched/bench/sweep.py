@@ -12,7 +12,7 @@ from cosched.bench import oneshot
 from cosched.bench.model import RATIO, BenchRow, spread
 from cosched.errors import BadInput
 from cosched.report.model import Sweep, SweepRow
-from cosched.simulate.scenario import Loaded
+from cosched.simulate.scenario import LoadedScenario
 
 JOINT: Final = "joint"
 
@@ -37,7 +37,7 @@ class Swept:
 
     offered: tuple[int, ...]
     contestants: tuple[Contestant, ...]
-    outcomes: Mapping[tuple[int, str], Sequence[oneshot.Outcome]]
+    outcomes: Mapping[tuple[int, str], Sequence[oneshot.OneshotOutcome]]
     figure: str  # what counts: "met", or "value" where weights differ
 
     def reached(self, offered: int, contestant: Contestant) -> list[float]:
@@ -59,7 +59,7 @@ class Swept:
         return sum(self.mean(n, best) for n in offered)
 
 
-def loads_of(loaded: Loaded) -> tuple[int, ...]:
+def loads_of(loaded: LoadedScenario) -> tuple[int, ...]:
     """Return the numbers of tasks offered. Raises BadInput when the scenario is not for one shot."""
     if loaded.scenario.oneshot is None or not loaded.scenario.oneshot.offered:
         raise BadInput(f"scenario {loaded.scenario.name}: no [oneshot] offered = [...]: it is not for this suite")
@@ -67,7 +67,7 @@ def loads_of(loaded: Loaded) -> tuple[int, ...]:
 
 
 def sweep(
-    loaded: Loaded,
+    loaded: LoadedScenario,
     contestants: Sequence[Contestant],
     *,
     seeds: int,
@@ -76,7 +76,7 @@ def sweep(
 ) -> Swept:
     """Run every contestant on every drop. progress(fraction) is called after each drop."""
     offered = loads_of(loaded)
-    outcomes: dict[tuple[int, str], list[oneshot.Outcome]] = {}
+    outcomes: dict[tuple[int, str], list[oneshot.OneshotOutcome]] = {}
     drops = [(n, seed) for seed in range(seeds) for n in offered]
     for done, (n, seed) in enumerate(drops, start=1):
         problem = oneshot.build(oneshot.draw(loaded, n, seed))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from cosched.bench.model import RATIO, BenchRow, Claim
+from cosched.bench.model import RATIO, BenchRow, ModelClaim
 
 
 def tables(suite: str, rows: Sequence[BenchRow]) -> list[Table]:
@@ -50,7 +50,7 @@ def _cell(value: float | None, marked: bool) -> str:
     return "" if value is None else f"{value:.2f}{'*' if marked else ' '}"
 
 
-def claims_table(claims: Sequence[Claim]) -> Table:
+def claims_table(claims: Sequence[ModelClaim]) -> Table:
     """List what was asked, what was reached, and whether that holds."""
     table = Table(title="claims", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("claim", "reached", "asked", "holds"):

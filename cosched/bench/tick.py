@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from cosched.bench.model import BenchRow, Claim, Result, spread
+from cosched.bench.model import BenchRow, ModelClaim, Result, spread
 from cosched.core.events import Progress
 from cosched.core.planner import Layout, make_layout, plan_problem
 from cosched.core.settings import Settings
@@ -53,7 +53,7 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
     timed: Timed = {}
     for done, (count, seed) in enumerate((n, s) for n in TASKS for s in range(seeds)):
         for name, is_running in (("open", False), ("running", True)):
-            _rounds(timed, f"{count} {name}", Snapshot(count, np.random.default_rng(seed), is_running=is_running))
+            _rounds(timed, f"{count} {name}", TickCase(count, np.random.default_rng(seed), is_running=is_running))
         progress((done + 1) / (len(TASKS) * seeds))
     rows, claims = [], []
     for (case, what), values in timed.items():
@@ -63,11 +63,11 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
         )
     for case in dict.fromkeys(case for case, _ in timed):
         ratio = float(np.median(timed[case, SOLVE]) / np.median(timed[case, TABLES]))
-        claims.append(Claim(text=f"{case}: time of the solve over that of the tables", reached=ratio, asked=1.0))
+        claims.append(ModelClaim(text=f"{case}: time of the solve over that of the tables", reached=ratio, asked=1.0))
     return Result(rows=rows, claims=claims, sweeps=[])
 
 
-class Snapshot:
+class TickCase:
     """What a core knows at an instant, made by hand: `count` sessions, one a UE."""
 
     def __init__(self, count: int, rng: np.random.Generator, *, is_running: bool) -> None:
@@ -117,7 +117,7 @@ class Snapshot:
             self.state.remove(next(iter(self.state.tasks)))
 
 
-def _rounds(timed: Timed, case: str, snapshot: Snapshot) -> None:
+def _rounds(timed: Timed, case: str, snapshot: TickCase) -> None:
     state, settings, gather = snapshot.state, snapshot.settings, snapshot.layout
     layout, prices = gather(), state.prices
     variance: Floats = np.full(len(prices), VARIANCE)

@@ -23,7 +23,7 @@ from cosched.errors import BadInput
 from cosched.runtime.extra import require
 
 if TYPE_CHECKING:
-    from cosched.cli.demo_live import Played
+    from cosched.cli.demo_live import PlayedLive
     from cosched.replay.replayer import Workbook
     from cosched.report.model import ReplayResult
 
@@ -93,7 +93,7 @@ def _left_out() -> str:
     return ""
 
 
-async def _play(folder: Path, path: Path, book: Workbook, speed: float, left_out: str) -> Played:
+async def _play(folder: Path, path: Path, book: Workbook, speed: float, left_out: str) -> PlayedLive:
     """Play the live parts; the second's daemon starts its Ray while the first is shown. Exit code 1: it fails."""
     from cosched.cli.demo_cluster import show_cluster
     from cosched.cli.demo_live import play_live, prepare, summary
@@ -170,7 +170,7 @@ def _ended_in_order() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _side_by_side(played: Played, result: ReplayResult) -> str:
+def _side_by_side(played: PlayedLive, result: ReplayResult) -> str:
     """What the live part and the replay have in common, and what not."""
     joint = result.policies["joint"].summary
     return (

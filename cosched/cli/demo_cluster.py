@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from cosched.demo.play import Cluster, DemoFailed, Played, Session, Show, play
+from cosched.demo.play import DemoCluster, DemoFailed, Played, PlayedSession, Show, play
 from cosched.demo.stage import TOKENS, TPOT_S, TTFT_S
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ HEAD: Final = (
 )
 
 
-async def show_cluster(cluster: Cluster) -> None:
+async def show_cluster(cluster: DemoCluster) -> None:
     """Play the part and say how it went. Raises DemoFailed, DaemonEnded, NoAnswer."""
     typer.echo(INTRODUCTION)
     with _screen() as show:
@@ -66,7 +66,7 @@ def syllables(tokens: list[int]) -> str:
     return "".join(CONSONANTS[token // 16 % 16] + RHYMES[token % 16] for token in tokens)
 
 
-def line(session: Session) -> str:
+def line(session: PlayedSession) -> str:
     """A UE, what it was granted, and how it goes."""
     if not session.leases:
         return f"{session.ue:6}{'waits for a decision' if session.lease is None else session.lease.text}"
@@ -81,7 +81,7 @@ def line(session: Session) -> str:
     )
 
 
-def _mark(session: Session) -> str:
+def _mark(session: PlayedSession) -> str:
     """What is out of the ordinary."""
     if session.ended:
         return f" ended: {session.ended.why}" if session.ended.why else " (all)"
@@ -130,7 +130,7 @@ def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{MS * seconds:.0f}"
 
 
-def _stays(session: Session) -> Iterator[str]:
+def _stays(session: PlayedSession) -> Iterator[str]:
     """Yield each operating point that the session was at."""
     yield session.leases[0].point
     for move in session.moves:

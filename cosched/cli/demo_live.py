@@ -32,7 +32,7 @@ LATEST: Final = 8  # decisions on the screen
 
 
 @dataclass(slots=True)
-class Played:
+class PlayedLive:
     """What the live part left behind: the answer to each submit, the daemon's last status."""
 
     answers: list[Lease] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Played:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class LiveStage:
     """Where the live part takes place: the daemon's folder, its configuration, the trace's messages."""
 
     folder: Path
@@ -59,7 +59,7 @@ class Stage:
     messages: Sequence[Message]
 
 
-def prepare(folder: Path, trace: Path, book: Workbook) -> Stage:
+def prepare(folder: Path, trace: Path, book: Workbook) -> LiveStage:
     """Write the configuration of a daemon for the trace's site, with the devices that replay gives to its UEs."""
     read = read_trace(trace)
     (folder / "site.toml").write_text(read.site_toml or "")
@@ -81,7 +81,7 @@ def prepare(folder: Path, trace: Path, book: Workbook) -> Stage:
             ]
         )
     )
-    return Stage(folder, config, read.messages)
+    return LiveStage(folder, config, read.messages)
 
 
 def _ues(messages: Sequence[Message]) -> set[str]:
@@ -90,9 +90,9 @@ def _ues(messages: Sequence[Message]) -> set[str]:
     )
 
 
-async def play_live(stage: Stage, book: Workbook, speed: float) -> Played:
+async def play_live(stage: LiveStage, book: Workbook, speed: float) -> PlayedLive:
     """Start the daemon, play the trace into it, show what it does, end it. Raises DaemonEnded, NoAnswer."""
-    played = Played()
+    played = PlayedLive()
     async with child(stage.folder, stage.config) as daemon:
         await daemon.unless_it_ends(daemon.listening())
         publisher = Publisher(daemon.telemetry)
@@ -106,7 +106,7 @@ async def play_live(stage: Stage, book: Workbook, speed: float) -> Played:
     return played
 
 
-async def _play(player: Player, played: Played) -> None:
+async def _play(player: Player, played: PlayedLive) -> None:
     loop = asyncio.get_running_loop()
     patience = loop.call_later(SLOW_START_S, typer.echo, SLOW_START)
     ready = await player.tune_in()
@@ -130,7 +130,7 @@ LEGEND: Final = """\
    further one after 47 of 50. 's=25%': a quarter of a video frame's work on the device."""
 SLOW_START: Final = "   It compiles its kernels first: once, for a minute or more; 'make setup' does that beforehand."
 
-Show = Callable[[float, Status, Played], None]
+Show = Callable[[float, Status, PlayedLive], None]
 
 
 @contextlib.contextmanager
@@ -143,7 +143,7 @@ def _screen() -> Iterator[tuple[Show, float]]:
     from rich.live import Live
     from rich.text import Text
 
-    def draw(at_s: float, found: Status, played: Played) -> None:
+    def draw(at_s: float, found: Status, played: PlayedLive) -> None:
         played.status = found
         live.update(Text(picture(at_s, found, played), no_wrap=True, overflow="ellipsis"), refresh=True)
 
@@ -151,7 +151,7 @@ def _screen() -> Iterator[tuple[Show, float]]:
         yield draw, SCREEN_S
 
 
-def _print_line(at_s: float, found: Status, played: Played) -> None:
+def _print_line(at_s: float, found: Status, played: PlayedLive) -> None:
     if played.status is None:
         typer.echo(head(found))
     played.status = found
@@ -164,7 +164,7 @@ def head(found: Status) -> str:
     return f"{'':15}{'planned, % of each':>{len(names)}}\n   time  tasks {names}  admitted  the latest decision"
 
 
-def line(at_s: float, found: Status, played: Played) -> str:
+def line(at_s: float, found: Status, played: PlayedLive) -> str:
     """The state in a line, with the latest decision; the mode only where it is not what it should be."""
     used = " ".join(f"{100 * planned:6.0f}" for _, planned in _planned(found))
     newest = decision(played.latest[-1]) if played.latest else ""
@@ -177,7 +177,7 @@ def _planned(found: Status) -> list[tuple[str, float]]:
     return [(r.id.removesuffix("/ul"), r.planned) for r in found.resources if r.kind != "memory"]
 
 
-def picture(at_s: float, found: Status, played: Played) -> str:
+def picture(at_s: float, found: Status, played: PlayedLive) -> str:
     """The state as a dashboard shows it: `cosched top` has more."""
     answered = f"{at_s:.0f} s: {played.admitted} of {len(played.answers)} tasks admitted so far"
     beside = zip(view.cells(found), view.nodes(found), strict=False)
@@ -205,7 +205,7 @@ def decision(lease: Lease) -> str:
     return f"{lease.task} {lease.point}: {lease.weight_prb:.1f} PRBs, {100 * lease.reserved.node:.0f} %; {phases} ms"
 
 
-def summary(played: Played) -> str:
+def summary(played: PlayedLive) -> str:
     """What the daemon did, in words."""
     found = played.status
     refused = Counter(

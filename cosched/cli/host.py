@@ -19,7 +19,7 @@ from cosched.runtime.extra import prepare
 
 if TYPE_CHECKING:
     from cosched.api.zap import Authenticator
-    from cosched.runtime.host import Host
+    from cosched.runtime.host import LayerHost
     from telemetry.bus import Curve
 
 TELLING_S: Final = 0.5  # between two looks for news
@@ -48,14 +48,14 @@ def host(
     Example: cosched host --model llama=/models/llama-3.2-1b --layers llama:4:16 --bind tcp://127.0.0.1:5561
     """
     prepare(threads, device)
-    from cosched.runtime.host import Host
+    from cosched.runtime.host import LayerHost
     from cosched.runtime.limits import limits_of
     from cosched.runtime.model import dtype_of
 
     limits = limits_of(limit or [])
     keys, guard = _keys(key, allowed)
     sources = [named_model(text, seed) for text in model]
-    serving = Host(
+    serving = LayerHost(
         node, sources, bind=bind or ["tcp://127.0.0.1:0"], limits=limits, dtype=dtype_of(dtype), device=device,
         keys=keys, guard=guard,
     )  # fmt: skip
@@ -78,7 +78,7 @@ def host(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _tell(serving: Host) -> None:
+def _tell(serving: LayerHost) -> None:
     """Say on stderr what the host has to say: in a thread of its own, for a pipe that nobody reads holds it up."""
     while True:
         for line in serving.news.take():

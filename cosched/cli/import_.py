@@ -13,7 +13,7 @@ from cosched.cli.common import JsonFlag, print_json, progress, warn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cosched.traces.importing import Options, Summary
+    from cosched.traces.importing import ImportOptions, ImportSummary
     from telemetry.messages import Message
 
 
@@ -66,9 +66,9 @@ def import_(
 
     Example: cosched import tractor logs/Multi10/ --requests azure-llm:conv.csv --site node-bound --load 1 -o trace.mcap
     """
-    from cosched.traces.importing import Options
+    from cosched.traces.importing import ImportOptions
 
-    options = Options(
+    options = ImportOptions(
         source=source,
         files=tuple(files),
         requests=requests,
@@ -92,12 +92,12 @@ def import_(
         _print(summary, output)
 
 
-def _run(options: Options, output: Path) -> Summary:
+def _run(options: ImportOptions, output: Path) -> ImportSummary:
     """Read and draw, then write; a bar of the two steps on a terminal."""
     from cosched.traces.importing import import_trace
     from telemetry.trace import write_trace
 
-    done: list[tuple[list[Message], Summary]] = []
+    done: list[tuple[list[Message], ImportSummary]] = []
     steps: list[Callable[[], None]] = [
         lambda: done.append(import_trace(options)),
         lambda: write_trace(output, done[0][0]),
@@ -107,7 +107,7 @@ def _run(options: Options, output: Path) -> Summary:
     return done[0][1]
 
 
-def _print(summary: Summary, output: Path) -> None:
+def _print(summary: ImportSummary, output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -120,7 +120,7 @@ def _print(summary: Summary, output: Path) -> None:
     Console().print(table)
 
 
-def _rows(summary: Summary) -> list[tuple[str, str]]:
+def _rows(summary: ImportSummary) -> list[tuple[str, str]]:
     window = f" (from {summary.start_s:g} s of the recording)" if summary.start_s else ""
     rows = [
         ("rows read", str(summary.rows)),

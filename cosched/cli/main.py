@@ -22,31 +22,33 @@ MARKUP: Final = None  # docstrings are plain text: square brackets and asterisks
 CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 
 
-class Entry(NamedTuple):
+class Command(NamedTuple):
     """Where a command is (`module:attribute`, a function or a typer app) and its line in `cosched --help`."""
 
     target: str
     help: str
 
 
-COMMANDS: Final[dict[str, Entry]] = {
-    "demo": Entry("cosched.cli.demo:demo", "Run the whole chain once on the shipped sample trace."),
-    "replay": Entry("cosched.cli.replay:replay", "Decide on recorded telemetry, several policies side by side."),
-    "import": Entry("cosched.cli.import_:import_", "Turn public data sets into one trace."),
-    "simulate": Entry("cosched.cli.simulate:simulate", "Draw a synthetic trace from a scenario."),
-    "solve": Entry("cosched.cli.solve:solve", "Solve one problem and print the plan with its certificate."),
-    "run": Entry("cosched.cli.run:run", "Run the daemon: telemetry in, leases out."),
-    "verify": Entry("cosched.cli.verify:verify", "Recompute what a daemon decided, from its capture."),
-    "config": Entry("cosched.cli.config:app", "Check or show the daemon's configuration."),
-    "ctl": Entry("cosched.cli.ctl:app", "Ask and steer a running daemon."),
-    "top": Entry("cosched.cli.top:top", "Watch a running daemon in a terminal."),
-    "agent": Entry("cosched.cli.agent:agent", "Publish this node's compute telemetry to the daemon."),
-    "host": Entry("cosched.cli.host:host", "Serve layers of models to UEs and to other hosts."),
-    "ue": Entry("cosched.cli.ue:ue", "Generate with an LLM that is split as the daemon decides."),
-    "adapter": Entry("cosched.cli.adapter:adapter", "Read a live radio source and publish its reports to the daemon."),
-    "keys": Entry("cosched.cli.keys:app", "Make CURVE keys and say whom the daemon lets in."),
-    "profile": Entry("cosched.cli.profile:app", "Print the layer table of a model on a device."),
-    "bench": Entry("cosched.cli.bench:bench", "Measure what the README states, as a table and as JSON."),
+COMMANDS: Final[dict[str, Command]] = {
+    "demo": Command("cosched.cli.demo:demo", "Run the whole chain once on the shipped sample trace."),
+    "replay": Command("cosched.cli.replay:replay", "Decide on recorded telemetry, several policies side by side."),
+    "import": Command("cosched.cli.import_:import_", "Turn public data sets into one trace."),
+    "simulate": Command("cosched.cli.simulate:simulate", "Draw a synthetic trace from a scenario."),
+    "solve": Command("cosched.cli.solve:solve", "Solve one problem and print the plan with its certificate."),
+    "run": Command("cosched.cli.run:run", "Run the daemon: telemetry in, leases out."),
+    "verify": Command("cosched.cli.verify:verify", "Recompute what a daemon decided, from its capture."),
+    "config": Command("cosched.cli.config:app", "Check or show the daemon's configuration."),
+    "ctl": Command("cosched.cli.ctl:app", "Ask and steer a running daemon."),
+    "top": Command("cosched.cli.top:top", "Watch a running daemon in a terminal."),
+    "agent": Command("cosched.cli.agent:agent", "Publish this node's compute telemetry to the daemon."),
+    "host": Command("cosched.cli.host:host", "Serve layers of models to UEs and to other hosts."),
+    "ue": Command("cosched.cli.ue:ue", "Generate with an LLM that is split as the daemon decides."),
+    "adapter": Command(
+        "cosched.cli.adapter:adapter", "Read a live radio source and publish its reports to the daemon."
+    ),
+    "keys": Command("cosched.cli.keys:app", "Make CURVE keys and say whom the daemon lets in."),
+    "profile": Command("cosched.cli.profile:app", "Print the layer table of a model on a device."),
+    "bench": Command("cosched.cli.bench:bench", "Measure what the README states, as a table and as JSON."),
 }
 
 

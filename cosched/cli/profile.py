@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cosched.profiles.device import Device, Host
-    from cosched.profiles.heldout import Claim, Refit
-    from cosched.profiles.table import LayerTable, Part
+    from cosched.profiles.heldout import PublishedClaim, Refit
+    from cosched.profiles.table import LayerTable, TablePart
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 
@@ -169,7 +169,7 @@ def _print_refits(refits: list[Refit]) -> None:
         console.print(_claims_table(claims))
 
 
-def _claims_table(claims: list[Claim]) -> Table:
+def _claims_table(claims: list[PublishedClaim]) -> Table:
     from rich.table import Table
 
     out = Table(title="Errors on what the fit did not see: median / 90th percentile, percent", title_justify="left")
@@ -219,7 +219,7 @@ def _parts_table(table: LayerTable) -> Table:
     return out
 
 
-def _part_cells(part: Part) -> tuple[str, ...]:
+def _part_cells(part: TablePart) -> tuple[str, ...]:
     return (
         f"{part.prefill_flop / 1e9:,.2f}",
         f"{part.decode_flop / 1e9:,.3f}",

@@ -22,7 +22,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayT
 from cosched.api.messages import LayerRange, RayNode
 from cosched.cluster import cluster, messages
 from cosched.cluster.backoff import Backoff
-from cosched.cluster.follow import Follower
+from cosched.cluster.follow import NodeFollower
 from cosched.cluster.messages import (
     Ack,
     Answer,
@@ -32,7 +32,7 @@ from cosched.cluster.messages import (
     Connected,
     Contested,
     Fenced,
-    Layers,
+    LayersOrder,
     News,
     NodeNews,
     NodeSpec,
@@ -63,11 +63,11 @@ class Gone(Exception):
 
 
 @dataclass(slots=True)
-class Node:
+class DispatchedNode:
     """One node of the site with its actor."""
 
     spec: NodeSpec
-    follower: Follower
+    follower: NodeFollower
     news: NodeNews
     handle: Any = None
     ray_node: RayNode | None = None  # that carries its label
@@ -102,9 +102,9 @@ class Dispatcher:
         self._assigned: dict[str, Assigned] = {}
         self._told: dict[str, tuple[object, ...]] = {}  # node -> what of it is told at once, as told last
         self._nodes = [
-            Node(
+            DispatchedNode(
                 spec,
-                Follower(begin.unapplied_periods, begin.retries, spec.layers, spec.room_bytes),
+                NodeFollower(begin.unapplied_periods, begin.retries, spec.layers, spec.room_bytes),
                 NodeNews(node=spec.id, state=""),
             )
             for spec in begin.nodes
@@ -183,7 +183,7 @@ class Dispatcher:
                 node.backoff, node.pause_s = Backoff(BACKOFF_S), 0.0  # another machine, or the same one again
             node.news = msgspec.structs.replace(node.news, ray=node.ray_node)
 
-    async def _is_cluster_there(self, node: Node) -> bool:
+    async def _is_cluster_there(self, node: DispatchedNode) -> bool:
         """Whether the cluster answers at once; where it does not, wait until it does. Nodes order and ask it things.
 
         A network that is cut, or a head that stands still, silences all nodes alike; those that serve go on serving.
@@ -199,7 +199,7 @@ class Dispatcher:
         node.say(*before)
         return False
 
-    async def _tend(self, node: Node) -> None:
+    async def _tend(self, node: DispatchedNode) -> None:
         while not self._is_fenced:
             try:
                 if node.handle is None:
@@ -213,7 +213,7 @@ class Dispatcher:
                     await node.wake.wait()
             node.wake.clear()
 
-    async def _start(self, node: Node) -> None:
+    async def _start(self, node: DispatchedNode) -> None:
         """Have an actor where a Ray node is there for it. Raises Gone."""
         pause_s, node.pause_s = node.pause_s, 0.0
         await asyncio.sleep(pause_s)
@@ -241,7 +241,7 @@ class Dispatcher:
         node.refused = report.refused
         node.say(messages.UP)
 
-    async def _speak(self, node: Node) -> None:
+    async def _speak(self, node: DispatchedNode) -> None:
         """Send what is new, at once; then, once a period, see what is in force. Raises Gone."""
         if node.handle is None or not self._has_plan:
             return
@@ -257,7 +257,7 @@ class Dispatcher:
             if isinstance(report, Report):
                 await self._reported(node, report)
 
-    async def _reported(self, node: Node, report: Report) -> None:
+    async def _reported(self, node: DispatchedNode, report: Report) -> None:
         node.began_s = min(node.began_s, time.monotonic())
         if report.refused > node.refused:
             node.refused = report.refused
@@ -283,7 +283,7 @@ class Dispatcher:
         elif not follower.retries:
             node.say(messages.UP)
 
-    async def _lose(self, node: Node, why: str) -> None:
+    async def _lose(self, node: DispatchedNode, why: str) -> None:
         handle, node.handle = node.handle, None
         node.pause_s, node.began_s = node.backoff.died(time.monotonic() - node.began_s), math.inf
         node.forget()
@@ -292,7 +292,7 @@ class Dispatcher:
         if handle is not None:
             await asyncio.to_thread(cluster.end_actor, handle)
 
-    def _news(self, node: Node) -> None:
+    def _news(self, node: DispatchedNode) -> None:
         now_s = time.monotonic()
         told = (node.news.state, node.news.why, node.news.layers, node.news.loading)
         if told != self._told.get(node.spec.id) or now_s - node.told_s >= NEWS_S:
@@ -300,7 +300,9 @@ class Dispatcher:
             node.told_s = now_s
             self._tell(node.news)
 
-    async def _ask(self, node: Node, method: str, *arguments: object, patience_s: float = 0.0) -> Answer | None:
+    async def _ask(
+        self, node: DispatchedNode, method: str, *arguments: object, patience_s: float = 0.0
+    ) -> Answer | None:
         """Call the actor; None when Ray could not deliver the call this time, or we are not the ones to ask.
 
         Raises Gone.
@@ -336,12 +338,12 @@ class Dispatcher:
             raise Gone(f"its actor takes no order: {refusal.reason}")
 
 
-def ranges(layers: Iterable[Layers]) -> tuple[LayerRange, ...]:
+def ranges(layers: Iterable[LayersOrder]) -> tuple[LayerRange, ...]:
     """Layers for people."""
     return tuple(LayerRange(model=one.model, first=one.first, last=one.last) for one in runs(single(layers)))
 
 
-def _absent(node: Node) -> str:
+def _absent(node: DispatchedNode) -> str:
     return f"no Ray node with the label {cluster.LABEL}={node.spec.id} is alive"
 
 

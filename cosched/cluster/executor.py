@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
-from cosched.cluster.messages import Layer, Layers, Session, runs, single
+from cosched.cluster.messages import Layer, LayersOrder, Session, runs, single
 from cosched.errors import BadInput, CoschedError
 
 
@@ -22,7 +22,7 @@ class InForce(NamedTuple):
     """What an executor does at present."""
 
     sessions: dict[str, float]  # task -> weight
-    layers: tuple[Layers, ...]
+    layers: tuple[LayersOrder, ...]
     used_bytes: float
 
 
@@ -43,10 +43,10 @@ class Executor(Protocol):
     def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str]) -> None:
         """Serve these with these weights; end those, and with `whole` all others too."""
 
-    def load(self, layers: Layers) -> None:
+    def load(self, layers: LayersOrder) -> None:
         """Have these layers ready."""
 
-    def unload(self, layers: Layers) -> None:
+    def unload(self, layers: LayersOrder) -> None:
         """Give their memory back. Raises InUse: that is no fault, it is tried again later."""
 
     def in_force(self) -> InForce:
@@ -78,11 +78,11 @@ class Ledger:
             self._sessions.pop(task, None)
         self._sessions.update((s.task, s.weight) for s in sessions)
 
-    def load(self, layers: Layers) -> None:
+    def load(self, layers: LayersOrder) -> None:
         """Count their weights."""
         self._layers.update(single([layers]))
 
-    def unload(self, layers: Layers) -> None:
+    def unload(self, layers: LayersOrder) -> None:
         """Count them no more."""
         self._layers = {layer: size for layer, size in self._layers.items() if layer not in single([layers])}
 

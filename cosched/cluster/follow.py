@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from cosched.cluster.messages import Layers, Order, Outcome, Report, Session, runs, single
+from cosched.cluster.messages import LayersOrder, Order, Report, ReportOutcome, Session, runs, single
 
 REMEMBERED: Final = 64  # tables of past generations; a node that is further behind applies nothing
 NAMED: Final = 3  # tasks, in a line for people
@@ -19,17 +19,17 @@ Table = Mapping[str, Session]
 
 
 @dataclass(slots=True)
-class Follower:
+class NodeFollower:
     """Follows one node. patience: reports in a row that may show less than was acknowledged."""
 
     patience: int
     most_retries: int
-    layers: tuple[Layers, ...] = ()  # that it is to hold
+    layers: tuple[LayersOrder, ...] = ()  # that it is to hold
     room_bytes: float = 0.0  # for their weights
     wanted: Table = field(default_factory=dict)
     generation: int = 0  # of `wanted`
     sent: Table = field(default_factory=dict)
-    sent_layers: tuple[Layers, ...] = ()
+    sent_layers: tuple[LayersOrder, ...] = ()
     asked: int = 0
     acknowledged: int = 0
     applied: int = 0
@@ -72,7 +72,7 @@ class Follower:
         self.sent, self.sent_layers, self.asked, self._whole = self.wanted, self.layers, self.generation, False
         return order
 
-    def _changed_layers(self) -> tuple[tuple[Layers, ...], tuple[Layers, ...]]:
+    def _changed_layers(self) -> tuple[tuple[LayersOrder, ...], tuple[LayersOrder, ...]]:
         """Layers to load and to give back since the last order."""
         before, now = single(self.sent_layers), single(self.layers)
         load = runs({layer: size for layer, size in now.items() if layer not in before})
@@ -85,7 +85,7 @@ class Follower:
         while len(self._tables) > REMEMBERED:
             del self._tables[next(iter(self._tables))]
 
-    def reported(self, report: Report) -> Outcome:
+    def reported(self, report: Report) -> ReportOutcome:
         """Hold a report against what was asked; after `patience` short ones in a row everything is sent again."""
         moved, self.applied = report.generation != self.applied, report.generation
         why = self._difference(report, moved=moved)
@@ -94,16 +94,16 @@ class Follower:
                 del self._tables[generation]
             self._short = 0
             self.retries = 0 if report.generation == self.acknowledged else self.retries
-            return Outcome()
+            return ReportOutcome()
         self._short += 1
         if self._short <= self.patience:
-            return Outcome()
+            return ReportOutcome()
         self._short = 0
         if self.retries >= self.most_retries:
-            return Outcome(unfit=True, why=why)
+            return ReportOutcome(unfit=True, why=why)
         self.retries += 1
         self._whole = True
-        return Outcome(retry=True, why=why)
+        return ReportOutcome(retry=True, why=why)
 
     def _difference(self, report: Report, *, moved: bool) -> str:
         """What is not as it was asked, "" when all is, or is on its way."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cosched.cluster.executor import Executor, InUse
-from cosched.cluster.messages import Layer, Layers, Order, single
+from cosched.cluster.messages import Layer, LayersOrder, Order, single
 from cosched.errors import CoschedError
 
 AGAIN_S: Final = 0.5  # between two looks whether layers have become free
@@ -120,11 +120,11 @@ class Holding:
         model, k = layer
         size = self._bytes[layer]
         began = time.perf_counter()
-        self._executor.load(Layers(model, k, k + 1, size))
+        self._executor.load(LayersOrder(model, k, k + 1, size))
         took = time.perf_counter() - began
         if size > 0 and took > 0:
             self._rates.append(size / took)
 
     def _unload(self, layer: Layer) -> None:
         model, k = layer
-        self._executor.unload(Layers(model, k, k + 1, self._bytes.get(layer, 0.0)))
+        self._executor.unload(LayersOrder(model, k, k + 1, self._bytes.get(layer, 0.0)))

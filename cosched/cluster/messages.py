@@ -35,7 +35,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     share: Amount  # of the node, as planned
 
 
-class Layers(msgspec.Struct, frozen=True, array_like=True):
+class LayersOrder(msgspec.Struct, frozen=True, array_like=True):
     """Decoder layers [first, last) of a model; `weight_bytes` is what they weigh, each alike."""
 
     model: str
@@ -47,21 +47,21 @@ class Layers(msgspec.Struct, frozen=True, array_like=True):
 Layer = tuple[str, int]  # one of a model
 
 
-def single(layers: Iterable[Layers]) -> dict[Layer, float]:
+def single(layers: Iterable[LayersOrder]) -> dict[Layer, float]:
     """Each layer of these with its bytes."""
     return {
         (one.model, k): one.weight_bytes / (one.last - one.first) for one in layers for k in range(one.first, one.last)
     }
 
 
-def runs(layers: Mapping[Layer, float]) -> tuple[Layers, ...]:
+def runs(layers: Mapping[Layer, float]) -> tuple[LayersOrder, ...]:
     """Layers with their bytes as ranges, as few as there can be; sorted."""
-    found: list[Layers] = []
+    found: list[LayersOrder] = []
     for (model, k), size in sorted(layers.items()):
         if found and (found[-1].model, found[-1].last) == (model, k):
-            found[-1] = Layers(model, found[-1].first, k + 1, found[-1].weight_bytes + size)
+            found[-1] = LayersOrder(model, found[-1].first, k + 1, found[-1].weight_bytes + size)
         else:
-            found.append(Layers(model, k, k + 1, size))
+            found.append(LayersOrder(model, k, k + 1, size))
     return tuple(found)
 
 
@@ -79,8 +79,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool = False
     hold: tuple[Session, ...] = ()  # new or changed
     end: tuple[str, ...] = ()
-    load: tuple[Layers, ...] = ()
-    unload: tuple[Layers, ...] = ()
+    load: tuple[LayersOrder, ...] = ()
+    unload: tuple[LayersOrder, ...] = ()
     room_bytes: Amount = 0.0  # for weights
 
 
@@ -122,7 +122,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     v: int = VERSION
     generation: int  # of the latest order that was carried out, 0 = none
     sessions: dict[str, float]  # task -> weight in force
-    layers: tuple[Layers, ...] = ()
+    layers: tuple[LayersOrder, ...] = ()
     loading: bool = False  # layers are on their way, or wait
     waits: str = ""  # what they wait for
     load_bytes_per_s: float = 0.0  # at which layers were loaded: median of the latest, 0 = none was
@@ -157,7 +157,7 @@ class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     fraction: float  # of its GPU, where it has one
-    layers: tuple[Layers, ...] = ()  # that it is to have loaded
+    layers: tuple[LayersOrder, ...] = ()  # that it is to have loaded
     room_bytes: float = 0.0  # for weights, 0 = not said
 
 
@@ -258,7 +258,7 @@ NODE_STATES: Final[dict[str, str]] = {
 }
 
 
-class Outcome(NamedTuple):
+class ReportOutcome(NamedTuple):
     """What a report says about what was asked."""
 
     retry: bool = False  # send everything again

@@ -18,11 +18,11 @@ import structlog
 
 from cosched.api.zap import Authenticator, guarded
 from cosched.cluster.executor import InForce, InUse, Memory
-from cosched.cluster.messages import Layer, Layers, Session, runs, single
+from cosched.cluster.messages import Layer, LayersOrder, Session, runs, single
 from cosched.errors import BadInput
-from cosched.runtime.errors import BadModel, HostLost, Refused
-from cosched.runtime.host import Host
-from cosched.runtime.limits import Limits, limits_of
+from cosched.runtime.errors import BadModel, HostLost, HostRefused
+from cosched.runtime.host import LayerHost
+from cosched.runtime.limits import HostLimits, limits_of
 from cosched.runtime.measure import best_device, card_name, memory_bytes
 from cosched.runtime.model import ModelSource, open_model
 from telemetry.bus import Curve
@@ -45,7 +45,7 @@ class Serving:
         sources, bind, limits = _sources(), _bind(), _limits()
         keys, self._guard = _keys()
         self._device = best_device()
-        self._host = Host(
+        self._host = LayerHost(
             node, sources, bind=[bind], limits=limits, device=self._device.type, keys=keys, guard=self._guard
         )
         try:
@@ -66,7 +66,7 @@ class Serving:
         self._host.apply_weights({task: max(weight, LEAST_WEIGHT) for task, weight in fresh.items()})
         self._sessions = fresh
 
-    def load(self, layers: Layers) -> None:
+    def load(self, layers: LayersOrder) -> None:
         """Read them into memory. Raises BadModel."""
         self._bytes.update(single([layers]))
         try:
@@ -74,11 +74,11 @@ class Serving:
         except (RuntimeError, MemoryError) as error:  # so torch says that there is no memory left
             raise BadModel(f"layers [{layers.first}, {layers.last}): {str(error).partition('. ')[0]}") from None
 
-    def unload(self, layers: Layers) -> None:
+    def unload(self, layers: LayersOrder) -> None:
         """Forget them. Raises InUse while sessions run on them, and BadModel."""
         try:
             self._host.unload(layers.model, layers.first, layers.last)
-        except Refused as refused:
+        except HostRefused as refused:
             raise InUse(str(refused)) from None
 
     def in_force(self) -> InForce:
@@ -107,7 +107,7 @@ class Serving:
             self._guard.close()
 
 
-def _limits() -> Limits:
+def _limits() -> HostLimits:
     try:
         return limits_of(os.environ.get(LIMITS, "").split())
     except BadInput as error:

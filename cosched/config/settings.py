@@ -31,7 +31,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A section: every key is in config/cosched.toml, so none has a default here."""
 
 
-class Telemetry(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TelemetrySettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[telemetry]."""
 
     bind: tuple[str, ...]
@@ -40,7 +40,7 @@ class Telemetry(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     stale_ue_s: float
 
 
-class Control(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ControlSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[control]."""
 
     bind: tuple[str, ...]
@@ -49,14 +49,14 @@ class Control(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_waiting: int
 
 
-class Lease(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LeaseSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[lease]."""
 
     silent_s: float
     life_s: float
 
 
-class Quota(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QuotaSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[quota]."""
 
     tasks: int
@@ -64,19 +64,19 @@ class Quota(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ue_share: float
 
 
-class Solver(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SolverSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[solver]."""
 
     budget_s: float
 
 
-class State(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StateSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[state]."""
 
     dir: str
 
 
-class Capture(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CaptureSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[capture]."""
 
     enabled: bool
@@ -86,7 +86,7 @@ class Capture(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     keep: int
 
 
-class Shadow(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ShadowSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[shadow]."""
 
     enabled: bool
@@ -94,7 +94,7 @@ class Shadow(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     window_s: float
 
 
-class Cluster(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClusterSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[cluster]."""
 
     mode: str
@@ -114,13 +114,13 @@ class Cluster(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return chosen and self.mode != "off"
 
 
-class Shutdown(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ShutdownSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[shutdown]."""
 
     lease_s: float
 
 
-class Security(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SecuritySettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[security]."""
 
     keys: str
@@ -129,53 +129,53 @@ class Security(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connection_bytes_per_s: float
 
 
-class Metrics(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MetricsSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[metrics]."""
 
     listen: str
 
 
-class Log(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LogSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[log]."""
 
     level: str
 
 
-class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DaemonSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration."""
 
     v: int
     site: str
     policy: str
     ue_devices: dict[str, str]
-    telemetry: Telemetry
-    control: Control
+    telemetry: TelemetrySettings
+    control: ControlSettings
     core: CoreSettings
-    lease: Lease
-    quota: Quota
-    solver: Solver
-    state: State
-    capture: Capture
-    shadow: Shadow
-    cluster: Cluster
-    shutdown: Shutdown
-    security: Security
-    metrics: Metrics
-    log: Log
+    lease: LeaseSettings
+    quota: QuotaSettings
+    solver: SolverSettings
+    state: StateSettings
+    capture: CaptureSettings
+    shadow: ShadowSettings
+    cluster: ClusterSettings
+    shutdown: ShutdownSettings
+    security: SecuritySettings
+    metrics: MetricsSettings
+    log: LogSettings
 
 
 # May not change while the daemon runs: sockets, files and processes hang on them.
 FIXED: Final = ("telemetry.bind", "control.bind", "control.decisions", "state.dir", "security.keys", "security.key",
                 "security.max_connections", "security.connection_bytes_per_s",
                 "metrics.listen", "telemetry.max_message_bytes", "control.max_message_bytes",
-                *(f"cluster.{key}" for key in Cluster.__struct_fields__))  # fmt: skip
+                *(f"cluster.{key}" for key in ClusterSettings.__struct_fields__))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedSettings:
     """A configuration with the origin of each value: `default`, the file's path, or the variable's name."""
 
-    settings: Settings
+    settings: DaemonSettings
     origin: Mapping[str, str]  # dotted key -> origin
     path: Path | None
 
@@ -189,7 +189,7 @@ def default_file() -> Path:
     return config_dir() / "cosched.toml"
 
 
-def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Loaded:
+def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> LoadedSettings:
     """Read the configuration. Raises BadInput: what, where, and the nearest known key."""
     environ = os.environ if environ is None else environ
     merged = flatten(_parse(default_file()))
@@ -202,14 +202,14 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
                 raise BadInput(f"{where}: unknown key '{key}'{_nearest(key, merged)}")
             merged[key], origin[key] = value, where
     try:
-        settings = msgspec.convert(_nested(merged), Settings)
+        settings = msgspec.convert(_nested(merged), DaemonSettings)
     except msgspec.ValidationError as error:
         raise BadInput(f"{_blame(str(error), origin)}: {error}") from None
     check(settings, str(path or default_file()))
-    return Loaded(settings, origin, path)
+    return LoadedSettings(settings, origin, path)
 
 
-def check(settings: Settings, where: str) -> None:
+def check(settings: DaemonSettings, where: str) -> None:
     """Refuse what the types allow but no daemon can do. Raises BadInput."""
     from cosched.config.log import LEVELS
     from cosched.core.policy import checked_objective, policy
@@ -238,7 +238,7 @@ def check(settings: Settings, where: str) -> None:
     _check_cluster(settings.cluster, where)
 
 
-def _check_cluster(cluster: Cluster, where: str) -> None:
+def _check_cluster(cluster: ClusterSettings, where: str) -> None:
     if cluster.mode not in {"off", "local", "join"}:
         raise BadInput(f"{where}: cluster.mode '{cluster.mode}': one of off, local, join")
     if cluster.placement not in {"auto", "on", "off"}:

@@ -66,7 +66,7 @@ class Gathered(NamedTuple):
     cell: Ints  # (N,)
 
 
-class Rule(NamedTuple):
+class PaceRule(NamedTuple):
     """How deadlines are planned (cosched/core/settings.py)."""
 
     margin: float
@@ -84,7 +84,7 @@ class Channel(NamedTuple):
     hz: Floats
 
 
-class Tick(NamedTuple):
+class Instant(NamedTuple):
     """The columns of one instant."""
 
     work: Floats  # (J, 2, SLOTS) seconds at full share
@@ -138,7 +138,7 @@ def gather(
 
 
 @nopython
-def _pace_s(aim_s: float, progress: Floats, k: int, rule: Rule) -> float:
+def _pace_s(aim_s: float, progress: Floats, k: int, rule: PaceRule) -> float:
     """TPOT to plan the next tokens with: behind means faster, within limits.
 
     The promise is on the mean over the session, so a token that was late is made up for over the next ones.
@@ -149,7 +149,7 @@ def _pace_s(aim_s: float, progress: Floats, k: int, rule: Rule) -> float:
 
 
 @nopython
-def _left_s(task: Floats, i: int, progress: Floats, k: int, now_s: float, rule: Rule) -> tuple[float, float]:
+def _left_s(task: Floats, i: int, progress: Floats, k: int, now_s: float, rule: PaceRule) -> tuple[float, float]:
     """Planned deadline of each phase, counted from the start of its unit of work; inf where it is over."""
     aim_s = task[i, DEADLINE_S + 1] * rule.margin
     if task[i, KIND] == DECODING:
@@ -167,14 +167,16 @@ def _is_in_time(bits_and_s: Floats, slack: Floats, j: int, seconds_per_bit: floa
     return bool(first and bits_and_s[j, 1, 0] * seconds_per_bit <= slack[j, 1] - bits_and_s[j, 1, 1])
 
 
-def new_tick(n_points: int, n_tasks: int) -> Tick:
+def new_tick(n_points: int, n_tasks: int) -> Instant:
     """Room for an instant's columns."""
-    return Tick(np.zeros((n_points, 2, SLOTS)), np.empty((n_points, 2)), np.zeros((n_points, SLOTS)), np.empty(n_tasks))
+    return Instant(
+        np.zeros((n_points, 2, SLOTS)), np.empty((n_points, 2)), np.zeros((n_points, SLOTS)), np.empty(n_tasks)
+    )
 
 
 @cached
 def fill(
-    out: Tick,
+    out: Instant,
     first: Ints,
     points: Floats,
     task: Floats,
@@ -182,7 +184,7 @@ def fill(
     progress: Floats,
     channel: Channel,
     now_s: float,
-    rule: Rule,
+    rule: PaceRule,
 ) -> None:
     """Fill `out`, which holds zeros, with the columns of the instant now_s.
 

@@ -57,7 +57,7 @@ class Granted(NamedTuple):
     valid_until_ns: int = 0
 
 
-class Row(NamedTuple):
+class PlanRow(NamedTuple):
     """What a plan has for one task, as numbers of Python: a live plan's rows are read thousands of times a second."""
 
     prbs: float
@@ -68,14 +68,14 @@ class Row(NamedTuple):
     promised: bool
 
 
-def row_of(plan: Plan, row: int) -> Row:
+def row_of(plan: Plan, row: int) -> PlanRow:
     """One row of a plan."""
-    return Row(*(column[row].tolist() for column in _columns(plan)))
+    return PlanRow(*(column[row].tolist() for column in _columns(plan)))
 
 
-def rows_of(plan: Plan) -> Iterator[Row]:
+def rows_of(plan: Plan) -> Iterator[PlanRow]:
     """All rows of a plan, in its order."""
-    return map(Row._make, zip(*(column.tolist() for column in _columns(plan)), strict=True))
+    return map(PlanRow._make, zip(*(column.tolist() for column in _columns(plan)), strict=True))
 
 
 def _columns(plan: Plan) -> tuple[npt.NDArray[Any], ...]:
@@ -117,7 +117,7 @@ def needs_of(site: Site, decision: Decision) -> Needs:
     )
 
 
-def grant(needs: Needs, row: Row, valid_until_s: float) -> Granted:
+def grant(needs: Needs, row: PlanRow, valid_until_s: float) -> Granted:
     """What the plan's row has for a task that holds a point."""
     predicted = predicted_s(needs, row)
     return Granted(
@@ -131,7 +131,7 @@ def grant(needs: Needs, row: Row, valid_until_s: float) -> Granted:
     )
 
 
-def predicted_s(needs: Needs, row: Row) -> list[float]:
+def predicted_s(needs: Needs, row: PlanRow) -> list[float]:
     """Latency of each phase that has a deadline, at the shares of the plan and the efficiency planned with."""
     bps = row.prbs / needs.ul_prbs * needs.ul_bandwidth_hz * row.efficiency_bps_hz
     share = row.share[1]

@@ -21,7 +21,7 @@ from cosched.core.state import State
 from cosched.profiles.model import Model as Profile
 from cosched.workloads.base import Floats
 from cosched.workloads.context import SiteProfiles, weight_memory_bytes
-from solvers.placement import Demand, Layers, Model, Node, Placement, Way, place
+from solvers.placement import Demand, Layers, Placement, PlacementModel, PlacementNode, Way, place
 from telemetry.messages import LlmSession
 
 STEPS: Final = 8  # first layers that are considered: 0, 1, and every eighth of a model
@@ -35,7 +35,7 @@ class Stock:
     """What the models of a site weigh, in the format of the node that needs most, and what room nodes have."""
 
     nodes: tuple[str, ...]
-    models: tuple[Model, ...]
+    models: tuple[PlacementModel, ...]
     room_bytes: tuple[float, ...]  # by node
     fits: bool  # every node has room for all
 
@@ -96,7 +96,9 @@ def stock_of(profiles: SiteProfiles, short_bytes: Mapping[str, float]) -> Stock:
     """
     site, formats = profiles.site, sorted({d.weight_format for d in profiles.node_devices})
     models = tuple(
-        Model(name, tuple(np.max([_layer_bytes(s.model, s.ref.weight_bits, f) for f in formats], axis=0).tolist()))
+        PlacementModel(
+            name, tuple(np.max([_layer_bytes(s.model, s.ref.weight_bits, f) for f in formats], axis=0).tolist())
+        )
         for name, s in profiles.models.items()
     )
     room = weight_memory_bytes(profiles, short_bytes)
@@ -137,7 +139,7 @@ def choose(
         return None
     first = len(state.site.cells)
     nodes = [
-        Node(name, room, load_bytes_per_s.get(name) or LOAD_BYTES_S, float(state.background[first + i]))
+        PlacementNode(name, room, load_bytes_per_s.get(name) or LOAD_BYTES_S, float(state.background[first + i]))
         for i, (name, room) in enumerate(zip(stock.nodes, stock.room_bytes, strict=True))
     ]
     horizon_s = settings.bid_window_s

@@ -124,7 +124,7 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings)
         mean=planned(now_s, 0.0),
         hz=np.array([c.ul_bandwidth_hz for c in state.site.cells]),
     )
-    rule = col.Rule(settings.deadline_margin, float(settings.pace_horizon), settings.pace_least, settings.pace_most)
+    rule = col.PaceRule(settings.deadline_margin, float(settings.pace_horizon), settings.pace_least, settings.pace_most)
     now = col.new_tick(len(layout.points), len(layout.tasks))
     rows = (layout.first, layout.points, layout.task, layout.progress_row)
     col.fill(now, *rows, state.progress, channel, now_s, rule)

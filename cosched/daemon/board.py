@@ -18,7 +18,7 @@ import msgspec
 
 from cosched.api.messages import DECISION_TOPIC, Lease
 from cosched.core.commands import Decision, Plan
-from cosched.core.decisions import Needs, Row, decision_message, grant, needs_of, rows_of
+from cosched.core.decisions import Needs, PlanRow, decision_message, grant, needs_of, rows_of
 from cosched.core.reasons import describe
 from cosched.core.state import Task
 from cosched.site import Site
@@ -33,7 +33,7 @@ Publish = Callable[[bytes, bytes], None]
 
 
 @dataclass(slots=True)
-class Held:
+class HeldLease:
     """A task that holds a lease: the decision that it rests on, and what was published last."""
 
     offer: TaskOffer
@@ -55,7 +55,7 @@ class Board:
 
     def __init__(self, site: Site, publish: Publish) -> None:
         self.site = site
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, HeldLease] = {}
         self.endpoints: Mapping[str, tuple[str, str]] = {}  # node -> where clients send activations, its public key
         self._ended: OrderedDict[str, bytes] = OrderedDict()  # encoded: a third of the memory
         self._publish = publish
@@ -68,7 +68,7 @@ class Board:
         lease = self._lease_of(offer, message, decision, plan, row)
         if decision.point >= 0:
             share = float(plan.share[row, 1]) if row is not None else 0.0
-            self.held[offer.task] = Held(offer, decision, lease, share)
+            self.held[offer.task] = HeldLease(offer, decision, lease, share)
         else:
             self.held.pop(offer.task, None)
             self._remember(offer, lease)
@@ -77,7 +77,7 @@ class Board:
 
     def restored(self, offer: TaskOffer, decision: Decision) -> None:
         """Take up a task of before a restart; the next plan tells of its lease."""
-        self.held[offer.task] = Held(offer, decision)
+        self.held[offer.task] = HeldLease(offer, decision)
 
     def adopt(self, site: Site, tasks: Mapping[str, Task]) -> None:
         """Go on with another site: cells and nodes of what is held are counted anew."""
@@ -111,7 +111,7 @@ class Board:
             held.share = row.share[1]
             self._tell(held.lease)
 
-    def _first(self, held: Held, plan: Plan, row: int) -> Lease:
+    def _first(self, held: HeldLease, plan: Plan, row: int) -> Lease:
         """Lease of a task that was restored."""
         decision = replace(
             held.decision, efficiency_bps_hz=float(plan.efficiency[row]), promised=bool(plan.promised[row])
@@ -119,7 +119,7 @@ class Board:
         message = decision_message(self.site, plan, decision, row)
         return self._lease_of(held.offer, message, decision, plan, row)
 
-    def _renewed(self, held: Held, lease: Lease, plan: Plan, row: Row) -> Lease:
+    def _renewed(self, held: HeldLease, lease: Lease, plan: Plan, row: PlanRow) -> Lease:
         if held.needs is None:
             held.needs = needs_of(self.site, held.decision)
         endpoint, key = self.endpoints.get(lease.node, NOT_SERVED)

@@ -14,7 +14,7 @@ from typing import IO, Final
 import msgspec
 import structlog
 
-from cosched.config.settings import Capture as CaptureSettings
+from cosched.config.settings import CaptureSettings
 from cosched.daemon.journal import Config
 from telemetry.trace import Recorder
 
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class _File:
+class _CaptureFile:
     path: Path
     stream: IO[bytes]
     recorder: Recorder
@@ -40,7 +40,7 @@ class Capture:
     settings: CaptureSettings
     folder: Path
     alarm: str = ""
-    _file: _File | None = None
+    _file: _CaptureFile | None = None
     _tried_ns: int = 0
 
     @property
@@ -77,7 +77,7 @@ class Capture:
         except OSError as error:
             self._fail(error)
             return
-        self._file = _File(path, stream, recorder, now_ns)
+        self._file = _CaptureFile(path, stream, recorder, now_ns)
         self.alarm = ""
         self.add("config", head(), now_ns)
         self.flush()

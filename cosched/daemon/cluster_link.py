@@ -30,14 +30,14 @@ from cosched.cluster.messages import (
     Connected,
     Contested,
     Fenced,
-    Layers,
+    LayersOrder,
     News,
     NodeNews,
     NodeSpec,
     Taken,
     Update,
 )
-from cosched.config.settings import Cluster
+from cosched.config.settings import ClusterSettings
 from cosched.config.wiring import Plant
 from cosched.core.commands import Plan
 from cosched.daemon.store import Store, StoreFailed
@@ -59,7 +59,7 @@ _encode = msgspec.msgpack.Encoder().encode
 log = structlog.get_logger()
 
 
-class Running(Protocol):
+class RunningTask(Protocol):
     """What of a running task is looked at (cosched/core/state.py)."""
 
     @property
@@ -68,12 +68,12 @@ class Running(Protocol):
     def table(self) -> PointTable: ...  # noqa: D102
 
 
-class Link:
+class ClusterLink:
     """Dispatch as the daemon sees it. `changed(barred, fenced)` is called when nodes or command are lost or won."""
 
     def __init__(
         self,
-        settings: Cluster,
+        settings: ClusterSettings,
         plant: Plant,
         store: Store,
         period_s: float,
@@ -106,7 +106,7 @@ class Link:
         self._known: dict[str, tuple[int, Assigned]] = {}  # task -> row of its point, and what the dispatcher was told
         self._newest: Update | None = None
         self._fresh: dict[str, Assigned] = {}  # not handed over yet
-        self._to_hold: Mapping[str, tuple[Layers, ...]] = {}  # by node; all layers where nothing is said
+        self._to_hold: Mapping[str, tuple[LayersOrder, ...]] = {}  # by node; all layers where nothing is said
         self._room_bytes: Mapping[str, float] = {}  # for them
         self._holds_anew = False  # that is not handed over yet
 
@@ -210,7 +210,7 @@ class Link:
             for spec in specs
         )
 
-    def hold(self, layers: Mapping[str, tuple[Layers, ...]], room_bytes: Mapping[str, float]) -> None:
+    def hold(self, layers: Mapping[str, tuple[LayersOrder, ...]], room_bytes: Mapping[str, float]) -> None:
         """Have nodes hold these layers from here on, and no others; room_bytes: for weights, by node."""
         if (layers, room_bytes) != (self._to_hold, self._room_bytes):
             self._to_hold, self._room_bytes, self._holds_anew = dict(layers), dict(room_bytes), True
@@ -345,7 +345,7 @@ class Link:
         """Node -> where clients send activations and its CURVE public key, of nodes that serve."""
         return {name: _served(news) for name, news in self.nodes.items() if news.endpoint}
 
-    def plan(self, plan: Plan, running: Mapping[str, Running]) -> None:
+    def plan(self, plan: Plan, running: Mapping[str, RunningTask]) -> None:
         """Bring a plan into force. running: the tasks that are, by name."""
         if self._settings.mode == OFF or self.fenced_by:
             return
@@ -430,7 +430,7 @@ def node_specs(plant: Plant) -> tuple[NodeSpec, ...]:
             id=node.id,
             fraction=node.fraction,
             layers=tuple(
-                Layers(
+                LayersOrder(
                     name,
                     0,
                     served.model.n_layers,

@@ -18,7 +18,7 @@ import structlog
 
 from cosched.api import messages as api
 from cosched.api.messages import VERBS, Fault, Lease
-from cosched.config.settings import Loaded
+from cosched.config.settings import LoadedSettings
 from cosched.core.reasons import Reason
 from cosched.daemon.engine import Engine, Waiting
 from cosched.daemon.holders import Held
@@ -31,7 +31,7 @@ from cosched.errors import CoschedError
 from cosched.profiles.calibration import about
 from solvers.errors import SolverError
 from telemetry import quality
-from telemetry.bus import Asked
+from telemetry.bus import BusRequest
 from telemetry.messages import TaskOffer, VideoClip
 
 NS: Final = 1e-9
@@ -55,7 +55,7 @@ Answer = Callable[[object], None]  # of a result struct, or a Fault
 log = structlog.get_logger()
 
 
-class Call(NamedTuple):
+class ControlCall(NamedTuple):
     """A request that was decoded and may be carried out."""
 
     verb: str
@@ -64,7 +64,7 @@ class Call(NamedTuple):
     answer: Answer
 
 
-class Host(Protocol):
+class ControlHost(Protocol):
     """What the verbs need of the daemon."""
 
     engine: Engine
@@ -82,14 +82,14 @@ class Host(Protocol):
     def may_act(self, user: str, about: Sequence[tuple[str, str]]) -> str: ...  # noqa: D102
     def may_hold(self, offer: TaskOffer) -> str: ...  # noqa: D102
     @property
-    def loaded(self) -> Loaded: ...  # noqa: D102
+    def loaded(self) -> LoadedSettings: ...  # noqa: D102
     def alarm(self, subject: str, text: str) -> None: ...  # noqa: D102
     async def reload(self) -> api.Reloaded: ...  # noqa: D102
     async def whatif(self, args: api.WhatifArgs) -> api.WhatifResult: ...  # noqa: D102
     async def explain(self, task: str) -> api.Explanation: ...  # noqa: D102
 
 
-class Refused(CoschedError):
+class RequestRefused(CoschedError):
     """A request that is answered with a fault."""
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:
@@ -102,7 +102,7 @@ class Control:
 
     def __init__(
         self,
-        host: Host,
+        host: ControlHost,
         send: Callable[[tuple[bytes, ...], bytes], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         max_waiting: int,
@@ -115,7 +115,7 @@ class Control:
         self._max_bytes = max_bytes
         self.submits: Held[Waiting] = Held()  # that came together
         self._sequence = 0
-        self._turns: Turns[Asked] = Turns(MOST_WAITING, MOST_WAITING_BYTES, ALL_WAITING_BYTES, REST)
+        self._turns: Turns[BusRequest] = Turns(MOST_WAITING, MOST_WAITING_BYTES, ALL_WAITING_BYTES, REST)
         lists, questions = Jobs(LISTS, MOST_LONG, spawn), Jobs(QUESTIONS, MOST_LONG, spawn)
         self._jobs = {"list": lists, "whatif": questions, "explain": questions}
         self.failed_s = -FORGOTTEN_S  # when a request failed last for a reason that nobody foresaw
@@ -128,7 +128,7 @@ class Control:
             "drain": self._drain,
             "resume": self._resume,
         }
-        self._later: dict[str, Callable[[Call], Coroutine[Any, Any, object]]] = {
+        self._later: dict[str, Callable[[ControlCall], Coroutine[Any, Any, object]]] = {
             "list": self._list,
             "reload": lambda _: host.reload(),
             "whatif": lambda call: host.whatif(call.args),
@@ -137,7 +137,7 @@ class Control:
 
     # --- whose turn it is ---------------------------------------------------------------------------------------
 
-    def queue(self, asked: Asked, now_s: float) -> None:
+    def queue(self, asked: BusRequest, now_s: float) -> None:
         """Take a request; a client that has too many waiting is told `busy`."""
         if not self._turns.put(_peer(asked), asked, len(asked.payload), now_s):
             self._fault(asked, Fault(code="busy", message=f"{MOST_WAITING} requests of yours wait", hint="ask fewer"))
@@ -165,7 +165,7 @@ class Control:
 
     # --- one request --------------------------------------------------------------------------------------------
 
-    def handle(self, asked: Asked) -> None:
+    def handle(self, asked: BusRequest) -> None:
         """Carry one request out. Submits wait for `flush`, so that those that came together are decided together."""
         codec, number = _codec_of(asked), 0
 
@@ -182,16 +182,16 @@ class Control:
         except Exception as error:  # noqa: BLE001  # whatever a client asks, the daemon goes on
             answer(self._fault_of(error, "bad_args"))
 
-    def _fault(self, asked: Asked, fault: Fault) -> None:
+    def _fault(self, asked: BusRequest, fault: Fault) -> None:
         """Answer a request with a fault before anything of it is looked at but its number."""
         codec = _codec_of(asked)
         try:
             number = _decode(codec, asked.payload, _Numbered, "bad_request").id
-        except Refused:
+        except RequestRefused:
             number = 0
         self._answer(asked, codec, number, fault)
 
-    def _answer(self, asked: Asked, codec: Any, number: str | int, result: object) -> None:  # noqa: ANN401
+    def _answer(self, asked: BusRequest, codec: Any, number: str | int, result: object) -> None:  # noqa: ANN401
         """Encode and send; what cannot be encoded is answered as the defect that it is."""
         try:
             data = _encode(codec, number, result)
@@ -204,7 +204,7 @@ class Control:
 
     def _fault_of(self, error: Exception, code: str) -> Fault:
         """Return what a client is told of an error; one that nobody foresaw is logged, counted and an alarm."""
-        if isinstance(error, Refused):
+        if isinstance(error, RequestRefused):
             return error.fault
         if isinstance(error, CoschedError | SolverError):
             return Fault(code=code, message=str(error))
@@ -214,37 +214,37 @@ class Control:
         self._host.alarm("request", f"{self.counts['internal'] + 1} requests failed: {text}")
         return Fault(code="internal", message=text, hint="a defect of cosched: please report it")
 
-    def _call(self, request: api.Request, asked: Asked, codec: Any, answer: Answer) -> None:  # noqa: ANN401
+    def _call(self, request: api.Request, asked: BusRequest, codec: Any, answer: Answer) -> None:  # noqa: ANN401
         if request.v != api.VERSION:
-            raise Refused("bad_version", f"v = {request.v}: this daemon speaks v = {api.VERSION}")
+            raise RequestRefused("bad_version", f"v = {request.v}: this daemon speaks v = {api.VERSION}")
         verb = VERBS.get(request.verb)
         if verb is None:
-            raise Refused("unknown_verb", f"no verb '{request.verb[:SHOWN]}'", f"there are: {', '.join(VERBS)}")
+            raise RequestRefused("unknown_verb", f"no verb '{request.verb[:SHOWN]}'", f"there are: {', '.join(VERBS)}")
         if reason := self._host.may_call(asked.user, verb.role):
-            raise Refused("not_allowed", reason)
+            raise RequestRefused("not_allowed", reason)
         raw = request.args
         data = codec.encode({}) if isinstance(raw, msgspec.UnsetType) else raw
         args: Any = _decode(codec, data, verb.args, "bad_args")
         if isinstance(args, api.SubmitArgs | api.TaskArgs) and (reason := self._host.may_act(asked.user, _about(args))):
-            raise Refused("not_allowed", reason)
+            raise RequestRefused("not_allowed", reason)
         if request.verb == "submit":
             self._submit(args, asked.user, answer)
         elif request.verb == "show":
             answer(self.view(args.task))
         elif request.verb in self._later:
-            self._begin(Call(request.verb, args, asked.user, answer), _peer(asked))
+            self._begin(ControlCall(request.verb, args, asked.user, answer), _peer(asked))
         else:
             answer(self._now[request.verb](args))
 
-    def _begin(self, call: Call, peer: str) -> None:
+    def _begin(self, call: ControlCall, peer: str) -> None:
         """Begin what takes longer, or have it wait for its turn."""
         jobs = self._jobs.get(call.verb)
         if jobs is None:
             self._spawn(self._finish(call))
         elif not jobs.put(peer, partial(self._finish, call)):
-            raise Refused("busy", f"{MOST_LONG} long requests of yours wait", "await their answers")
+            raise RequestRefused("busy", f"{MOST_LONG} long requests of yours wait", "await their answers")
 
-    async def _finish(self, call: Call) -> None:
+    async def _finish(self, call: ControlCall) -> None:
         try:
             call.answer(await self._later[call.verb](call))
         except Exception as error:  # noqa: BLE001  # as in `handle`
@@ -256,7 +256,9 @@ class Control:
         offer = self.offer_of(args, user)
         engine = self._host.engine
         if self._host.mode is Mode.STARTING:
-            raise Refused("not_done", "the daemon is starting: its solver is not ready yet", "try again in a second")
+            raise RequestRefused(
+                "not_done", "the daemon is starting: its solver is not ready yet", "try again in a second"
+            )
         waiting = self.submits.get(offer.task) or engine.waiting.get(offer.task)
         if waiting is not None:
             _refuse_other(waiting.offer, offer)
@@ -266,16 +268,18 @@ class Control:
             tracker.hear(engine.clock() * NS)
             lease = engine.board.current(offer.task, engine.clock())
             if lease is None:  # it is of before a restart, and the first plan is still to come
-                raise Refused("not_done", "the first plan with it is still to come", "ask again in a moment")
+                raise RequestRefused("not_done", "the first plan with it is still to come", "ask again in a moment")
             answer(lease)
         elif self._host.mode in {Mode.DRAINING, Mode.STOPPED}:
-            raise Refused("draining", "no new task is taken at present", "'cosched ctl resume' ends a drain")
+            raise RequestRefused("draining", "no new task is taken at present", "'cosched ctl resume' ends a drain")
         elif self._host.mode is Mode.FENCED:
-            raise Refused("draining", "another daemon has taken over the cluster", "ask that one, or restart this one")
+            raise RequestRefused(
+                "draining", "another daemon has taken over the cluster", "ask that one, or restart this one"
+            )
         elif len(engine.waiting) + len(self.submits) >= self._max_waiting:
-            raise Refused("busy", f"{self._max_waiting} submits wait for their decisions", "try again later")
+            raise RequestRefused("busy", f"{self._max_waiting} submits wait for their decisions", "try again later")
         elif reason := self._host.may_hold(offer):
-            raise Refused("quota", reason, "let some of the tasks end first, or ask the operator for more")
+            raise RequestRefused("quota", reason, "let some of the tasks end first, or ask the operator for more")
         else:
             self.submits[offer.task] = Waiting(offer, [_reply(answer)])
 
@@ -300,15 +304,15 @@ class Control:
             fallback=args.fallback,
         )
         if not 0 < len(args.task) <= ID_CHARS or not 0 < len(args.ue) <= ID_CHARS:
-            raise Refused("bad_args", f"ids of tasks and UEs have 1 to {ID_CHARS} characters")
+            raise RequestRefused("bad_args", f"ids of tasks and UEs have 1 to {ID_CHARS} characters")
         if args.fallback not in {"local", "drop", "keep"}:
-            raise Refused("bad_args", f"fallback '{args.fallback[:SHOWN]}': one of local, drop, keep")
+            raise RequestRefused("bad_args", f"fallback '{args.fallback[:SHOWN]}': one of local, drop, keep")
         clean, reasons = quality.inspect(offer)
         if clean is None:
-            raise Refused("bad_args", "; ".join(reasons))
+            raise RequestRefused("bad_args", "; ".join(reasons))
         longest_s, most_s = lasts_s(offer.work), self._host.loaded.settings.lease.life_s
         if longest_s > most_s:
-            raise Refused(
+            raise RequestRefused(
                 "bad_args", f"it could last {longest_s:.3g} s, and a task may last {most_s:g} s (lease.life_s)"
             )
         return offer
@@ -325,12 +329,12 @@ class Control:
     def _release(self, args: api.TaskArgs) -> api.Released:
         engine = self._host.engine
         if args.task in engine.waiting:
-            raise Refused("busy", f"'{args.task}' is being decided", "try again in a moment")
+            raise RequestRefused("busy", f"'{args.task}' is being decided", "try again in a moment")
         done = engine.end(args.task, Reason.RELEASED)
         engine.flush()
         return api.Released(task=args.task, released=done)
 
-    async def _list(self, call: Call) -> api.TaskList:
+    async def _list(self, call: ControlCall) -> api.TaskList:
         """Put a list together piece by piece: others have their turns in between."""
         args, engine = call.args, self._host.engine
         names = [n for n in list(engine.trackers) if n.startswith(args.prefix) and not self._hides(call.user, n)]
@@ -353,7 +357,9 @@ class Control:
         tracker = engine.trackers.get(name)
         offer = engine.board.offer(name)
         if lease is None or offer is None:
-            raise Refused("unknown_task", f"no task '{name}' is known", "'cosched ctl list' names those that live")
+            raise RequestRefused(
+                "unknown_task", f"no task '{name}' is known", "'cosched ctl list' names those that live"
+            )
         running = engine.core.state.tasks.get(name)
         now_s = now_ns * NS
         return api.TaskView(
@@ -384,7 +390,7 @@ class Control:
         try:
             move()
         except IllegalMove as error:
-            raise Refused("not_done", str(error)) from None
+            raise RequestRefused("not_done", str(error)) from None
         return self._host.mode_view()
 
 
@@ -396,7 +402,7 @@ def _about(args: api.SubmitArgs | api.TaskArgs) -> list[tuple[str, str]]:
 def _refuse_other(known: TaskOffer, offer: TaskOffer) -> None:
     """Let a client ask again for the very task that is known. Raises Refused for another one of its id."""
     if (known.ue, known.work, known.weight, known.fallback) != (offer.ue, offer.work, offer.weight, offer.fallback):
-        raise Refused("conflict", f"another task '{offer.task}' lives", "give the new one another id")
+        raise RequestRefused("conflict", f"another task '{offer.task}' lives", "give the new one another id")
 
 
 def _reply(answer: Answer) -> Callable[[Lease | None, str], None]:
@@ -414,12 +420,12 @@ class _Numbered(msgspec.Struct, frozen=True, kw_only=True):
     id: str | int = 0
 
 
-def _peer(asked: Asked) -> str:
+def _peer(asked: BusRequest) -> str:
     """Whom a request is counted to: the identity, or the connection where there is none."""
     return asked.user or asked.route[0].hex()
 
 
-def _codec_of(asked: Asked) -> Any:  # noqa: ANN401
+def _codec_of(asked: BusRequest) -> Any:  # noqa: ANN401
     return msgspec.json if asked.payload[:1] == b"{" else msgspec.msgpack
 
 
@@ -427,7 +433,7 @@ def _decode(codec: Any, data: bytes | msgspec.Raw, kind: Any, code: str) -> Any:
     try:
         return codec.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Refused(code, str(error)) from None
+        raise RequestRefused(code, str(error)) from None
 
 
 def _encode(codec: Any, number: str | int, result: object) -> bytes:  # noqa: ANN401

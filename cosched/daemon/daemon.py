@@ -21,7 +21,7 @@ from cosched.api.zap import Authenticator
 from cosched.children.pool import Pool
 from cosched.config import wiring as build
 from cosched.config.log import flush, unblock
-from cosched.config.settings import Loaded
+from cosched.config.settings import LoadedSettings
 from cosched.core.commands import Plan
 from cosched.core.policy import FALLBACK, POLICIES
 from cosched.core.reasons import Reason
@@ -29,8 +29,8 @@ from cosched.daemon import endpoints as places
 from cosched.daemon import inquiry, memory, reload, status
 from cosched.daemon.board import Board
 from cosched.daemon.capture import Capture
-from cosched.daemon.cluster_link import Link
-from cosched.daemon.control import Control, Refused
+from cosched.daemon.cluster_link import ClusterLink
+from cosched.daemon.control import Control, RequestRefused
 from cosched.daemon.engine import Engine
 from cosched.daemon.greeter import Greeter
 from cosched.daemon.holders import over_quota, over_share
@@ -40,7 +40,7 @@ from cosched.daemon.mode import Mode, Modes, Move
 from cosched.daemon.notify import Notifier
 from cosched.daemon.placing import Placer
 from cosched.daemon.rehearsal import rehearse
-from cosched.daemon.shadow_feed import ShadowFeed, Window
+from cosched.daemon.shadow_feed import ShadowFeed, ShadowWindow
 from cosched.daemon.store import Store, StoreFailed
 from cosched.errors import BadInput, CoschedError
 from solvers.solution import Solution
@@ -65,7 +65,7 @@ log = structlog.get_logger()
 class Daemon:
     """One daemon from its configuration to its end. `run` returns the exit code."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedSettings) -> None:
         self.loaded = loaded
         self.clock = time.monotonic_ns
         self.started_ns = self.clock()
@@ -128,10 +128,10 @@ class Daemon:
         engine.restore(stored.snapshot(now_ns))
         return engine
 
-    def _cluster_link(self, plant: build.Plant) -> Link:
+    def _cluster_link(self, plant: build.Plant) -> ClusterLink:
         settings = self.loaded.settings
         note = places.place(settings.state.dir) / "cluster.json"
-        return Link(
+        return ClusterLink(
             settings.cluster, plant, self.store, settings.core.period_s, note, self._cluster_changed, self.alarm
         )
 
@@ -210,9 +210,9 @@ class Daemon:
             self.cluster.heard(message)
         self.shadow.heard(message, at_ns)
 
-    def _shadow_window(self, begun_ns: int, ended_ns: int) -> Window:
+    def _shadow_window(self, begun_ns: int, ended_ns: int) -> ShadowWindow:
         engine, settings = self.engine, self.loaded.settings
-        return Window(
+        return ShadowWindow(
             site_toml=engine.plant.toml,
             ue_devices=dict(engine.plant.ue_devices),
             core=settings.core,
@@ -363,7 +363,7 @@ class Daemon:
         try:
             self.store.set_policy(name)
         except StoreFailed as error:
-            raise Refused("not_done", str(error)) from None
+            raise RequestRefused("not_done", str(error)) from None
         self.policy_chosen = name
         self._watch_input(self.clock())
         log.info("policy", policy=name)
@@ -474,7 +474,7 @@ class Daemon:
         self._ended.set()
 
 
-def serve(loaded: Loaded) -> int:
+def serve(loaded: LoadedSettings) -> int:
     """Run a daemon until it is told to end. Raises BadInput, BadEndpoint when it cannot begin."""
     unblock()
     bus.io_threads(IO_THREADS)

@@ -13,9 +13,9 @@ from cosched.api.access import Access
 from cosched.api.keys import ALLOWED, read_allowed, read_pair
 from cosched.config import wiring as build
 from cosched.config.paths import runtime_dir, state_dir
-from cosched.config.settings import Loaded
+from cosched.config.settings import LoadedSettings
 from cosched.daemon import folders
-from cosched.daemon.gate import Entry, Gate, listen, most_connections, raise_descriptors
+from cosched.daemon.gate import Gate, GateEntry, listen, most_connections, raise_descriptors
 from cosched.workloads.context import session_memory_bytes
 from telemetry import bus
 
@@ -35,9 +35,9 @@ FOLLOWER: Final = {"burst_bytes": 256 << 10, "rate_bps": 64, "held_bytes": 4 << 
 class Sockets:
     """What the daemon binds, and the gate before them."""
 
-    telemetry: bus.Telemetry
-    control: bus.Control
-    decisions: bus.Decisions
+    telemetry: bus.TelemetrySocket
+    control: bus.ControlSocket
+    decisions: bus.DecisionSocket
     gate: Gate
     folder: Path  # that is locked
 
@@ -60,14 +60,14 @@ def filled(template: str) -> str:
     return template.replace("{state}", str(state_dir())).replace("{run}", str(runtime_dir()))
 
 
-def own(loaded: Loaded) -> None:
+def own(loaded: LoadedSettings) -> None:
     """Make the folders of state and captures, or see that nobody else can change what is in them. Raises BadInput."""
     folders.own(place(loaded.settings.state.dir))
     if loaded.settings.capture.enabled:
         folders.own(place(loaded.settings.capture.dir))
 
 
-def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
+def bind(loaded: LoadedSettings, keys: bus.Curve | None) -> Sockets:
     """Take the runtime folder, open all endpoints and bind behind them. Raises BadEndpoint, BadInput."""
     settings = loaded.settings
     run = folders.own(runtime_dir())
@@ -76,11 +76,15 @@ def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
     pace_bps = settings.security.connection_bytes_per_s
     pace = {"pace_bps": pace_bps, "all_pace_bps": PACED * pace_bps}
     sockets: dict[str, tuple[bus.Bus, Sequence[str], Mapping[str, float]]] = {
-        "telemetry": (bus.Telemetry(keys, SLACK * settings.telemetry.max_message_bytes), settings.telemetry.bind, pace),
-        "control": (bus.Control(keys, SLACK * settings.control.max_message_bytes), settings.control.bind, pace),
-        "decisions": (bus.Decisions(keys), settings.control.decisions, FOLLOWER),
+        "telemetry": (
+            bus.TelemetrySocket(keys, SLACK * settings.telemetry.max_message_bytes),
+            settings.telemetry.bind,
+            pace,
+        ),
+        "control": (bus.ControlSocket(keys, SLACK * settings.control.max_message_bytes), settings.control.bind, pace),
+        "decisions": (bus.DecisionSocket(keys), settings.control.decisions, FOLLOWER),
     }
-    entries: list[Entry] = []
+    entries: list[GateEntry] = []
     for name, (socket, templates, limits) in sockets.items():
         own = [_entry(inner, name, filled(t), keys is not None, limits) for t in templates]
         plain, guarded = ({e.to for e in own if e.guarded == with_keys} for with_keys in (False, True))
@@ -90,15 +94,15 @@ def bind(loaded: Loaded, keys: bus.Curve | None) -> Sockets:
     return Sockets(**{name: socket for name, (socket, _, _) in sockets.items()}, gate=Gate(entries, most), folder=run)  # type: ignore[arg-type]
 
 
-def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> Entry:
+def _entry(inner: Path, name: str, endpoint: str, has_keys: bool, limits: Mapping[str, float]) -> GateEntry:
     """Open one endpoint: ipc is plain, tcp asks for keys where there are some."""
     guarded = has_keys and endpoint.startswith("tcp://")
     if endpoint.startswith("ipc://"):
         folders.own(Path(endpoint.removeprefix("ipc://")).parent)
-    return Entry(name, listen(endpoint, guarded=guarded), inner / f"{name[0]}{'k' * guarded}", guarded, limits)
+    return GateEntry(name, listen(endpoint, guarded=guarded), inner / f"{name[0]}{'k' * guarded}", guarded, limits)
 
 
-def plant(loaded: Loaded) -> build.Plant:
+def plant(loaded: LoadedSettings) -> build.Plant:
     """Return the configured site with its profiles. Raises BadInput."""
     text, where = build.site_text(loaded.settings.site)
     found = build.plant(text, where, loaded.settings.ue_devices)
@@ -107,7 +111,7 @@ def plant(loaded: Loaded) -> build.Plant:
     return found
 
 
-def security(loaded: Loaded) -> tuple[bus.Curve | None, Access | None]:
+def security(loaded: LoadedSettings) -> tuple[bus.Curve | None, Access | None]:
     """Keys of the daemon and who is let in; (None, None) without CURVE. Raises BadInput."""
     folder = loaded.settings.security.keys
     if not folder:
@@ -117,7 +121,7 @@ def security(loaded: Loaded) -> tuple[bus.Curve | None, Access | None]:
     return bus.Curve(pair.public, pair.secret), access
 
 
-def exporter(loaded: Loaded) -> Exporter | None:
+def exporter(loaded: LoadedSettings) -> Exporter | None:
     """Return the Prometheus exporter, None where none is wanted. Raises BadInput."""
     listen = loaded.settings.metrics.listen
     if not listen:
@@ -127,7 +131,7 @@ def exporter(loaded: Loaded) -> Exporter | None:
     return Exporter(listen)
 
 
-def warnings(loaded: Loaded) -> list[str]:
+def warnings(loaded: LoadedSettings) -> list[str]:
     """What is right, and yet should be known, one line each."""
     listen = loaded.settings.metrics.listen
     if not listen or bus.is_loopback(f"tcp://{listen}"):

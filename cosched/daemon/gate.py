@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GateEntry:
     """A public endpoint of the daemon's socket `name`, and the path of the private one behind it.
 
     limits: what a peer may send (door.Entry), by their names there. guarded: asks for keys.
@@ -150,7 +150,7 @@ def _address(host: str) -> str:
 class Gate:
     """Keeps a door open. `attach` has its reports read in an event loop; before that it carries all the same."""
 
-    def __init__(self, entries: Sequence[Entry], most: int) -> None:
+    def __init__(self, entries: Sequence[GateEntry], most: int) -> None:
         self.entries = tuple(entries)
         self.most = most  # connections of each socket
         self.open: dict[str, int] = {}

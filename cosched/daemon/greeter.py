@@ -13,7 +13,7 @@ from typing import Final
 
 from cosched.api.messages import DECISION_TOPIC
 from cosched.daemon.board import Board
-from telemetry.bus import Decisions
+from telemetry.bus import DecisionSocket
 
 NS: Final = 1e-9
 TOPICS: Final = 200  # looked at in one go, less than a millisecond
@@ -25,7 +25,7 @@ REST: Final = 9  # times what telling took
 class Greeter:
     """Greets on one socket. `drain` is for a Pump, whose `again` is to be put in `again`."""
 
-    def __init__(self, socket: Decisions, board: Board, clock: Callable[[], int]) -> None:
+    def __init__(self, socket: DecisionSocket, board: Board, clock: Callable[[], int]) -> None:
         self._socket, self._board, self._clock = socket, board, clock
         self._topics: set[bytes] = set()
         self._tasks: deque[str] = deque()

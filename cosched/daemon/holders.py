@@ -11,14 +11,14 @@ from cosched.core.core import Core
 from telemetry.messages import TaskOffer
 
 
-class Offered(Protocol):
+class HasOffer(Protocol):
     """What belongs to an offer."""
 
     @property
     def offer(self) -> TaskOffer: ...  # noqa: D102
 
 
-T = TypeVar("T", bound=Offered)
+T = TypeVar("T", bound=HasOffer)
 
 
 class Held(dict[str, T]):

@@ -44,7 +44,7 @@ class Ingest:
 
     def __init__(
         self,
-        socket: bus.Telemetry,
+        socket: bus.TelemetrySocket,
         intake: Intake,
         reports: Callable[[Sequence[UeReport], int], None],
         report: Callable[[Message, int], None],

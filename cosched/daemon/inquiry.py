@@ -13,7 +13,7 @@ from cosched.api import messages as api
 from cosched.children.pool import SolveLost, Worker
 from cosched.core.planner import resource_ids
 from cosched.daemon.children.question import Question, Reply, Why
-from cosched.daemon.control import Refused
+from cosched.daemon.control import RequestRefused
 from cosched.errors import CoschedError
 from telemetry.messages import TaskOffer
 
@@ -82,13 +82,13 @@ class Inquiry:
 async def whatif(daemon: Daemon, args: api.WhatifArgs) -> api.WhatifResult:
     """Plan a changed site beside the live one. Raises Refused."""
     if not 1 <= args.copies * max(1, len(args.submit)) <= MOST_COPIES:
-        raise Refused("bad_args", f"copies: 1 to {MOST_COPIES} further tasks in all")
+        raise RequestRefused("bad_args", f"copies: 1 to {MOST_COPIES} further tasks in all")
     offers: list[TaskOffer] = []
     for one in map(daemon.control.sound_offer, args.submit):
         names = [f"{one.task}#{n}" for n in range(args.copies)] if args.copies > 1 else [one.task]
         offers += [msgspec.structs.replace(one, task=name) for name in names]
     if living := [o.task for o in offers if o.task in daemon.engine.trackers]:
-        raise Refused("conflict", f"a task '{living[0]}' lives", "give the further ones other ids")
+        raise RequestRefused("conflict", f"a task '{living[0]}' lives", "give the further ones other ids")
     return cast("api.WhatifResult", await _asked(daemon, api.WhatifResult, whatif=args, offers=tuple(offers)))
 
 
@@ -120,4 +120,4 @@ async def _asked(daemon: Daemon, kind: type, **asked: Any) -> object:  # noqa: A
     try:
         return cast("object", await daemon.inquiry.ask(question, kind))
     except NotAnswered as error:
-        raise Refused(error.fault.code, error.fault.message, error.fault.hint) from None
+        raise RequestRefused(error.fault.code, error.fault.message, error.fault.hint) from None

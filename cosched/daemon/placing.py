@@ -19,11 +19,11 @@ import structlog
 from cosched.api.messages import PlacementView
 from cosched.children.framing import framed
 from cosched.cluster import messages
-from cosched.config.settings import Cluster
+from cosched.config.settings import ClusterSettings
 from cosched.core.layers import NodeLayers
 from cosched.core.placement import Stock, stock_of
-from cosched.daemon.children.placement import NO_DEMAND, Answer, Held, Question
-from cosched.daemon.cluster_link import Link
+from cosched.daemon.children.placement import NO_DEMAND, Held, PlacementAnswer, PlacementQuestion
+from cosched.daemon.cluster_link import ClusterLink
 from cosched.daemon.engine import Engine
 from cosched.daemon.store import Store, StoreFailed
 from solvers.placement import Layers
@@ -38,14 +38,14 @@ log = structlog.get_logger()
 class Placer:
     """What the nodes of one daemon hold."""
 
-    def __init__(self, settings: Cluster, engine: Engine, link: Link, store: Store) -> None:
+    def __init__(self, settings: ClusterSettings, engine: Engine, link: ClusterLink, store: Store) -> None:
         self._settings, self._engine, self._link, self._store = settings, engine, link, store
         self._process: asyncio.subprocess.Process | None = None
         self._known: tuple[NodeLayers, ...] = ()  # as the core was told last
         self._settled: set[str] = set()  # nodes that once held all that they were to hold
         self._rates: dict[str, float] = {}  # bytes a second at which they load
         self._chosen: tuple[Layers, ...] = ()
-        self._answer = Answer()
+        self._answer = PlacementAnswer()
         if settings.is_placed:
             self._chosen = _remembered(store)
             self._begin()
@@ -101,11 +101,11 @@ class Placer:
             with contextlib.suppress(StoreFailed):  # it is only where the next life begins
                 self._store.remember(PLACEMENT, msgspec.json.encode(_rows(chosen)).decode())
 
-    def _question(self) -> Question:
+    def _question(self) -> PlacementQuestion:
         engine = self._engine
         rates = {name: news.load_bytes_per_s for name, news in self._link.nodes.items() if news.load_bytes_per_s > 0}
         self._rates |= rates
-        return Question(
+        return PlacementQuestion(
             site_toml=self._plant.toml,
             ue_devices=dict(self._plant.ue_devices),
             policy=engine.core.policy.name,
@@ -115,7 +115,7 @@ class Placer:
             load_bytes_per_s=dict(self._rates),
         )
 
-    async def _ask(self, question: Question) -> Answer:
+    async def _ask(self, question: PlacementQuestion) -> PlacementAnswer:
         data = msgspec.msgpack.encode(question)
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -125,10 +125,10 @@ class Placer:
                 process.stdin.write(framed(data))
                 await process.stdin.drain()
                 line = await process.stdout.readline()
-            return msgspec.json.decode(line, type=Answer)
+            return msgspec.json.decode(line, type=PlacementAnswer)
         except (OSError, ValueError, msgspec.DecodeError):  # it did not start, ended, takes too long, says other things
             await self._end()
-            return Answer(why="the process that decides it gave no answer")
+            return PlacementAnswer(why="the process that decides it gave no answer")
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
@@ -149,7 +149,7 @@ class Placer:
     def _tell(self) -> None:
         """Have nodes hold what was chosen, and what sessions run on besides."""
         in_use = self._in_use()
-        found: dict[str, tuple[messages.Layers, ...]] = {}
+        found: dict[str, tuple[messages.LayersOrder, ...]] = {}
         for node in self._stock.nodes:
             least = {x.model: x.first for x in self._chosen if x.node == node}
             for model, split in in_use.get(node, {}).items():
@@ -157,9 +157,9 @@ class Placer:
             found[node] = tuple(self._range(node, model, first) for model, first in least.items())
         self._link.hold(found, dict(zip(self._stock.nodes, self._stock.room_bytes, strict=True)))
 
-    def _range(self, node: str, model: str, first: int) -> messages.Layers:
+    def _range(self, node: str, model: str, first: int) -> messages.LayersOrder:
         layers = Layers(node, model, first, self._stock.n_layers[model])
-        return messages.Layers(model, first, layers.end, self._stock.weight_bytes(layers))
+        return messages.LayersOrder(model, first, layers.end, self._stock.weight_bytes(layers))
 
     def _in_use(self) -> dict[str, dict[str, int]]:
         """Node -> model -> first layer that a task runs on, of what the node has."""

@@ -13,10 +13,10 @@ from cosched.api import messages as api
 from cosched.api.access import Access
 from cosched.config import wiring as build
 from cosched.config.log import configure
-from cosched.config.settings import FIXED, Loaded, load
+from cosched.config.settings import FIXED, LoadedSettings, load
 from cosched.core.core import Core
 from cosched.daemon import endpoints as places
-from cosched.daemon.control import Refused
+from cosched.daemon.control import RequestRefused
 from cosched.errors import BadInput, CoschedError
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ async def reload(daemon: Daemon) -> api.Reloaded:
         if "policy" in changed:
             daemon.store.set_policy("")  # the file's word is later than the operator's
     except CoschedError as error:
-        raise Refused("refused_configuration", str(error), "the old one stays in force") from None
+        raise RequestRefused("refused_configuration", str(error), "the old one stays in force") from None
     daemon.policy_chosen = chosen
     _adopt(daemon, fresh, plant, core, access)
     log.info("reloaded", changed=changed)
     return api.Reloaded(changed=changed, generation=core.snapshot().generation)
 
 
-def _changed(old: Loaded, fresh: Loaded) -> tuple[str, ...]:
+def _changed(old: LoadedSettings, fresh: LoadedSettings) -> tuple[str, ...]:
     """Keys that differ. Raises BadInput for those that may not change while the daemon runs."""
     before, after = old.flat(), fresh.flat()
     changed = tuple(sorted(k for k in {*before, *after} if before.get(k) != after.get(k)))
@@ -67,7 +67,7 @@ async def _tell_cluster(daemon: Daemon, plant: build.Plant) -> None:
     daemon.placer.adopt()
 
 
-def _adopt(daemon: Daemon, fresh: Loaded, plant: build.Plant, core: Core, access: Access | None) -> None:
+def _adopt(daemon: Daemon, fresh: LoadedSettings, plant: build.Plant, core: Core, access: Access | None) -> None:
     settings, engine = fresh.settings, daemon.engine
     daemon.loaded = fresh
     engine.adopt(plant, core)

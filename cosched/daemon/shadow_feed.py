@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from cosched.api.messages import Shadow, Tally
+from cosched.api.messages import ShadowTally, ShadowView
 from cosched.children.framing import framed
 from cosched.core.settings import Settings
 from telemetry.messages import CellReport, Message, NodeReport, TaskOffer, UeReport, UeReportBatch
@@ -37,7 +37,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     offer: TaskOffer | None = None
 
 
-class Window(msgspec.Struct, frozen=True, kw_only=True):
+class ShadowWindow(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a window: by which policies and on which site it is to be replayed."""
 
     site_toml: str
@@ -49,34 +49,34 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     ended_ns: int
 
 
-class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ShadowFrame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What travels."""
 
     item: Item | None = None
-    window: Window | None = None
+    window: ShadowWindow | None = None
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class WindowOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a window's tasks under both policies."""
 
     ended_ns: int
     window_s: float
     offered: int
-    live: Tally
-    shadow: Tally
+    live: ShadowTally
+    shadow: ShadowTally
     error: str = ""
 
 
-def frame(item: Item | Window) -> bytes:
+def frame(item: Item | ShadowWindow) -> bytes:
     """Return it as it travels, behind its length."""
-    whole = Frame(item=item) if isinstance(item, Item) else Frame(window=item)
+    whole = ShadowFrame(item=item) if isinstance(item, Item) else ShadowFrame(window=item)
     return framed(msgspec.msgpack.encode(whole))
 
 
 class ShadowFeed:
     """`window` makes the head of a window that ends now. Does nothing until `run` is under way."""
 
-    def __init__(self, keep_s: float, window: Callable[[int, int], Window]) -> None:
+    def __init__(self, keep_s: float, window: Callable[[int, int], ShadowWindow]) -> None:
         self._keep_s = keep_s
         self._window = window
         self._stdin: asyncio.StreamWriter | None = None
@@ -84,7 +84,7 @@ class ShadowFeed:
         self._sent_ns: dict[str, int] = {}  # of the UEs that are compared in this window
         self._is_given_up = False  # this window
         self._given_up_ns: set[int] = set()  # ends of windows whose outcomes are still to come
-        self._outcomes: deque[Outcome] = deque()
+        self._outcomes: deque[WindowOutcome] = deque()
 
     async def run(self, clock: Callable[[], int]) -> None:
         """Start the process, close a window every minute, take the outcomes; ends when the process does."""
@@ -97,7 +97,7 @@ class ShadowFeed:
         try:
             assert process.stdout is not None  # noqa: S101  # it was asked for
             while line := await process.stdout.readline():
-                self._take(msgspec.json.decode(line, type=Outcome))
+                self._take(msgspec.json.decode(line, type=WindowOutcome))
             log.warning("the shadow comparison has ended", code=await process.wait())
         finally:
             self._stdin = None
@@ -112,7 +112,7 @@ class ShadowFeed:
             await asyncio.sleep(WINDOW_S)
             begun_ns = self._close_window(self._window(begun_ns, clock()))
 
-    def _close_window(self, window: Window) -> int:
+    def _close_window(self, window: ShadowWindow) -> int:
         """Have it replayed, a given up one too: that empties the shadow. Return when it ended."""
         if self._is_given_up:
             self._given_up_ns.add(window.ended_ns)
@@ -122,7 +122,7 @@ class ShadowFeed:
         self._sent_ns.clear()
         return window.ended_ns
 
-    def _take(self, outcome: Outcome) -> None:
+    def _take(self, outcome: WindowOutcome) -> None:
         is_whole = outcome.ended_ns not in self._given_up_ns
         self._given_up_ns.discard(outcome.ended_ns)
         if outcome.error or not is_whole:
@@ -178,9 +178,9 @@ class ShadowFeed:
             self._stdin.write(bytes(self._pending))
         self._pending.clear()
 
-    def view(self) -> Shadow:
+    def view(self) -> ShadowView:
         """What the latest windows add up to."""
-        return Shadow(
+        return ShadowView(
             baseline="",
             window_s=sum(o.window_s for o in self._outcomes),
             offered=sum(o.offered for o in self._outcomes),
@@ -189,8 +189,8 @@ class ShadowFeed:
         )
 
 
-def _sum(tallies: list[Tally]) -> Tally:
-    return Tally(
+def _sum(tallies: list[ShadowTally]) -> ShadowTally:
+    return ShadowTally(
         admitted=sum(t.admitted for t in tallies),
         met=sum(t.met for t in tallies),
         value_met=sum(t.value_met for t in tallies),

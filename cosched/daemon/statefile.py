@@ -35,7 +35,7 @@ TABLES: Final = (
 )
 
 
-class Guard(msgspec.Struct, frozen=True, array_like=True):
+class StateGuard(msgspec.Struct, frozen=True, array_like=True):
     """What the other rows amount to after the latest transaction. generation: none beyond it was ever given away."""
 
     seq: int = 0  # transactions so far
@@ -44,12 +44,12 @@ class Guard(msgspec.Struct, frozen=True, array_like=True):
     total: int = 0  # checksums of all rows, exclusive-or
     generation: int = 0
 
-    def after(self, removed: list[int], added: list[int], tasks: int, meta: int, generation: int) -> Guard:
+    def after(self, removed: list[int], added: list[int], tasks: int, meta: int, generation: int) -> StateGuard:
         """Return the guard after one more transaction."""
         total = self.total
         for crc in (*removed, *added):
             total ^= crc
-        return Guard(self.seq + 1, tasks, meta, total, generation)
+        return StateGuard(self.seq + 1, tasks, meta, total, generation)
 
 
 def checksum(name: str, value: bytes) -> int:
@@ -64,7 +64,7 @@ class Found:
     version: int = VERSION
     meta: dict[str, str] = field(default_factory=dict)
     tasks: dict[str, bytes] = field(default_factory=dict)  # in order of acceptance
-    guard: Guard | None = None
+    guard: StateGuard | None = None
     bad_rows: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -73,7 +73,7 @@ class Found:
         """Checksums of all rows, exclusive-or."""
         sums = [checksum(k, v.encode()) for k, v in self.meta.items()]
         sums += [checksum(t, kept) for t, kept in self.tasks.items()]
-        return Guard().after([], sums, 0, 0, 0).total
+        return StateGuard().after([], sums, 0, 0, 0).total
 
     @property
     def generation(self) -> int | None:
@@ -84,7 +84,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedFile:
     """A state file as it was found: the best that can be made of it. broken: frames of its log that do not check."""
 
     found: Found
@@ -97,12 +97,12 @@ class Judged:
         return not self.broken and not self.found.wrong
 
 
-def judge(path: Path, is_task: Callable[[bytes], bool]) -> Judged:
+def judge(path: Path, is_task: Callable[[bytes], bool]) -> JudgedFile:
     """Read a state file of any content. is_task: whether a row's bytes are a task. Raises OSError."""
     log_path = path.with_name(path.name + "-wal")
     sizes = [p.stat().st_size if p.exists() else 0 for p in (path, log_path)]
     if max(sizes) > MAX_BYTES:
-        return Judged(Found(wrong=[f"it has {max(sizes)} bytes, more than any state has"]))
+        return JudgedFile(Found(wrong=[f"it has {max(sizes)} bytes, more than any state has"]))
     database = path.read_bytes() if sizes[0] else b""
     page_bytes = int.from_bytes(database[16:18], "big")
     page_bytes = 65_536 if page_bytes == 1 else page_bytes if page_bytes in wal.PAGE_SIZES else PAGE_BYTES
@@ -111,10 +111,10 @@ def judge(path: Path, is_task: Callable[[bytes], bool]) -> Judged:
     if log.whole and not (database.startswith(MAGIC) and database[18:20] == b"\2\2" and page_bytes == log.page_bytes):
         plain.wrong.append("the database is not that of its log")
     if not log.broken:
-        return Judged(plain)
+        return JudgedFile(plain)
     commits = sum(frame.pages > 0 for frame in log.kept[len(log.whole) :])
     mended = _read(wal.image(database, log.page_bytes, log.kept), is_task)
-    return Judged(max((plain, mended), key=_worth), log.broken, commits)
+    return JudgedFile(max((plain, mended), key=_worth), log.broken, commits)
 
 
 def _worth(found: Found) -> tuple[bool, int, int]:
@@ -174,11 +174,11 @@ def _rows(db: sqlite3.Connection, found: Found, is_task: Callable[[bytes], bool]
     _check_structure(db, found)
 
 
-def _guard(db: sqlite3.Connection, found: Found) -> Guard | None:
+def _guard(db: sqlite3.Connection, found: Found) -> StateGuard | None:
     try:
         row = db.execute("SELECT value, crc FROM guard WHERE id = 1").fetchone()
         if row is not None and isinstance(row[0], bytes) and zlib.crc32(row[0]) == row[1]:
-            return msgspec.msgpack.decode(row[0], type=Guard)
+            return msgspec.msgpack.decode(row[0], type=StateGuard)
     except (sqlite3.Error, msgspec.DecodeError) as error:
         found.wrong.append(str(error))
     return None

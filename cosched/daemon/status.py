@@ -111,7 +111,7 @@ def _cells(daemon: Daemon, now_s: float) -> tuple[api.CellView, ...]:
     return tuple(api.CellView(id=cell.id, ues=ues[i], stale_ues=stale[i]) for i, cell in enumerate(state.site.cells))
 
 
-def _ingest(daemon: Daemon, now_s: float) -> api.Ingest:
+def _ingest(daemon: Daemon, now_s: float) -> api.IngestView:
     intake, engine = daemon.intake, daemon.engine
     limit_s = daemon.loaded.settings.telemetry.stale_input_s
     ues = {tracker.offer.ue for tracker in engine.trackers.values()}
@@ -127,7 +127,7 @@ def _ingest(daemon: Daemon, now_s: float) -> api.Ingest:
     counts += [(f"({name})", reason, n) for name, reason, n in daemon.sockets.gate.counted()]
     if daemon.authenticator is not None:
         counts += [("(handshake)", reason, n) for reason, n in sorted(daemon.authenticator.refused.items())]
-    return api.Ingest(
+    return api.IngestView(
         messages=intake.messages,
         reports=intake.reports,
         refused=tuple(api.Counted(source=s, reason=r, n=n) for s, r, n in counts),

@@ -22,7 +22,7 @@ import structlog
 
 from cosched.core.channel import ChannelRow
 from cosched.core.snapshot import Snapshot, TaskRow
-from cosched.daemon.statefile import TABLES, VERSION, Found, Guard, checksum
+from cosched.daemon.statefile import TABLES, VERSION, Found, StateGuard, checksum
 from cosched.daemon.upkeep import Corrupt, Note, StoreFailed, failed, inspected, locked, set_aside
 from cosched.errors import BadInput
 from cosched.profiles.calibration import CalibrationRow
@@ -104,10 +104,10 @@ class Store:
     def _take_up(self, found: Found, *, is_new: bool) -> None:
         """Open the file and write to it; a new one, one of an older version, and one that was damaged, in full."""
         self._db = _connected(self._path)
-        guard = found.guard or Guard()
+        guard = found.guard or StateGuard()
         try:
             if is_new:
-                self._guard = Guard(seq=max(guard.seq, self._note.guard.seq))
+                self._guard = StateGuard(seq=max(guard.seq, self._note.guard.seq))
                 self._sums, self._meta = {}, {}
                 meta = {**found.meta, "version": str(VERSION), "generation": str(self.limit)}
                 self._write(meta=meta, puts=found.tasks, is_first=True)

@@ -23,7 +23,7 @@ REMEMBERED: Final = 4_096  # peers whose use is remembered; then those are forgo
 
 
 @dataclass(slots=True)
-class _Peer(Generic[T]):
+class _PeerQueue(Generic[T]):
     """One peer's queue, and what it may use (s) as of an instant."""
 
     at_s: float
@@ -45,8 +45,10 @@ class Turns(Generic[T]):
     def __init__(self, most: int, most_bytes: int, all_bytes: int, rest: float = 0.0) -> None:
         self._most, self._most_bytes, self._all_bytes = most, most_bytes, all_bytes
         self._rest, self._resting_until_s = rest, 0.0
-        self._peers: OrderedDict[str, _Peer[T]] = OrderedDict()  # least recently heard first
-        self._waiting: OrderedDict[str, _Peer[T]] = OrderedDict()  # with something in the queue, next in turn first
+        self._peers: OrderedDict[str, _PeerQueue[T]] = OrderedDict()  # least recently heard first
+        self._waiting: OrderedDict[str, _PeerQueue[T]] = (
+            OrderedDict()
+        )  # with something in the queue, next in turn first
         self._held: set[str] = set()
         self._n = self._n_bytes = 0
 
@@ -130,21 +132,21 @@ class Turns(Generic[T]):
         peer = self._peers.get(name)
         return peer is not None and not self._is_due(peer, now_s)
 
-    def _is_due(self, peer: _Peer[T], now_s: float) -> bool:
+    def _is_due(self, peer: _PeerQueue[T], now_s: float) -> bool:
         peer.refill(now_s)
         return peer.credit_s > 0
 
-    def _count(self, peer: _Peer[T], n: int, n_bytes: int) -> None:
+    def _count(self, peer: _PeerQueue[T], n: int, n_bytes: int) -> None:
         peer.n_bytes += n_bytes
         self._n_bytes += n_bytes
         self._n += n
 
-    def _peer(self, name: str, now_s: float) -> _Peer[T]:
+    def _peer(self, name: str, now_s: float) -> _PeerQueue[T]:
         peer = self._peers.get(name)
         if peer is not None:
             self._peers.move_to_end(name)
             return peer
-        peer = self._peers[name] = _Peer(now_s)
+        peer = self._peers[name] = _PeerQueue(now_s)
         if len(self._peers) > REMEMBERED:
             oldest = next((n for n, p in self._peers.items() if not p.queue and n not in self._held), None)
             if oldest is not None:

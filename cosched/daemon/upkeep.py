@@ -16,7 +16,7 @@ from typing import IO, Final
 import msgspec
 import structlog
 
-from cosched.daemon.statefile import VERSION, Found, Guard, Judged, judge
+from cosched.daemon.statefile import VERSION, Found, JudgedFile, StateGuard, judge
 from cosched.errors import BadInput, CoschedError
 
 KEPT_ASIDE: Final = 5  # damaged files that are kept; older ones go
@@ -66,17 +66,17 @@ class Note:
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(path.name + ".note")
-        self.guard = Guard()
+        self.guard = StateGuard()
         self._file = -1
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
             data = os.pread(self._file, NOTE.size, 0)
             if len(data) == NOTE.size and zlib.crc32(data[4:]) == int.from_bytes(data[:4], "big"):
-                self.guard = Guard(*NOTE.unpack(data)[1:])
+                self.guard = StateGuard(*NOTE.unpack(data)[1:])
         except OSError as error:
             log.warning("no note of the state", why=str(error))
 
-    def write(self, guard: Guard) -> None:
+    def write(self, guard: StateGuard) -> None:
         """Take down what was committed."""
         self.guard = guard
         data = NOTE.pack(0, *msgspec.structs.astuple(guard))
@@ -115,7 +115,7 @@ def inspected(path: Path, note: Note, is_task: Callable[[bytes], bool], unix_ns:
     return found, notice, not judged.is_whole or not (found.meta or found.tasks)
 
 
-def _told(judged: Judged, note: Guard, aside: Path) -> str:
+def _told(judged: JudgedFile, note: StateGuard, aside: Path) -> str:
     found = judged.found
     before = max(found.guard.tasks if found.guard is not None else 0, note.tasks)
     lost = max(before - len(found.tasks), found.bad_rows)
@@ -132,9 +132,9 @@ def _told(judged: Judged, note: Guard, aside: Path) -> str:
     return f"the state file was damaged: {'; '.join(p for p in parts if p)}; what there was lies in {aside}"
 
 
-def _missing(path: Path, judged: Judged, note: Guard) -> str:
+def _missing(path: Path, judged: JudgedFile, note: StateGuard) -> str:
     """What a file that is whole lacks all the same: the end of its log, or everything."""
-    guard = judged.found.guard or Guard()
+    guard = judged.found.guard or StateGuard()
     if note.seq <= guard.seq or judged.found.version == 1:
         return ""
     lost = note.tasks - len(judged.found.tasks)

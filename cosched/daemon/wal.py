@@ -25,7 +25,7 @@ FORMAT: Final = 3007000
 PAGE_SIZES: Final = frozenset(1 << n for n in range(9, 17))
 
 
-class Frame(NamedTuple):
+class WalFrame(NamedTuple):
     """One page as a transaction left it. pages: of the whole file after a commit, 0 where the commit is later."""
 
     page: int
@@ -41,9 +41,9 @@ class Log:
     """
 
     page_bytes: int
-    whole: tuple[Frame, ...] = ()
+    whole: tuple[WalFrame, ...] = ()
     broken: int = 0
-    kept: tuple[Frame, ...] = ()
+    kept: tuple[WalFrame, ...] = ()
 
 
 def read(data: bytes, page_bytes: int) -> Log:
@@ -90,8 +90,8 @@ def _rows(data: bytes, page_bytes: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, n * step, HEADER.size).reshape(n, step)
 
 
-def _frames(rows: NDArray[np.uint8], heads: Words, which: range | list[int]) -> tuple[Frame, ...]:
-    return tuple(Frame(int(heads[i, 0]), int(heads[i, 1]), rows[i, FRAME.size :].tobytes()) for i in which)
+def _frames(rows: NDArray[np.uint8], heads: Words, which: range | list[int]) -> tuple[WalFrame, ...]:
+    return tuple(WalFrame(int(heads[i, 0]), int(heads[i, 1]), rows[i, FRAME.size :].tobytes()) for i in which)
 
 
 def _sums(words: Words, before: Words) -> Words:
@@ -126,7 +126,7 @@ def _weights(pairs: int) -> tuple[Words, Words]:
     return step, np.array(power, np.uint32)
 
 
-def image(database: bytes, page_bytes: int, frames: tuple[Frame, ...]) -> bytes:
+def image(database: bytes, page_bytes: int, frames: tuple[WalFrame, ...]) -> bytes:
     """Return the database with the transactions of these frames in it, those that were committed."""
     most = len(database) // page_bytes + len(frames) + 1  # a page beyond was never written
     frames = tuple(frame for frame in frames if 0 < frame.page <= most and frame.pages <= most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cosched.demo.stage import Channel
+from cosched.demo.stage import UeChannel
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,7 +15,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     control: str
     telemetry: str
     tokens: int
-    channels: dict[str, Channel]
+    channels: dict[str, UeChannel]
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -33,7 +33,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
     tpot_s: float | None
 
 
-class Moved(msgspec.Struct, frozen=True, kw_only=True, tag="moved"):
+class UeMoved(msgspec.Struct, frozen=True, kw_only=True, tag="moved"):
     """A session went to another operating point, or could not (`how` says why)."""
 
     ue: str
@@ -42,7 +42,7 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True, tag="moved"):
     how: str
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
+class UeEnded(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
     """A session is over; `why` it ended early, "" where it did not."""
 
     ue: str
@@ -62,4 +62,4 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
     tpot_s: float
 
 
-Said = Ready | Token | Moved | Ended | Checked
+Said = Ready | Token | UeMoved | UeEnded | Checked

@@ -20,7 +20,7 @@ from cosched.api.async_client import AsyncClient
 from cosched.api.messages import ClusterNode, Lease, Status
 from cosched.cluster.processes import Left
 from cosched.demo.child import LAST_LINES, Child, child
-from cosched.demo.messages import Checked, Ended, Moved, Ready, Said, Setup, Token
+from cosched.demo.messages import Checked, Ready, Said, Setup, Token, UeEnded, UeMoved
 from cosched.demo.player import Player, first_error
 from cosched.demo.stage import UES, Stage
 from cosched.errors import CoschedError
@@ -37,7 +37,7 @@ class DemoFailed(CoschedError):
 
 
 @dataclass(slots=True)
-class Session:
+class PlayedSession:
     """What is known of a UE's session."""
 
     ue: str
@@ -45,9 +45,9 @@ class Session:
     tokens: list[int] = field(default_factory=list)
     came_s: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_TOKENS))
     latest: Token | None = None
-    moves: list[Moved] = field(default_factory=list)
+    moves: list[UeMoved] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)  # each at another operating point than the one before
-    ended: Ended | None = None
+    ended: UeEnded | None = None
     checked: Checked | None = None
 
     @property
@@ -73,7 +73,7 @@ class Played:
     """All sessions, and what became of the node that was killed."""
 
     tokens: int  # that each session is to have
-    sessions: dict[str, Session] = field(default_factory=lambda: {ue: Session(ue) for ue in UES})
+    sessions: dict[str, PlayedSession] = field(default_factory=lambda: {ue: PlayedSession(ue) for ue in UES})
     victim: str = ""
     killed_s: float = 0.0  # on the monotonic clock
     noticed: bool = False  # by the daemon
@@ -87,9 +87,9 @@ class Played:
                 session.tokens.append(said.token)
                 session.came_s.append(time.monotonic())
                 session.latest = said
-            case Moved():
+            case UeMoved():
                 self.sessions[said.ue].moves.append(said)
-            case Ended():
+            case UeEnded():
                 self.sessions[said.ue].ended = said
             case Checked():
                 self.sessions[said.ue].checked = said
@@ -115,7 +115,7 @@ Show = Callable[[bool, Played], None]  # whether something happened
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class DemoCluster:
     """The processes of this part: a daemon, which starts a Ray of its own, and the UEs'."""
 
     stage: Stage
@@ -124,7 +124,7 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def started(stage: Stage) -> AsyncIterator[Cluster]:
+async def started(stage: Stage) -> AsyncIterator[DemoCluster]:
     """Start the processes and go on; they need a while until `play` finds them ready, and end on the way out."""
     async with child(stage.folder, stage.config, stage.environment) as daemon:
         setup = Setup(
@@ -138,14 +138,14 @@ async def started(stage: Stage) -> AsyncIterator[Cluster]:
                 stdout=asyncio.subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
-            yield Cluster(stage, daemon, ues)
+            yield DemoCluster(stage, daemon, ues)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(ues.pid, signal.SIGKILL)  # it is a session of its own, with a process for each UE
             await ues.wait()
 
 
-async def play(cluster: Cluster, show: Show) -> Played:
+async def play(cluster: DemoCluster, show: Show) -> Played:
     """Play the radio, have the UEs ask, kill a node. Raises DemoFailed, DaemonEnded, NoAnswer."""
     played, publisher = Played(cluster.stage.tokens), Publisher(cluster.daemon.telemetry)
     try:
@@ -155,7 +155,7 @@ async def play(cluster: Cluster, show: Show) -> Played:
     return played
 
 
-async def _play(cluster: Cluster, publisher: Publisher, played: Played, show: Show) -> None:
+async def _play(cluster: DemoCluster, publisher: Publisher, played: Played, show: Show) -> None:
     await cluster.daemon.listening()
     async with AsyncClient(cluster.daemon.control, timeout_s=PATIENCE_S) as client:
         player = Player(cluster.stage.messages, [], {}, 1.0, publisher, client)
@@ -171,7 +171,7 @@ async def _play(cluster: Cluster, publisher: Publisher, played: Played, show: Sh
 
 
 async def _serve(
-    cluster: Cluster, client: AsyncClient, played: Played, player: Player, beside: asyncio.TaskGroup, show: Show
+    cluster: DemoCluster, client: AsyncClient, played: Played, player: Player, beside: asyncio.TaskGroup, show: Show
 ) -> None:
     """Play the radio and let the UEs begin when the daemon has heard it; all else goes on beside."""
     began_s = time.monotonic()
@@ -183,7 +183,7 @@ async def _serve(
         task.cancel()
 
 
-async def _converse(cluster: Cluster, played: Played, began_s: float) -> None:
+async def _converse(cluster: DemoCluster, played: Played, began_s: float) -> None:
     """Have the UEs begin, and listen to them until all is said."""
     assert cluster.ues.stdin is not None  # noqa: S101  # opened as a pipe
     cluster.ues.stdin.write(f"{began_s}\n".encode())
@@ -191,7 +191,7 @@ async def _converse(cluster: Cluster, played: Played, began_s: float) -> None:
         played.heard(await _hear(cluster))
 
 
-async def _hear(cluster: Cluster) -> Said:
+async def _hear(cluster: DemoCluster) -> Said:
     """Wait for the next word of the UEs. Raises DemoFailed."""
     assert cluster.ues.stdout is not None  # noqa: S101  # opened as a pipe
     try:
@@ -231,7 +231,7 @@ async def _follow(client: AsyncClient, played: Played) -> None:
         played.sessions[lease.task].granted(lease)
 
 
-async def _look(client: AsyncClient, cluster: Cluster, played: Played, show: Show) -> None:
+async def _look(client: AsyncClient, cluster: DemoCluster, played: Played, show: Show) -> None:
     """Show the state again and again; half-way, kill the node that has the most to do."""
     while True:
         await asyncio.sleep(LOOK_S)

@@ -15,7 +15,7 @@ from cosched.runtime.sampling import Sampling, choose
 UNROUNDED: Final = 0
 
 
-class Step(NamedTuple):
+class ReferenceStep(NamedTuple):
     """How a token came about: the layer whose output was sent, in how many bits, and whether all KV was made anew."""
 
     split: int
@@ -23,7 +23,7 @@ class Step(NamedTuple):
     anew: bool
 
 
-def tokens(part: Part, prompt: Sequence[int], steps: Sequence[Step]) -> list[int]:
+def tokens(part: Part, prompt: Sequence[int], steps: Sequence[ReferenceStep]) -> list[int]:
     """Return the greedy tokens. part: all layers; bits UNROUNDED: nothing is rounded at the split."""
     known, done = list(prompt), 0
     lower, upper = KvCache(), KvCache()

@@ -36,7 +36,7 @@ enabled = false  # its first comparison would come after a minute
 """
 
 
-class Channel(msgspec.Struct, frozen=True):
+class UeChannel(msgspec.Struct, frozen=True):
     """A UE's recorded uplink: its efficiency from each instant on, in seconds since the trace's begin."""
 
     at_s: tuple[float, ...]
@@ -71,12 +71,12 @@ class Stage:
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "torch"),  # made on import, used for nothing
         }
 
-    def channel(self, ue: str) -> Channel:
+    def channel(self, ue: str) -> UeChannel:
         """Return what one of UES has."""
         row = UES.index(ue)
         rows = [(m.at_ns * 1e-9, m.ul_efficiency_bps_hz[row]) for m in self.messages]
         known = [(at_s, value) for at_s, value in rows if value is not None]
-        return Channel(*(tuple(column) for column in zip(*known, strict=True)))
+        return UeChannel(*(tuple(column) for column in zip(*known, strict=True)))
 
 
 def prepare(folder: Path, trace: Path, tokens: int = TOKENS) -> Stage:

@@ -21,9 +21,9 @@ import msgspec
 
 from cosched.api.messages import SubmitArgs
 from cosched.demo import reference
-from cosched.demo.messages import Checked, Ended, Moved, Ready, Said, Setup, Token
-from cosched.demo.reference import UNROUNDED, Step
-from cosched.demo.stage import MODEL, PROMPT, SEED, Channel, work
+from cosched.demo.messages import Checked, Ready, Said, Setup, Token, UeEnded, UeMoved
+from cosched.demo.reference import UNROUNDED, ReferenceStep
+from cosched.demo.stage import MODEL, PROMPT, SEED, UeChannel, work
 from cosched.profiles.device import load_device
 from cosched.runtime.asking import Asking
 from cosched.runtime.chain import Links, Route
@@ -55,7 +55,7 @@ class Whole(NamedTuple):
     tokens: list[int]
 
 
-class Ue:
+class DemoUe:
     """One UE: its channel, its device, the session that it asks for."""
 
     def __init__(self, setup: Setup, ue: str, site: Site, whole: Whole, began_s: float) -> None:
@@ -67,7 +67,7 @@ class Ue:
         self._part = SlowPart(source, load_device(device.device), site.models[0].weight_bits)
         self._part.load(0, self._most)
         self._frame_bytes = site.transport.message_bytes
-        self._steps: list[Step] = []
+        self._steps: list[ReferenceStep] = []
 
     def run(self) -> None:
         """Ask, generate, and check what came."""
@@ -82,7 +82,7 @@ class Ue:
             try:
                 session = asking.begin(make, {}, self._part.source.n_layers, PATIENCE_S)
             except CannotContinue as error:
-                say(Ended(ue=self.ue, tokens=0, why=str(error)))
+                say(UeEnded(ue=self.ue, tokens=0, why=str(error)))
                 return
             self._generate(session)
             session.generation.close()
@@ -99,18 +99,18 @@ class Ue:
         try:
             for token in session.tokens(self._setup.tokens):
                 new = list(self._told(session))
-                self._steps.append(Step(run.route.split, run.route.precision_bits, RECOMPUTED in new))
+                self._steps.append(ReferenceStep(run.route.split, run.route.precision_bits, RECOMPUTED in new))
                 say(Token(ue=self.ue, token=token, ttft_s=run.watch.ttft_s or 0.0, tpot_s=run.watch.tpot_s))
         except CannotContinue as error:
             why = str(error)
         list(self._told(session))
-        say(Ended(ue=self.ue, tokens=len(run.output), why=why))
+        say(UeEnded(ue=self.ue, tokens=len(run.output), why=why))
 
     def _told(self, session: UeSession) -> Iterator[str]:
         """Tell of moves since the last call; yield how each was done."""
         while session.changes:
             change = session.changes.pop(0)
-            say(Moved(ue=self.ue, tokens=change.tokens, point=change.point, how=change.how))
+            say(UeMoved(ue=self.ue, tokens=change.tokens, point=change.point, how=change.how))
             yield change.how
 
     def _check(self, run: Generation) -> None:
@@ -127,7 +127,7 @@ class Ue:
         )  # fmt: skip
 
 
-def at(channel: Channel, now_s: float) -> float:
+def at(channel: UeChannel, now_s: float) -> float:
     """Efficiency of a channel at an instant; past its end, the last."""
     row = bisect.bisect_right(channel.at_s, now_s) - 1
     return channel.efficiency_bps_hz[max(0, row)]
@@ -141,7 +141,7 @@ def prepare_model(setup: Setup) -> Whole:
     write_checkpoint(Path(setup.checkpoint), whole.tensors())
     (Path(setup.checkpoint) / config.name).write_bytes(config.read_bytes())
     say(Ready(whole.weight_bytes))
-    steps = [Step(whole.source.n_layers, UNROUNDED, anew=False)] * setup.tokens
+    steps = [ReferenceStep(whole.source.n_layers, UNROUNDED, anew=False)] * setup.tokens
     return Whole(whole, reference.tokens(whole, PROMPT, steps))
 
 
@@ -157,7 +157,7 @@ def main() -> None:
     fork = multiprocessing.get_context("fork")
     running = []
     for ue in setup.channels:
-        process = fork.Process(target=lambda ue=ue: Ue(setup, ue, site, whole, began_s).run())
+        process = fork.Process(target=lambda ue=ue: DemoUe(setup, ue, site, whole, began_s).run())
         process.start()
         running.append(process)
         time.sleep(APART_S)

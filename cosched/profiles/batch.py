@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cosched.profiles.measured import Served
+from cosched.profiles.measured import ServedRuns
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ def fit_line(batch: Floats, seconds: Floats) -> StepLine:
     return StepLine(float(shared_s), float(sequence_s))
 
 
-def settings(run: Served) -> Iterator[tuple[Floats, Floats]]:
+def settings(run: ServedRuns) -> Iterator[tuple[Floats, Floats]]:
     """Batch sizes and seconds a step of each setting (model, ranks, prompt, context) with three sizes or more.
 
     Of whole runs the prefill is spread over the steps: it grows linearly with the batch, too.
@@ -51,7 +51,7 @@ def settings(run: Served) -> Iterator[tuple[Floats, Floats]]:
             yield run.batch[some], run.seconds[some] / run.steps[some]
 
 
-def held_out(run: Served, *, greatest: float | None = None) -> tuple[Floats, Floats]:
+def held_out(run: ServedRuns, *, greatest: float | None = None) -> tuple[Floats, Floats]:
     """(R,) predicted and measured seconds of steps with batch sizes that the line was not fitted on.
 
     Fitted on the batches up to `greatest` and tested beyond; None: fitted on each setting's least and greatest batch

@@ -23,7 +23,7 @@ from cosched.profiles.measured import (
     AttentionRun,
     EdgeRun,
     OperatorRun,
-    Served,
+    ServedRuns,
     octave_weights,
 )
 from cosched.profiles.model import Model
@@ -191,7 +191,7 @@ class Steps:
     layers: Floats
 
 
-def device_steps(run: Served, device: Device) -> Steps:
+def device_steps(run: ServedRuns, device: Device) -> Steps:
     """Compute the device's part of each row, at 16-bit weights."""
     rows = list(zip(run.models, run.tp, run.batch, run.prompt, run.context, strict=True))
     return Steps(
@@ -212,14 +212,14 @@ def _decode_s(model: Model, device: Device, tp: int, batch: float, context: floa
     return model.n_layers * layer_s + latency.head_s(model, device, SERVED_BITS, batch, tp=tp)
 
 
-def served_s(run: Served, steps: Steps, host: Host) -> Floats:
+def served_s(run: ServedRuns, steps: Steps, host: Host) -> Floats:
     """(R,) predicted seconds of each row as the server delivers it."""
     decode = latency.served_step_s(steps.decode_s, host, steps.layers, run.batch)
     prompt = latency.served_step_s(steps.prefill_s, host, steps.layers, run.batch, run.batch * run.prompt)
     return np.where(run.prefill, prompt, 0.0) + run.steps * decode
 
 
-def fit_host(run: Served, steps: Steps, host: Host, keep: Mask) -> Host:
+def fit_host(run: ServedRuns, steps: Steps, host: Host, keep: Mask) -> Host:
     """Fit a host's terms to the rows `keep` of served measurements.
 
     Where only whole runs of equal prompt and output were measured, a time per prompt token cannot be told from one
@@ -238,7 +238,7 @@ def fit_host(run: Served, steps: Steps, host: Host, keep: Mask) -> Host:
     return with_terms(minimise(errors, start))
 
 
-def fits_memory(run: Served, memory_bytes: float) -> Mask:
+def fits_memory(run: ServedRuns, memory_bytes: float) -> Mask:
     """(R,) whether weights and the whole KV cache stay within MEMORY_FILL of the cards' memory."""
     need = np.array([model.weight_bytes(SERVED_BITS) for model in run.models])
     kv = np.array([model.n_layers * model.kv_bytes_per_token_layer() for model in run.models])

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cosched.profiles import batch, fit, measured
 from cosched.profiles.device import Device, Host, load_device, load_host
-from cosched.profiles.measured import AttentionRun, EdgeRun, OperatorRun, Served
+from cosched.profiles.measured import AttentionRun, EdgeRun, OperatorRun, ServedRuns
 from cosched.profiles.rewrite import FITTED_FIELDS
 
 Floats = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ BAR_SERVED: Final = (10.0, 25.0)
 BAR_EDGE: Final = (5.0, 10.0)
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class PublishedClaim(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the table of errors: median and 90th percentile over `rows` held-out rows, and the bar."""
 
     what: str
@@ -60,7 +60,7 @@ class Refit(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     devices: dict[str, Device] = {}
     hosts: dict[str, Host] = {}
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[PublishedClaim, ...] = ()
 
 
 def refit(data: Path) -> Iterator[Refit]:
@@ -87,8 +87,8 @@ def _merge(old: Device | None, new: Device, source: str) -> Device:
     return fit.with_values(old, fields, [getattr(new, field) for field in fields])
 
 
-def _claim(what: str, on: tuple[str, str], errors: Floats, bar: tuple[float, float]) -> Claim:
-    return Claim(
+def _claim(what: str, on: tuple[str, str], errors: Floats, bar: tuple[float, float]) -> PublishedClaim:
+    return PublishedClaim(
         what=what,
         fitted_on=on[0],
         tested_on=on[1],
@@ -122,7 +122,7 @@ def _linear(runs: Sequence[OperatorRun]) -> Iterator[Refit]:
     yield Refit(source="operators", devices=fitted, claims=tuple(claims))
 
 
-def _calibrated(runs: Sequence[OperatorRun], device: Device) -> Iterator[Claim]:
+def _calibrated(runs: Sequence[OperatorRun], device: Device) -> Iterator[PublishedClaim]:
     """Leave out each model but the one with most rows; with one model, leave out rank counts."""
     runs = sorted(runs, key=lambda run: (-len(run.tokens), run.model.name))
     train = runs[0]
@@ -143,7 +143,7 @@ def _list(values: Floats) -> str:
     return ", ".join(f"{value:g}" for value in np.unique(values))
 
 
-def _by_phase(what: str, on: tuple[str, str], run: OperatorRun, device: Device) -> Iterator[Claim]:
+def _by_phase(what: str, on: tuple[str, str], run: OperatorRun, device: Device) -> Iterator[PublishedClaim]:
     errors = _errors(fit.linear_s(run, device), run.total_s)
     decode = run.tokens <= DECODE_TOKENS
     for phase, rows in (("decode", decode), ("prefill", ~decode)):
@@ -151,7 +151,7 @@ def _by_phase(what: str, on: tuple[str, str], run: OperatorRun, device: Device) 
             yield _claim(f"{what}, {phase}", on, errors[rows], BAR_LINEAR)
 
 
-def _data_sheet(by_device: dict[str, list[OperatorRun]], fitted: dict[str, Device]) -> list[Claim]:
+def _data_sheet(by_device: dict[str, list[OperatorRun]], fitted: dict[str, Device]) -> list[PublishedClaim]:
     """Predict each device from its data sheet and the mean efficiencies of the others."""
     claims, pooled = [], []
     for key, runs in sorted(by_device.items()):
@@ -188,7 +188,7 @@ def _alternate(run: AttentionRun) -> Mask:
 
 def _attention_claims(
     where: str, prefill_seen: Mask, decode_seen: Mask, runs: tuple[AttentionRun, AttentionRun], device: Device
-) -> Iterator[Claim]:
+) -> Iterator[PublishedClaim]:
     prefill, decode = runs
     if any(seen.all() or not seen.any() for seen in (prefill_seen, decode_seen)):
         return
@@ -228,7 +228,7 @@ def _argonne(data: Path, a100: Device) -> Iterator[Refit]:
             yield _served("argonne", key, kept, card, "llama-2-7b")
 
 
-def _served(source: str, key: str, run: Served, device: Device, train: str) -> Refit:
+def _served(source: str, key: str, run: ServedRuns, device: Device, train: str) -> Refit:
     """Fit a host on one model, test it on the others, then fit it on all; and a line over the batch per setting."""
     steps, host = fit.device_steps(run, device), load_host(key)
     seen = run.names == train
@@ -240,7 +240,7 @@ def _served(source: str, key: str, run: Served, device: Device, train: str) -> R
     return Refit(source=source, hosts={key: everything}, claims=(claim, *_batches(key, run)))
 
 
-def _batches(key: str, run: Served) -> Iterator[Claim]:
+def _batches(key: str, run: ServedRuns) -> Iterator[PublishedClaim]:
     """Step time as a line over the batch size, each setting by itself: between the sizes fitted, and beyond."""
     for on, where, greatest in (
         ("least and greatest batch", "the batches between", None),
@@ -260,7 +260,7 @@ def _edge(data: Path) -> Iterator[Refit]:
     yield Refit(source="edge decode", devices={"agx-orin": fit.fit_edge(run, device)}, claims=claims)
 
 
-def _edge_models(run: EdgeRun, device: Device) -> Claim:
+def _edge_models(run: EdgeRun, device: Device) -> PublishedClaim:
     """Leave out each model with all its quantisations and fine-tunes in turn."""
     names = np.array([model.name for model in run.models])
     errors = []
@@ -271,7 +271,7 @@ def _edge_models(run: EdgeRun, device: Device) -> Claim:
     return _claim("edge decode, agx-orin", on, np.concatenate(errors), BAR_EDGE)
 
 
-def _edge_two_points(run: EdgeRun, device: Device) -> Claim:
+def _edge_two_points(run: EdgeRun, device: Device) -> PublishedClaim:
     """Calibrate with each pair of rows whose times are far apart, test on all other rows."""
     errors = []
     for i, j in itertools.combinations(range(len(run.models)), 2):

@@ -85,7 +85,7 @@ class AttentionRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedRuns:
     """Times that a server delivered: (R,) rows; `steps` is 0 for a prompt alone.
 
     seconds = one prefill of `batch` x `prompt`, plus `steps` decode steps at mean context `context`; with
@@ -230,7 +230,7 @@ def read_link(data: Path) -> tuple[Floats, Floats] | None:
     return column(rows, "size", path), column(rows, "time_stats.send_recv.median", path) * 1e-3
 
 
-def read_splitwise(data: Path) -> Served | None:
+def read_splitwise(data: Path) -> ServedRuns | None:
     """Splitwise's prompt and token times on the A100 (e2e_time is not to be trusted), one row per setting."""
     path = _one(data / "prof-splitwise", "perf_model*.csv*")
     if path is None:
@@ -247,7 +247,7 @@ def read_splitwise(data: Path) -> Served | None:
     models = {"llama2-70b": load_model("llama-2-70b"), "bloom-176b": BLOOM}
     found = sorted(key for key in samples if key[0] in models)
     table = np.array([key[1:] for key in found])  # (R, 4): tp, batch, prompt, output tokens
-    return Served(
+    return ServedRuns(
         models=tuple(models[key[0]] for key in found),
         tp=table[:, 0],
         batch=table[:, 1],
@@ -259,7 +259,7 @@ def read_splitwise(data: Path) -> Served | None:
     )
 
 
-def read_argonne(data: Path, framework: str) -> Served | None:
+def read_argonne(data: Path, framework: str) -> ServedRuns | None:
     """Whole-run latencies of LLM-Inference-Bench on the A100: prompt and output of equal length, one row each."""
     path = _one(data / "prof-argonne", "All_results_A100.csv*")
     if path is None:
@@ -269,7 +269,7 @@ def read_argonne(data: Path, framework: str) -> Served | None:
         raise BadInput(f"{path}: no rows of {framework}")
     models = {name: load_model(key) for name, key in ARGONNE_MODELS.items()}
     length = column(rows, "Input Output Length", path)
-    return Served(
+    return ServedRuns(
         models=tuple(models[row["Model"]] for row in rows),
         tp=column(rows, "Num of Hardware", path),
         batch=column(rows, "Batch Size", path),
@@ -322,9 +322,9 @@ def octave_weights(values: Floats) -> Floats:
     return 1.0 / (counts[octave] * np.count_nonzero(counts))
 
 
-def select(run: Served, keep: npt.NDArray[np.bool_]) -> Served:
+def select(run: ServedRuns, keep: npt.NDArray[np.bool_]) -> ServedRuns:
     """Return the rows of `run` for which `keep` is true."""
-    return Served(
+    return ServedRuns(
         models=tuple(model for model, kept in zip(run.models, keep, strict=True) if kept),
         tp=run.tp[keep],
         batch=run.batch[keep],

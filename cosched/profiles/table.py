@@ -14,7 +14,7 @@ from cosched.profiles.model import Model
 PRECISIONS: Final = (16, 8, 4)
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
+class TablePart(msgspec.Struct, frozen=True, kw_only=True):
     """`count` equal parts of a model; figures are of ONE. Prefill: all new tokens; decode: one token."""
 
     part: str
@@ -50,8 +50,8 @@ class LayerTable(msgspec.Struct, frozen=True, kw_only=True):
     context: int
     weight_bits: int
     weight_format: str
-    parts: tuple[Part, ...]
-    total: Part
+    parts: tuple[TablePart, ...]
+    total: TablePart
     served: dict[str, float] | None  # seconds per phase as the host delivers them
     precisions: tuple[Precision, ...]
     guess: tuple[str, ...]
@@ -101,10 +101,10 @@ def _precision(model: Model, device: Device, bits: int) -> Precision:
     )
 
 
-def _embedding(model: Model, device: Device, tokens: int, weight_bits: int) -> Part:
+def _embedding(model: Model, device: Device, tokens: int, weight_bits: int) -> TablePart:
     """Input embedding: a look-up, no arithmetic. A tied one shares its weights with the head, which counts them."""
     bits = quant.embedding_bits(weight_bits, device.weight_format)
-    return Part(
+    return TablePart(
         part="embedding",
         count=1,
         prefill_flop=0.0,
@@ -116,9 +116,9 @@ def _embedding(model: Model, device: Device, tokens: int, weight_bits: int) -> P
     )
 
 
-def _layer(model: Model, device: Device, tokens: int, context: int, weight_bits: int) -> Part:
+def _layer(model: Model, device: Device, tokens: int, context: int, weight_bits: int) -> TablePart:
     seen = float(context + tokens)
-    return Part(
+    return TablePart(
         part="layer",
         count=model.n_layers,
         prefill_flop=tokens * (model.flop_per_token_layer + model.attention_flop_per_token(seen)),
@@ -130,10 +130,10 @@ def _layer(model: Model, device: Device, tokens: int, context: int, weight_bits:
     )
 
 
-def _head(model: Model, device: Device, weight_bits: int) -> Part:
+def _head(model: Model, device: Device, weight_bits: int) -> TablePart:
     """Take final norm and output head: for the last token only, in both phases."""
     time_s = latency.head_s(model, device, weight_bits)
-    return Part(
+    return TablePart(
         part="head",
         count=1,
         prefill_flop=model.head_flop_per_token,
@@ -145,11 +145,11 @@ def _head(model: Model, device: Device, weight_bits: int) -> Part:
     )
 
 
-def _total(model: Model, parts: tuple[Part, ...], weight_bytes: float) -> Part:
+def _total(model: Model, parts: tuple[TablePart, ...], weight_bytes: float) -> TablePart:
     def over_all(field: str) -> float:
         return float(sum(part.count * getattr(part, field) for part in parts))
 
-    return Part(
+    return TablePart(
         part="model",
         count=1,
         prefill_flop=over_all("prefill_flop"),
@@ -161,7 +161,7 @@ def _total(model: Model, parts: tuple[Part, ...], weight_bytes: float) -> Part:
     )
 
 
-def _served(model: Model, host: Host, total: Part, tokens: int) -> dict[str, float]:
+def _served(model: Model, host: Host, total: TablePart, tokens: int) -> dict[str, float]:
     return {
         "prefill_s": latency.served_step_s(total.prefill_s, host, float(model.n_layers), 1.0, float(tokens)),
         "decode_s": latency.served_step_s(total.decode_s, host, float(model.n_layers)),

@@ -32,7 +32,7 @@ _CEILING: Final = Style(light="#6e7781", dark="#9aa4af", dash="longdash", symbol
 Points = list[tuple[float, float]]
 
 
-class Curve(msgspec.Struct, frozen=True, kw_only=True):
+class SweepCurve(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a panel: mean and spread over seeds per load."""
 
     name: str
@@ -119,14 +119,14 @@ def _panel(rows: Sequence[SweepRow], site: str, top: float, chosen: Mapping[str,
     return "\n".join([*parts, *_labels(curves, scale)])
 
 
-def _curves(rows: Sequence[SweepRow], chosen: Mapping[str, Style], css: Mapping[str, str]) -> list[Curve]:
+def _curves(rows: Sequence[SweepRow], chosen: Mapping[str, Style], css: Mapping[str, str]) -> list[SweepCurve]:
     """Bound first, joint last: later ones lie on top."""
     found = []
     if not stats.is_weighted(rows):
-        found.append(Curve(name=BOUND, style=_CEILING, css="bound", over=stats.bound_over_load(rows)))
+        found.append(SweepCurve(name=BOUND, style=_CEILING, css="bound", over=stats.bound_over_load(rows)))
     for policy in sorted(stats.policies(rows), key=lambda p: p == JOINT):
         over = stats.over_load(rows, policy, stats.met_ratio)
-        found.append(Curve(name=policy, style=chosen[policy], css=css[policy], over=over))
+        found.append(SweepCurve(name=policy, style=chosen[policy], css=css[policy], over=over))
     return [curve for curve in found if curve.over]
 
 
@@ -179,7 +179,7 @@ def _path(points: Points) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _band(curve: Curve, scale: Scale) -> str:
+def _band(curve: SweepCurve, scale: Scale) -> str:
     if not any(s.sd for s in curve.over.values()):
         return ""
     high = [(scale.x(load), scale.y(min(scale.ceiling, s.mean + s.sd))) for load, s in curve.over.items()]
@@ -187,14 +187,14 @@ def _band(curve: Curve, scale: Scale) -> str:
     return f'<path class="band {curve.css}" d="{_path([*high, *reversed(low)])}Z"/>'
 
 
-def _line(curve: Curve, scale: Scale) -> str:
+def _line(curve: SweepCurve, scale: Scale) -> str:
     points = [(scale.x(load), scale.y(min(scale.ceiling, s.mean))) for load, s in curve.over.items()]
     style = f'stroke-width="{curve.style.width}" stroke-dasharray="{_DASH[curve.style.dash]}"'
     marks = "" if curve.name == BOUND else "".join(_mark(curve, point) for point in points)
     return f'<path class="line {curve.css}" {style} d="{_path(points)}"/>{marks}'
 
 
-def _mark(curve: Curve, at: tuple[float, float]) -> str:
+def _mark(curve: SweepCurve, at: tuple[float, float]) -> str:
     """Return the policy's own marker: the same shapes as in the report."""
     x, y = at
     radius = 4.4 if curve.name == JOINT else 3.8
@@ -235,7 +235,7 @@ def _star(corners: int, outer: float, inner: float) -> Points:
 # --- labels --------------------------------------------------------------------------------------------------------
 
 
-def _labels(curves: Sequence[Curve], scale: Scale) -> list[str]:
+def _labels(curves: Sequence[SweepCurve], scale: Scale) -> list[str]:
     """Names at the right end of their lines, moved apart where they would touch, each tied to its line's end."""
     ends = sorted((scale.y(min(scale.ceiling, list(c.over.values())[-1].mean)), c.name, c) for c in curves)
     lowest = scale.top + _PANEL - 10

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from cosched.runtime.errors import Refused
-from cosched.runtime.limits import Limits
+from cosched.runtime.errors import HostRefused
+from cosched.runtime.limits import HostLimits
 
 REMEMBERED: Final = 4_096  # identities; those with sessions or requests are kept beyond that, and bounded by theirs
 NAMED: Final = 256  # in reports, those with the most refusals
@@ -43,7 +43,7 @@ class Account:
 class Accounts:
     """All identities. sessions: how many one has open."""
 
-    def __init__(self, limits: Limits, sessions: Callable[[Who], int]) -> None:
+    def __init__(self, limits: HostLimits, sessions: Callable[[Who], int]) -> None:
         self._limits, self._sessions = limits, sessions
         self._known: OrderedDict[Who, Account] = OrderedDict()
         self._forgotten: Counter[str] = Counter()
@@ -93,11 +93,11 @@ class Accounts:
         """Let a request of `size` bytes wait. Raises Refused("busy")."""
         limits = self._limits
         if account.requests >= limits.requests_each:
-            raise Refused("busy", f"{account.requests} requests of this identity wait already")
+            raise HostRefused("busy", f"{account.requests} requests of this identity wait already")
         if account.waiting_bytes and account.waiting_bytes + size > limits.waiting_bytes_each:
-            raise Refused("busy", f"{account.waiting_bytes} bytes of this identity wait already")
+            raise HostRefused("busy", f"{account.waiting_bytes} bytes of this identity wait already")
         if self.waiting_bytes and self.waiting_bytes + size > limits.waiting_bytes:
-            raise Refused("busy", f"{self.waiting_bytes} bytes wait already")
+            raise HostRefused("busy", f"{self.waiting_bytes} bytes wait already")
         account.requests += 1
         account.waiting_bytes += size
         self.waiting_bytes += size
@@ -115,9 +115,9 @@ class Accounts:
         """Raise Refused("busy") where answers of an identity are not read, and `size` bytes more would pile up."""
         limits = self._limits
         if account.unread_bytes and account.unread_bytes + size > limits.unread_bytes_each:
-            raise Refused("busy", f"{account.unread_bytes} bytes of answers to this identity are not read yet")
+            raise HostRefused("busy", f"{account.unread_bytes} bytes of answers to this identity are not read yet")
         if self.unread_bytes and self.unread_bytes + size > limits.unread_bytes:
-            raise Refused("busy", f"{self.unread_bytes} bytes of answers are not read yet")
+            raise HostRefused("busy", f"{self.unread_bytes} bytes of answers are not read yet")
 
     def unread(self, account: Account, size: int) -> None:
         """Take note that `size` bytes (negative: no longer) are on their way."""

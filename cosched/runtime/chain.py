@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from cosched.runtime.errors import BadModel, HostLost, Refused
+from cosched.runtime.errors import BadModel, HostLost, HostRefused
 from cosched.runtime.link import PATIENCE_S, Link
 from cosched.runtime.model import ModelSource
-from cosched.runtime.protocol import Answer, Close, Onward, Open, Step
+from cosched.runtime.protocol import Close, HostAnswer, Onward, Open, Step
 from cosched.runtime.sampling import Sampling
 from telemetry.bus import Curve
 
@@ -112,7 +112,7 @@ class Chain:
                     endpoint=leg.hop.endpoint, session=leg.session, precision_bits=route.precision_bits,
                     server_key=leg.hop.server_key, grant=leg.grant,
                 )  # fmt: skip
-        except (Refused, HostLost):
+        except (HostRefused, HostLost):
             _close(opened)
             raise
 
@@ -122,7 +122,7 @@ class Chain:
         body = Step(session=first.session, position=position, tokens=tokens, choose=choose, logits=logits)
         self._posted.append(first.link.post(body, [frame]))
 
-    def finish(self) -> tuple[Answer, list[bytes], float]:
+    def finish(self) -> tuple[HostAnswer, list[bytes], float]:
         """Wait for all steps sent; return the last one's answer, its frames, and the hosts' seconds of all.
 
         Raises Refused (of the first that went wrong) and HostLost.

@@ -18,12 +18,12 @@ from cosched.api.keys import check_public
 from cosched.errors import BadInput
 from cosched.runtime import activation
 from cosched.runtime.accounts import Who
-from cosched.runtime.errors import BadFrame, BadModel, Refused
+from cosched.runtime.errors import BadFrame, BadModel, HostRefused
 from cosched.runtime.kv import HEAD as KV_HEAD
 from cosched.runtime.kv import KvCache, claimed, raw_bytes
-from cosched.runtime.limits import Limits
+from cosched.runtime.limits import HostLimits
 from cosched.runtime.model import ModelSource
-from cosched.runtime.parts import Loaded, Part
+from cosched.runtime.parts import LoadedLayers, Part
 from cosched.runtime.protocol import (
     HEAD_BYTES,
     LEAST_GRANT,
@@ -38,9 +38,9 @@ from cosched.runtime.protocol import (
     Step,
 )
 from cosched.runtime.sampling import choose
-from cosched.runtime.sessions import Session, Sessions
+from cosched.runtime.sessions import HostSession, Sessions
 
-__all__ = ["Engine", "Limits", "Stepped", "token_frame", "token_ids"]
+__all__ = ["HostLimits", "ModelEngine", "Stepped", "token_frame", "token_ids"]
 
 COPIED = 4.0  # operations that a byte of KV which is copied and summed up stands for, in the sharing of the node
 
@@ -55,11 +55,16 @@ class Stepped:
     seconds: float
 
 
-class Engine:
+class ModelEngine:
     """Parts and sessions of one host."""
 
     def __init__(
-        self, models: Sequence[ModelSource], limits: Limits, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        self,
+        models: Sequence[ModelSource],
+        limits: HostLimits,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         self.limits = limits
         self._parts = {model.name: Part(model, dtype=dtype, device=device) for model in models}
@@ -70,7 +75,7 @@ class Engine:
         self._busy_s = 0.0
         self._loaded_layers, self._loaded_s = 0, 0.0
 
-    def load(self, model: str, start: int, stop: int) -> Loaded:
+    def load(self, model: str, start: int, stop: int) -> LoadedLayers:
         """Load layers [start, stop); those that are here already cost nothing. Raises BadModel."""
         with self._loading:
             loaded = self._part(model).load(start, stop)
@@ -86,7 +91,7 @@ class Engine:
             users = [s.name for s in self.sessions if s.part is part and s.start < stop and start < s.stop]
             if users:
                 text = f"layers [{start}, {stop}) of {model}: {len(users)} sessions run on them, such as '{users[0]}'"
-                raise Refused("in_use", f"{text}; move those first")
+                raise HostRefused("in_use", f"{text}; move those first")
             part.unload(start, stop)
 
     def apply_weights(self, weights: Mapping[str, float]) -> None:
@@ -96,11 +101,11 @@ class Engine:
             raise BadModel(f"weight of '{wrong[0]}' must be greater than 0, not {weights[wrong[0]]}")
         self._weights = dict(weights)
 
-    def weight(self, session: Session) -> float | None:
+    def weight(self, session: HostSession) -> float | None:
         """Weight of a session's task in the sharing of the node; None: nobody gave it one, or another has it."""
         return self._weights.get(session.task) if session.has_weight else None
 
-    def cost(self, session: Session, body: Body, size: int) -> float:
+    def cost(self, session: HostSession, body: Body, size: int) -> float:
         """Work of a request, in millions of operations. size: bytes of its frames."""
         part = session.part
         sizes = part.source.sizes
@@ -128,11 +133,11 @@ class Engine:
             part, count = self._openable(asked), self.sessions.count(who)
             if self.sessions.find(who, asked.session) is None:
                 if count >= limits.sessions_each:
-                    raise Refused("full", f"{count} sessions of yours are open: no more are taken")
+                    raise HostRefused("full", f"{count} sessions of yours are open: no more are taken")
                 if len(self.sessions) >= limits.sessions and not self._evict(self.sessions.places(who)):
-                    raise Refused("full", f"{limits.sessions} sessions are open: no more are taken")
+                    raise HostRefused("full", f"{limits.sessions} sessions are open: no more are taken")
             self.sessions.add(
-                Session(
+                HostSession(
                     who, asked.session, asked.task, asked.grant, part, asked.start, asked.stop, asked.onward,
                     asked.sampling, used_s=now_s,
                 )
@@ -142,16 +147,16 @@ class Engine:
         """Return the part that a session may run on."""
         part = self._parts.get(asked.model)
         if part is None:
-            raise Refused("unknown_model", f"model '{asked.model}' is not here; here: {', '.join(self._parts)}")
+            raise HostRefused("unknown_model", f"model '{asked.model}' is not here; here: {', '.join(self._parts)}")
         if asked.fingerprint != part.source.fingerprint:
-            raise Refused("other_weights", f"model '{asked.model}' has other weights or sizes here")
+            raise HostRefused("other_weights", f"model '{asked.model}' has other weights or sizes here")
         if not (asked.start < asked.stop <= part.source.n_layers and part.holds(asked.start, asked.stop)):
             held = ", ".join(map(str, part.layers)) or "none"
-            raise Refused("not_loaded", f"layers [{asked.start}, {asked.stop}) are not all loaded; loaded: {held}")
+            raise HostRefused("not_loaded", f"layers [{asked.start}, {asked.stop}) are not all loaded; loaded: {held}")
         if (asked.onward is None) != (asked.stop == part.source.n_layers):
-            raise Refused("bad_route", f"a route must go on after layer {asked.stop - 1} and end with the last")
+            raise HostRefused("bad_route", f"a route must go on after layer {asked.stop - 1} and end with the last")
         if asked.grant and len(asked.grant) < LEAST_GRANT:
-            raise Refused("bad_request", f"a grant has at least {LEAST_GRANT} characters")
+            raise HostRefused("bad_request", f"a grant has at least {LEAST_GRANT} characters")
         if asked.onward is not None:
             activation.payload_bytes(1, 1, asked.onward.precision_bits)
             check_key(asked.onward.server_key)
@@ -163,7 +168,7 @@ class Engine:
         if found is not None:
             self.sessions.remove(found)
 
-    def expire(self, now_s: float) -> list[Session]:
+    def expire(self, now_s: float) -> list[HostSession]:
         """End the sessions that were left behind; return them."""
         left = [s for s in self.sessions if now_s - s.used_s > self.limits.idle_s]
         for session in left:
@@ -171,7 +176,7 @@ class Engine:
         self._expired += len(left)
         return left
 
-    def _evict(self, sessions: list[Session]) -> bool:
+    def _evict(self, sessions: list[HostSession]) -> bool:
         """Close sessions of identities that have more, for one that has less; False: there are none."""
         for session in sessions:
             self.sessions.remove(session)
@@ -197,32 +202,32 @@ class Engine:
         self._busy_s += stepped.seconds
         return stepped
 
-    def _check_step(self, session: Session, asked: Step) -> None:
+    def _check_step(self, session: HostSession, asked: Step) -> None:
         self.check_tokens(asked)
         name, length = session.name, session.length
         if asked.position != length:
             at = f"its cache has {length} tokens, the step begins at {asked.position}"
-            raise Refused("out_of_step", f"session '{name}': {at}")
+            raise HostRefused("out_of_step", f"session '{name}': {at}")
         if any(session.cache.tokens(layer) != length for layer in range(session.start, session.stop)):
-            raise Refused(
+            raise HostRefused(
                 "out_of_step", f"session '{name}': not all of its layers have the KV cache of {length} tokens"
             )
         if length + asked.tokens > most_tokens(session.part):
-            raise Refused("too_long", f"session '{name}': the model has {most_tokens(session.part)} positions")
+            raise HostRefused("too_long", f"session '{name}': the model has {most_tokens(session.part)} positions")
         self._afford(session, asked.tokens * session.bytes_per_token)
 
     def check_tokens(self, asked: Step) -> None:
         """Raise Refused where a step is too long for one turn."""
         if asked.tokens > self.limits.step_tokens:
             text = f"{asked.tokens} tokens in one step; at most {self.limits.step_tokens}: send them in chunks"
-            raise Refused("too_long", text)
+            raise HostRefused("too_long", text)
 
-    def _run(self, session: Session, asked: Step, frame: bytes, began: float) -> Stepped:
+    def _run(self, session: HostSession, asked: Step, frame: bytes, began: float) -> Stepped:
         hidden = self._input(session, frame, asked.tokens)
         try:
             hidden = session.part.run(hidden, session.cache, session.start, session.stop)
         except torch.OutOfMemoryError:
-            raise Refused("memory", f"session '{asked.session}': the device's memory is full") from None
+            raise HostRefused("memory", f"session '{asked.session}': the device's memory is full") from None
         if not bool(torch.isfinite(hidden).all()):
             raise BadFrame("what the layers make of this input is not finite")
         if session.onward is not None:
@@ -235,7 +240,7 @@ class Engine:
             out = (raw_bytes(logits.float()),) if asked.logits else ()
         return Stepped(None, out, token, time.perf_counter() - began)
 
-    def _input(self, session: Session, frame: bytes, tokens: int) -> torch.Tensor:
+    def _input(self, session: HostSession, frame: bytes, tokens: int) -> torch.Tensor:
         part = session.part
         if session.start == 0:
             if len(frame) != 4 * tokens:
@@ -285,7 +290,7 @@ class Engine:
         self._within(session, asked.start, asked.stop)
         self._within(source, asked.start, asked.stop)
         if session.part is not source.part:
-            raise Refused("unknown_model", f"session '{asked.source}' is of another model")
+            raise HostRefused("unknown_model", f"session '{asked.source}' is of another model")
         tokens = {source.cache.tokens(layer) for layer in range(asked.start, asked.stop)}
         if len(tokens) != 1:
             raise BadFrame("KV of layers that have seen different numbers of tokens")
@@ -294,26 +299,26 @@ class Engine:
         session.cache.adopt(source.cache, range(asked.start, asked.stop))
         session.length = session.cache.length
 
-    def _may_have(self, session: Session, tokens: int) -> None:
+    def _may_have(self, session: HostSession, tokens: int) -> None:
         """Raise where a session cannot have the KV of so many tokens."""
         if session.cache.layers and tokens != session.length:
             raise BadFrame(f"KV of {tokens} tokens beside layers that have {session.length}")
         if tokens > most_tokens(session.part):
-            raise Refused("too_long", f"KV of {tokens} tokens: the model has {most_tokens(session.part)} positions")
+            raise HostRefused("too_long", f"KV of {tokens} tokens: the model has {most_tokens(session.part)} positions")
         self._afford(session, (tokens - session.length) * session.bytes_per_token)
 
-    def _within(self, session: Session, start: int, stop: int) -> None:
+    def _within(self, session: HostSession, start: int, stop: int) -> None:
         if not session.start <= start < stop <= session.stop:
-            raise Refused("bad_route", f"layers [{start}, {stop}) are not within [{session.start}, {session.stop})")
+            raise HostRefused("bad_route", f"layers [{start}, {stop}) are not within [{session.start}, {session.stop})")
 
-    def _afford(self, session: Session, more_bytes: int) -> None:
+    def _afford(self, session: HostSession, more_bytes: int) -> None:
         used, own = self.sessions.kv_bytes(session.owner)
         all_most, own_most = self.limits.kv_bytes, self.limits.kv_bytes_each
         if own + more_bytes > own_most:
-            raise Refused("memory", f"KV caches hold {own} of {own_most} bytes of yours; {more_bytes} more are not")
+            raise HostRefused("memory", f"KV caches hold {own} of {own_most} bytes of yours; {more_bytes} more are not")
         lacking = used + more_bytes - all_most
         if lacking > 0 and not self._evict(self.sessions.rooms(session.owner, more_bytes, lacking)):
-            raise Refused("memory", f"KV caches hold {used} of {all_most} bytes; {more_bytes} more are not")
+            raise HostRefused("memory", f"KV caches hold {used} of {all_most} bytes; {more_bytes} more are not")
 
     def _part(self, model: str) -> Part:
         if model not in self._parts:
@@ -355,7 +360,7 @@ def check_key(public: str) -> None:
         if public:
             check_public(public)
     except BadInput as error:
-        raise Refused("bad_route", str(error)) from None
+        raise HostRefused("bad_route", str(error)) from None
 
 
 def token_ids(frame: bytes) -> list[int]:

@@ -13,7 +13,7 @@ class BadFrame(BadInput):
     """An activation, a KV layer or a message that is damaged or of other sizes than was agreed."""
 
 
-class Refused(CoschedError):
+class HostRefused(CoschedError):
     """A host did not do what it was asked for; nothing has changed there."""
 
     def __init__(self, code: str, message: str) -> None:

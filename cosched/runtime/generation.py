@@ -20,7 +20,7 @@ import torch
 from cosched.runtime import activation
 from cosched.runtime.chain import Chain, Links, Route
 from cosched.runtime.engine import token_frame
-from cosched.runtime.errors import BadFrame, BadModel, CannotContinue, HostLost, Refused
+from cosched.runtime.errors import BadFrame, BadModel, CannotContinue, HostLost, HostRefused
 from cosched.runtime.kv import KvCache
 from cosched.runtime.move import MIGRATED, RECOMPUTED, Legs, MoveCosts, Moved, cheaper, migrate, volume
 from cosched.runtime.parts import Part
@@ -29,7 +29,7 @@ from cosched.runtime.timing import Stopwatch
 
 CHUNK_TOKENS: Final = 64  # of a prefill: sent while the next is computed
 
-LOSSES: Final = (HostLost, Refused, BadFrame)  # what ends a route
+LOSSES: Final = (HostLost, HostRefused, BadFrame)  # what ends a route
 
 
 class Generation:

@@ -23,33 +23,33 @@ import torch
 from cosched.api.access import OPERATOR, Access
 from cosched.errors import BadInput, CoschedError
 from cosched.runtime.accounts import Account, Accounts, Who
-from cosched.runtime.engine import Engine, check_key
-from cosched.runtime.errors import BadFrame, HostLost, Refused
+from cosched.runtime.engine import ModelEngine, check_key
+from cosched.runtime.errors import BadFrame, HostLost, HostRefused
 from cosched.runtime.fair import FairTurns
-from cosched.runtime.limits import Limits
+from cosched.runtime.limits import HostLimits
 from cosched.runtime.model import ModelSource
 from cosched.runtime.news import News
-from cosched.runtime.parts import Loaded
+from cosched.runtime.parts import LoadedLayers
 from cosched.runtime.peers import Peers, Then
 from cosched.runtime.protocol import (
     TEXT,
-    Answer,
     Body,
     Close,
     Export,
+    HostAnswer,
     HostReport,
+    HostRequest,
     Import,
     Look,
     Open,
     Pull,
-    Request,
     Step,
     frames_of,
     request_of,
 )
-from cosched.runtime.sessions import Session
+from cosched.runtime.sessions import HostSession
 from telemetry.bus import Curve
-from telemetry.calls import Call, Guard, Sent, Served, wait_for
+from telemetry.calls import Call, Guard, Sent, ServedCall, wait_for
 from telemetry.errors import BadEndpoint
 
 IDLE_S: Final = 0.1  # how long the loop sleeps at most: then it looks whether it is to stop
@@ -78,7 +78,7 @@ class _Waiting(NamedTuple):
     size: int
 
 
-class Host:
+class LayerHost:
     """Parts of models, served. `models`: those that layers may be loaded of; `keys`: CURVE, for tcp beyond loopback.
 
     `guard`: answers handshakes (cosched.api.zap); with keys and without it, whoever knows the public key may connect.
@@ -91,7 +91,7 @@ class Host:
         models: Sequence[ModelSource],
         *,
         bind: Sequence[str],
-        limits: Limits | None = None,
+        limits: HostLimits | None = None,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         keys: Curve | None = None,
@@ -99,7 +99,7 @@ class Host:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.name = name
-        self.engine = Engine(models, limits or Limits(), dtype=dtype, device=device)
+        self.engine = ModelEngine(models, limits or HostLimits(), dtype=dtype, device=device)
         self._bind, self._keys, self._guard, self._patience_s = list(bind), keys, guard, patience_s
         self.accounts = Accounts(self.engine.limits, self.engine.sessions.count)
         self.news = News()
@@ -124,7 +124,7 @@ class Host:
             if not endpoint.startswith("tcp://"):
                 raise BadEndpoint(f"{endpoint}: a host serves over tcp, such as tcp://127.0.0.1:5561")
         max_bytes = self.engine.frame_bytes
-        self._served = Served(self._keys, max_bytes)
+        self._served = ServedCall(self._keys, max_bytes)
         try:
             self._served.bind(self._bind)
         except BadEndpoint:
@@ -146,7 +146,7 @@ class Host:
         """Whether the serving thread lives."""
         return self._thread is not None and self._thread.is_alive()
 
-    def load(self, model: str, start: int, stop: int) -> Loaded:
+    def load(self, model: str, start: int, stop: int) -> LoadedLayers:
         """Load layers [start, stop), in the caller's thread; sessions go on meanwhile. Raises BadModel."""
         return self.engine.load(model, start, stop)
 
@@ -178,7 +178,7 @@ class Host:
         return self._guard is not None and not self._guard.access.call(who.user, OPERATOR)
 
     def _serve(self) -> None:
-        sockets: list[Served | Guard] = [self._served, *([self._guard] if self._guard else [])]
+        sockets: list[ServedCall | Guard] = [self._served, *([self._guard] if self._guard else [])]
         try:
             while not self._stopping.is_set():
                 wait_for([*sockets, *self._peers.callers], 0.0 if len(self._queue) else IDLE_S)
@@ -239,7 +239,7 @@ class Host:
         except BadFrame as error:
             self._count(account, "bad_request")
             if self.accounts.may_ask(account, now_s):
-                self._answer(call.route, Answer(id=0, error="bad_request", message=str(error)), account)
+                self._answer(call.route, HostAnswer(id=0, error="bad_request", message=str(error)), account)
             return
         self._guarded(call.route, request.id, account, lambda: self._admit(call, request, who, account, now_s))
 
@@ -250,11 +250,13 @@ class Host:
         except CoschedError as error:
             code = code_of(error)
             self._count(account, code)
-            answer = Answer(id=number, error=code, message=f"{self.name}: {error}"[:TEXT])
+            answer = HostAnswer(id=number, error=code, message=f"{self.name}: {error}"[:TEXT])
         except Exception as error:  # noqa: BLE001  # a defect is answered, and never ends the thread
             self._count(account, "internal")
             self._defect(error)
-            answer = Answer(id=number, error="internal", message=f"{self.name}: a defect here: {type(error).__name__}")
+            answer = HostAnswer(
+                id=number, error="internal", message=f"{self.name}: a defect here: {type(error).__name__}"
+            )
         self._answer(route, answer, account)
         return False
 
@@ -266,28 +268,28 @@ class Host:
         self._failed += 1
         self.news.defect(error)
 
-    def _admit(self, call: Call, request: Request, who: Who, account: Account, now_s: float) -> bool:
+    def _admit(self, call: Call, request: HostRequest, who: Who, account: Account, now_s: float) -> bool:
         """Do at once what costs nothing, let the rest wait. Raises Refused and BadFrame."""
         body, frames = request.body, call.frames[1:]
         session = self._about(who, body)
         payer = account if session is None else self.accounts.of(session.owner, now_s)
         if not self.accounts.may_ask(payer, now_s):
-            raise Refused("too_many", f"more than {self.engine.limits.requests_per_s:g} requests a second")
+            raise HostRefused("too_many", f"more than {self.engine.limits.requests_per_s:g} requests a second")
         match body:
             case Open():
                 self._check_task(who, body.task)
                 self.engine.open(who, body, now_s)
-                self._answer(call.route, Answer(id=request.id), account)
+                self._answer(call.route, HostAnswer(id=request.id), account)
             case Close():
                 self.engine.close(who, body.session)
-                self._answer(call.route, Answer(id=request.id), account)
+                self._answer(call.route, HostAnswer(id=request.id), account)
             case _:
                 size = sum(map(len, frames))
                 self._check(who, body, frames, payer)
                 self._enqueue(_Waiting(call.route, request.id, who, body, frames, payer, size), session)
         return False
 
-    def _about(self, who: Who, body: Body) -> Session | None:
+    def _about(self, who: Who, body: Body) -> HostSession | None:
         """Return the session that a request is about, if `who` may use it."""
         if isinstance(body, Step | Export):
             return self.engine.sessions.find(who, body.session, body.grant)
@@ -296,7 +298,7 @@ class Host:
     def _check_task(self, who: Who, task: str) -> None:
         why = self._guard.access.may_run(who.user, task) if self._guard is not None else ""
         if why:
-            raise Refused("not_allowed", f"task '{task}': {why}")
+            raise HostRefused("not_allowed", f"task '{task}': {why}")
 
     def _check(self, who: Who, body: Body, frames: list[bytes], payer: Account) -> None:
         """Refuse what can be refused before it waits."""
@@ -315,7 +317,7 @@ class Host:
                 self.engine.sessions.the(who, body.session)
                 check_key(body.server_key)
 
-    def _enqueue(self, item: _Waiting, session: Session | None) -> None:
+    def _enqueue(self, item: _Waiting, session: HostSession | None) -> None:
         flow, name, weight, cost = (item.who, ""), "", None, 1.0
         if session is not None:
             name, weight, cost = (
@@ -328,7 +330,7 @@ class Host:
                 flow = session.flow  # in the order in which they came, whatever its weight has become
             session.flow = flow
         if self._queue.waiting(flow, name) >= self.engine.limits.waiting:
-            raise Refused("busy", f"{self.engine.limits.waiting} requests of session '{name}' wait already")
+            raise HostRefused("busy", f"{self.engine.limits.waiting} requests of session '{name}' wait already")
         self.accounts.begin(item.payer, item.size)
         self._queue.push(flow, name, item, cost, 1.0 if weight is None else weight)
 
@@ -340,7 +342,7 @@ class Host:
     def _carry_out(self, item: _Waiting, now_s: float) -> bool:
         """Do it; True: another host is asked, and its answer will be this one's."""
         engine, body, tensors = self.engine, item.body, list[bytes]()
-        answer = Answer(id=item.number)
+        answer = HostAnswer(id=item.number)
         match body:
             case Step():
                 return self._step(item, body, now_s)
@@ -354,7 +356,7 @@ class Host:
                 self.accounts.may_send(item.payer, engine.export_bytes(item.who, body))
                 tensors = engine.export(item.who, body, now_s)
             case Look():
-                answer = Answer(id=item.number, report=self.report(item.who))
+                answer = HostAnswer(id=item.number, report=self.report(item.who))
         self._answer(item.route, answer, item.payer, tensors)
         return False
 
@@ -362,7 +364,7 @@ class Host:
         stepped = self.engine.step(item.who, asked, item.frames, now_s)
         number, node_s, onward = item.number, stepped.seconds, stepped.onward
         if onward is None:
-            answer = Answer(id=number, token=stepped.token, node_s=node_s)
+            answer = HostAnswer(id=number, token=stepped.token, node_s=node_s)
             self._answer(item.route, answer, item.payer, stepped.frames)
             return False
         body = Step(
@@ -371,7 +373,7 @@ class Host:
         )  # fmt: skip
         route, payer = item.route, item.payer  # and not `item`, whose frames may go
 
-        def relay(answer: Answer, tensors: list[bytes]) -> bool:
+        def relay(answer: HostAnswer, tensors: list[bytes]) -> bool:
             told = msgspec.structs.replace(answer, id=number, node_s=answer.node_s + node_s, report=None)
             self._answer(route, told, payer, tensors)
             return False
@@ -383,7 +385,7 @@ class Host:
         """Fetch KV from another host, and answer when it is in."""
         number, who, route, payer = item.number, item.who, item.route, item.payer
 
-        def put(answer: Answer, tensors: list[bytes]) -> bool:
+        def put(answer: HostAnswer, tensors: list[bytes]) -> bool:
             if not answer.error:
                 taken = Import(session=body.session, start=body.start, stop=body.stop)
                 self.engine.take(who, taken, tensors, time.monotonic())
@@ -396,12 +398,12 @@ class Host:
 
     def _ask(
         self, item: _Waiting, endpoint: str, key: str, body: Body, tensors: Sequence[bytes],
-        then: Callable[[Answer, list[bytes]], bool], now_s: float,
+        then: Callable[[HostAnswer, list[bytes]], bool], now_s: float,
     ) -> None:  # fmt: skip
         """Ask another host for the sake of `item`, which has ended when `then` is called with its answer."""
         route, number, payer = item.route, item.number, item.payer
 
-        def ended(answer: Answer, tensors: list[bytes]) -> None:
+        def ended(answer: HostAnswer, tensors: list[bytes]) -> None:
             self.accounts.ended(payer)
             self._guarded(route, number, payer, lambda: then(answer, tensors))
 
@@ -409,9 +411,9 @@ class Host:
         try:
             self._peers.ask(payer.who, endpoint, key, body, tensors, hand_on, now_s)
         except BadEndpoint as error:
-            raise Refused("bad_route", str(error)) from None
+            raise HostRefused("bad_route", str(error)) from None
 
-    def _answer(self, route: bytes, answer: Answer, account: Account, tensors: Sequence[bytes] = ()) -> None:
+    def _answer(self, route: bytes, answer: HostAnswer, account: Account, tensors: Sequence[bytes] = ()) -> None:
         sent = self._served.answer(route, frames_of(answer, list(tensors)))
         if sent is None:
             self._unsent += 1
@@ -422,7 +424,7 @@ class Host:
 
 def code_of(error: CoschedError) -> str:
     """Return the code that a refusal goes by."""
-    if isinstance(error, Refused):
+    if isinstance(error, HostRefused):
         return error.code
     if isinstance(error, BadFrame):
         return "bad_frame"

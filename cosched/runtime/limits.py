@@ -13,7 +13,7 @@ import msgspec
 from cosched.errors import BadInput
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HostLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds of one host. `*_each`: of one identity."""
 
     sessions: int = 256
@@ -42,16 +42,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise ValueError(f"{name} = {value}: 0 or more")
 
 
-def limits_of(items: Iterable[str]) -> Limits:
+def limits_of(items: Iterable[str]) -> HostLimits:
     """Read NAME=VALUE. Raises BadInput."""
     told: dict[str, str] = {}
     for item in items:
         name, _, value = item.partition("=")
-        if name not in Limits.__struct_fields__:
-            near = difflib.get_close_matches(name, Limits.__struct_fields__, 1, 0.0)[0]
+        if name not in HostLimits.__struct_fields__:
+            near = difflib.get_close_matches(name, HostLimits.__struct_fields__, 1, 0.0)[0]
             raise BadInput(f"limit '{item}': there is none of that name; the nearest is {near}")
         told[name] = value
     try:
-        return msgspec.convert(told, Limits, strict=False)
+        return msgspec.convert(told, HostLimits, strict=False)
     except msgspec.ValidationError as error:
         raise BadInput(f"limits: {error}") from None

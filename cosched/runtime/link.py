@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from cosched.runtime.errors import HostLost, Refused
+from cosched.runtime.errors import HostLost, HostRefused
 from cosched.runtime.peers import LOST
-from cosched.runtime.protocol import Answer, Body, Request, answer_of, frames_of
+from cosched.runtime.protocol import Body, HostAnswer, HostRequest, answer_of, frames_of
 from telemetry.bus import Curve
 from telemetry.calls import Caller, wait_for
 
@@ -33,13 +33,13 @@ class Link:
         """Send a request and go on; `wait` takes its number. Raises HostLost."""
         self._look()
         number = next(self._numbers)
-        if not self._caller.send(frames_of(Request(id=number, body=body), list(tensors))):
+        if not self._caller.send(frames_of(HostRequest(id=number, body=body), list(tensors))):
             self._lost = "takes nothing any more"
             self._look()
         self._due.add(number)
         return number
 
-    def wait(self, number: int) -> tuple[Answer, list[bytes]]:
+    def wait(self, number: int) -> tuple[HostAnswer, list[bytes]]:
         """Wait for an answer. Raises HostLost, and Refused with the host's code."""
         until_s = time.monotonic() + self.patience_s
         while number not in self._arrived:
@@ -57,10 +57,10 @@ class Link:
         if answer.error == LOST:
             raise HostLost(answer.message)
         if answer.error:
-            raise Refused(answer.error, answer.message)
+            raise HostRefused(answer.error, answer.message)
         return answer, frames[1:]
 
-    def ask(self, body: Body, tensors: Sequence[bytes] = ()) -> tuple[Answer, list[bytes]]:
+    def ask(self, body: Body, tensors: Sequence[bytes] = ()) -> tuple[HostAnswer, list[bytes]]:
         """Send a request and wait for its answer. Raises as `wait`."""
         return self.wait(self.post(body, tensors))
 

@@ -26,7 +26,7 @@ HEAD: Final = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedLayers:
     """What one load did: new layers, their bytes in memory, and how long it took."""
 
     layers: int
@@ -82,7 +82,7 @@ class Part:
         if not 0 <= start <= stop <= self.source.n_layers:
             raise BadModel(f"layers [{start}, {stop}): {self.source.name} has layers 0 to {self.source.n_layers - 1}")
 
-    def load(self, start: int, stop: int) -> Loaded:
+    def load(self, start: int, stop: int) -> LoadedLayers:
         """Read the layers of [start, stop) that are not here yet. Raises BadModel."""
         self.check(start, stop)
         began, before = time.perf_counter(), self.weight_bytes
@@ -90,7 +90,7 @@ class Part:
         for layer in missing:
             self._layers[layer] = self._read_layer(layer)
         self._keep_ends()
-        return Loaded(len(missing), self.weight_bytes - before, time.perf_counter() - began)
+        return LoadedLayers(len(missing), self.weight_bytes - before, time.perf_counter() - began)
 
     def unload(self, start: int, stop: int) -> None:
         """Forget the layers of [start, stop), and what belongs to them alone."""

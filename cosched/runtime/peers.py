@@ -15,9 +15,9 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from cosched.runtime.accounts import Who
-from cosched.runtime.errors import BadFrame, Refused
-from cosched.runtime.limits import Limits
-from cosched.runtime.protocol import Answer, Body, Request, answer_of, frames_of
+from cosched.runtime.errors import BadFrame, HostRefused
+from cosched.runtime.limits import HostLimits
+from cosched.runtime.protocol import Body, HostAnswer, HostRequest, answer_of, frames_of
 from telemetry.bus import Curve
 from telemetry.calls import Caller
 
@@ -26,7 +26,7 @@ TAKEN_IN: Final = 64  # answers of one host between two turns
 STRAYS: Final = 100  # answers to what nobody asked, or that are none, before its connection is given up
 _TCP: Final = re.compile(r"tcp://(\[?[0-9A-Fa-f.:]+\]?):([0-9]{1,5})")
 
-Then = Callable[[Answer, list[bytes]], None]  # the answer and its tensors
+Then = Callable[[HostAnswer, list[bytes]], None]  # the answer and its tensors
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class Peers:
     keys: this host's, for peers with a public key of their own.
     """
 
-    def __init__(self, keys: Curve | None, max_bytes: int, patience_s: float, limits: Limits) -> None:
+    def __init__(self, keys: Curve | None, max_bytes: int, patience_s: float, limits: HostLimits) -> None:
         self._keys, self._max_bytes, self._patience_s, self._limits = keys, max_bytes, patience_s, limits
         self._peers: dict[tuple[str, str], _Peer] = {}
         self._numbers = itertools.count(1)
@@ -76,7 +76,7 @@ class Peers:
         if not peer.waiting:
             peer.heard_s = now_s  # nothing was due before
         peer.waiting[number] = (then, now_s + self._patience_s)
-        if not peer.caller.send(frames_of(Request(id=number, body=body), list(tensors))):
+        if not peer.caller.send(frames_of(HostRequest(id=number, body=body), list(tensors))):
             self._drop(place, "takes nothing any more")
 
     def _make_room(self, who: Who) -> None:
@@ -87,7 +87,7 @@ class Peers:
                 continue
             idle = next((place for place in places if not self._peers[place].waiting), None)
             if idle is None:
-                raise Refused("full", f"{len(places)} other hosts are connected to: no more are")
+                raise HostRefused("full", f"{len(places)} other hosts are connected to: no more are")
             self._peers.pop(idle).caller.close()
 
     def turn(self, now_s: float) -> None:
@@ -129,7 +129,7 @@ class Peers:
 
     def _tell(self, peer: _Peer, number: int, why: str) -> None:
         then, _ = peer.waiting.pop(number)
-        then(Answer(id=number, error=LOST, message=f"the host at {peer.endpoint} {why}"), [])
+        then(HostAnswer(id=number, error=LOST, message=f"the host at {peer.endpoint} {why}"), [])
 
     def close(self) -> None:
         """Close all connections."""
@@ -150,6 +150,6 @@ def check_endpoint(endpoint: str, reach: str) -> None:
             raise ValueError  # noqa: TRY301  # the same end as below
         ipaddress.ip_address(found[1].strip("[]"))
     except ValueError:
-        raise Refused("bad_route", f"'{endpoint}': another host is tcp://ADDRESS:PORT, in numbers") from None
+        raise HostRefused("bad_route", f"'{endpoint}': another host is tcp://ADDRESS:PORT, in numbers") from None
     if not fnmatchcase(endpoint, reach):
-        raise Refused("bad_route", f"'{endpoint}': this host reaches others at '{reach}' alone")
+        raise HostRefused("bad_route", f"'{endpoint}': this host reaches others at '{reach}' alone")

@@ -112,7 +112,7 @@ class Look(Message, frozen=True, kw_only=True, omit_defaults=True):
 Body = Open | Close | Step | Export | Import | Pull | Look
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class HostRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Frame 0 of a request."""
 
     id: Number
@@ -148,7 +148,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0  # requests that wait for their turn
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class HostAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Frame 0 of an answer. `error` "" is success; it is a code for programs, `message` for people."""
 
     id: Number
@@ -159,13 +159,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     report: HostReport | None = None
 
 
-_requests = msgspec.msgpack.Decoder(Request)
-_answers = msgspec.msgpack.Decoder(Answer)
+_requests = msgspec.msgpack.Decoder(HostRequest)
+_answers = msgspec.msgpack.Decoder(HostAnswer)
 
-Head = TypeVar("Head", Request, Answer)
+Head = TypeVar("Head", HostRequest, HostAnswer)
 
 
-def request_of(frames: Sequence[bytes]) -> Request:
+def request_of(frames: Sequence[bytes]) -> HostRequest:
     """Decode a request's first frame. Raises BadFrame."""
     request = _head(_requests, frames, "a request", HEAD_BYTES)
     if request.v != VERSION:
@@ -173,7 +173,7 @@ def request_of(frames: Sequence[bytes]) -> Request:
     return request
 
 
-def answer_of(frames: Sequence[bytes]) -> Answer:
+def answer_of(frames: Sequence[bytes]) -> HostAnswer:
     """Decode an answer's first frame. Raises BadFrame."""
     return _head(_answers, frames, "an answer", 16 * HEAD_BYTES)
 
@@ -190,6 +190,6 @@ def _head(decoder: msgspec.msgpack.Decoder[Head], frames: Sequence[bytes], what:
         raise BadFrame(f"not {what}: nested too deeply") from None
 
 
-def frames_of(head: Request | Answer, tensors: Sequence[bytes] = ()) -> list[bytes]:
+def frames_of(head: HostRequest | HostAnswer, tensors: Sequence[bytes] = ()) -> list[bytes]:
     """Put a message together."""
     return [msgspec.msgpack.encode(head), *tensors]

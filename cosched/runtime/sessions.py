@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cosched.runtime.accounts import Who
-from cosched.runtime.errors import Refused
+from cosched.runtime.errors import HostRefused
 from cosched.runtime.kv import KvCache
 from cosched.runtime.parts import Part
 from cosched.runtime.protocol import Onward
@@ -21,7 +21,7 @@ from cosched.runtime.sampling import Sampling
 
 
 @dataclass(slots=True, eq=False)
-class Session:
+class HostSession:
     """One generation's part at this host."""
 
     owner: Who
@@ -54,17 +54,17 @@ class Sessions:
     """Sessions by owner and name. `lock`: for whoever looks at all of them from another thread."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[Who, str], Session] = {}
-        self._granted: dict[str, Session] = {}
+        self._open: dict[tuple[Who, str], HostSession] = {}
+        self._granted: dict[str, HostSession] = {}
         self.lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def __iter__(self) -> Iterator[Session]:
+    def __iter__(self) -> Iterator[HostSession]:
         return iter(list(self._open.values()))
 
-    def find(self, who: Who, name: str, grant: str = "") -> Session | None:
+    def find(self, who: Who, name: str, grant: str = "") -> HostSession | None:
         """Return a session that `who` may use: its own, or one whose grant it shows."""
         found = self._open.get((who, name))
         if found is None and grant:
@@ -72,19 +72,19 @@ class Sessions:
             return found if found is not None and found.name == name else None
         return found
 
-    def the(self, who: Who, name: str, grant: str = "") -> Session:
+    def the(self, who: Who, name: str, grant: str = "") -> HostSession:
         """Return it, as `find`. Raises Refused("unknown_session"): for another's as for one that is not there."""
         found = self.find(who, name, grant)
         if found is None:
-            raise Refused("unknown_session", f"session '{name}' is not open here for you")
+            raise HostRefused("unknown_session", f"session '{name}' is not open here for you")
         return found
 
-    def add(self, session: Session) -> None:
+    def add(self, session: HostSession) -> None:
         """Take one in. Raises Refused("conflict"): its owner has one of that name, or the grant is in use."""
         if (session.owner, session.name) in self._open:
-            raise Refused("conflict", f"session '{session.name}' is open already")
+            raise HostRefused("conflict", f"session '{session.name}' is open already")
         if session.grant and session.grant in self._granted:
-            raise Refused("conflict", f"session '{session.name}': its grant is in use")
+            raise HostRefused("conflict", f"session '{session.name}': its grant is in use")
         with self.lock:
             session.has_weight = not any(
                 s.has_weight for s in self if s.task == session.task and s.owner != session.owner
@@ -93,7 +93,7 @@ class Sessions:
         if session.grant:
             self._granted[session.grant] = session
 
-    def remove(self, session: Session) -> None:
+    def remove(self, session: HostSession) -> None:
         """Let one go."""
         with self.lock:
             self._open.pop((session.owner, session.name), None)
@@ -113,13 +113,13 @@ class Sessions:
             own += size if session.owner == who else 0
         return all_bytes, own
 
-    def places(self, who: Who) -> list[Session]:
+    def places(self, who: Who) -> list[HostSession]:
         """Sessions that make room for one more of `who`: of those with two more than it has, least used first."""
         counts = Counter(owner for owner, _ in self._open)
         found = [s for s in self._open.values() if counts[s.owner] >= counts[who] + 2]
         return sorted(found, key=lambda s: s.used_s)[:1]
 
-    def rooms(self, who: Who, more_bytes: int, lacking_bytes: int) -> list[Session]:
+    def rooms(self, who: Who, more_bytes: int, lacking_bytes: int) -> list[HostSession]:
         """Sessions that make room for `more_bytes` of KV of `who`: of those who have more than that makes it have.
 
         Least used first, as many as have `lacking_bytes` together; none where they do not reach.
@@ -127,7 +127,7 @@ class Sessions:
         held: Counter[Who] = Counter()
         for session in self._open.values():
             held[session.owner] += session.kv_bytes
-        own, found, freed = held[who] + more_bytes, list[Session](), 0
+        own, found, freed = held[who] + more_bytes, list[HostSession](), 0
         for session in sorted(self._open.values(), key=lambda s: s.used_s):
             if freed >= lacking_bytes:
                 break

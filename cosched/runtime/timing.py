@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-class Taken(NamedTuple):
+class StepTimes(NamedTuple):
     """Measurements at one operating point; None: there was no such phase. Fields as in telemetry's TaskTiming."""
 
     tokens: int
@@ -62,7 +62,7 @@ class Stopwatch:
         device_s, node_s = self.prefill_s
         return device_s / max(1, split * n_prompt), node_s / max(1, (n_layers - split) * n_prompt)
 
-    def take(self) -> Taken | None:
+    def take(self) -> StepTimes | None:
         """Hand out what was measured since the last call; None: nothing was.
 
         The token after a move carries its cost, so it counts for the task but not for the point: it is left out.
@@ -76,7 +76,7 @@ class Stopwatch:
             return None
         means = [sum(column) / len(fresh) for column in zip(*fresh, strict=True)] if fresh else [None] * 3
         device_s, node_s = self.prefill_s if is_first else (None, None)
-        return Taken(
+        return StepTimes(
             len(fresh), self.ttft_s if is_first else None, means[0], device_s or None, means[1] or None,
             node_s or None, means[2] or None,
         )  # fmt: skip

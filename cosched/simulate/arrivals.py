@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from cosched.simulate.offers import Request
+from cosched.simulate.offers import RecordedRequest
 from telemetry.importers.registry import request_importer
 
 POOL: Final = 4096  # drawn requests; draw_offers starts anywhere in them and goes round
@@ -55,11 +55,11 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     output_tokens: Lognormal = Lognormal(mu=4.96, sigma=0.89, greatest=1000)
 
 
-def requests_of(arrivals: Arrivals, folder: Path, rng: np.random.Generator) -> Sequence[Request]:
+def requests_of(arrivals: Arrivals, folder: Path, rng: np.random.Generator) -> Sequence[RecordedRequest]:
     """Return the requests that sessions are made of. Raises TelemetryError for a file that cannot be read."""
     if arrivals.requests is not None:
         paths = [folder / name for name in arrivals.requests.files]
         return request_importer(arrivals.requests.source)(paths).requests
     prompts = arrivals.prompt_tokens.draw(POOL, rng)
     outputs = arrivals.output_tokens.draw(POOL, rng)
-    return [Request(float(i), p, o) for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))]
+    return [RecordedRequest(float(i), p, o) for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))]

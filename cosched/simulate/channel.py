@@ -38,7 +38,7 @@ class Propagation:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class RadioLink:
     """T instants, U UEs: serving cell (T, U), and on it SINR in dB, efficiency in bit/s/Hz, headroom in dB."""
 
     cell: Ints
@@ -104,10 +104,10 @@ def serve(loss_db: Floats, hysteresis_db: float) -> Ints:
     return cell
 
 
-def observe(link: Uplink, loss_db: Floats, hysteresis_db: float, scs_khz: float) -> Link:
+def observe(link: Uplink, loss_db: Floats, hysteresis_db: float, scs_khz: float) -> RadioLink:
     """Return what each UE reports from its serving cell at each instant. loss_db: (T, U, C)."""
     cell = serve(loss_db, hysteresis_db)
     served = np.take_along_axis(loss_db, cell[:, :, None], axis=2)[:, :, 0]
     coupling_db = served - link.antenna_gain_dbi
     sinr = sinr_db(link, coupling_db, link.reference_prbs, scs_khz)
-    return Link(cell, sinr, efficiency_bps_hz(link, sinr), headroom_db(link, coupling_db, scs_khz))
+    return RadioLink(cell, sinr, efficiency_bps_hz(link, sinr), headroom_db(link, coupling_db, scs_khz))

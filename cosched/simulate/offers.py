@@ -20,10 +20,10 @@ import numpy.typing as npt
 from cosched.errors import BadInput
 from cosched.site import Mix, Site
 from cosched.workloads.base import Floats
-from telemetry.importers.base import S_NS, Request
+from telemetry.importers.base import S_NS, RecordedRequest
 from telemetry.messages import LlmSession, TaskOffer, TaskTruth, UeReport, VideoClip
 
-__all__ = ["Request", "assign_devices", "channel_reports", "draw_offers", "usable_channels"]
+__all__ = ["RecordedRequest", "assign_devices", "channel_reports", "draw_offers", "usable_channels"]
 
 Bools = npt.NDArray[np.bool_]
 Arrivals = Literal["poisson", "recorded"]
@@ -36,7 +36,7 @@ MAX_TASKS: Final = 5_000_000  # 2 GB of messages
 
 def draw_offers(
     site: Site,
-    requests: Sequence[Request],
+    requests: Sequence[RecordedRequest],
     *,
     rate_per_s: float,
     duration_s: float,
@@ -86,7 +86,7 @@ def _check_numbers(rate_per_s: float, duration_s: float, bursts_s: float | None)
         raise BadInput(f"{rate_per_s:g} tasks/s for {duration_s:g} s is more than {MAX_TASKS} tasks: lower either")
 
 
-def _check_requests(mix: Mix, requests: Sequence[Request], bursts_s: float | None, arrivals: Arrivals) -> None:
+def _check_requests(mix: Mix, requests: Sequence[RecordedRequest], bursts_s: float | None, arrivals: Arrivals) -> None:
     if mix.video_share < 1 and not requests:
         raise BadInput("LLM sessions are made from recorded requests, and there is none: name a request source")
     if arrivals == "recorded" and (len(requests) < 2 or requests[-1].at_s <= requests[0].at_s):
@@ -106,7 +106,7 @@ def _poisson_times(rate_per_s: float, duration_s: float, bursts_s: float | None,
     return times[on]
 
 
-def _recorded_times(requests: Sequence[Request], first: int, rate_per_s: float, duration_s: float) -> Floats:
+def _recorded_times(requests: Sequence[RecordedRequest], first: int, rate_per_s: float, duration_s: float) -> Floats:
     """(n,) instants in [0, duration): the rows' own spacing from row `first`, around the end, at another mean rate."""
     rows = np.array([r.at_s for r in requests])  # (N,)
     mean_gap_s = (rows[-1] - rows[0]) / (len(rows) - 1)
@@ -149,7 +149,9 @@ def _choose(values: Sequence[float], n: int, rng: np.random.Generator) -> Floats
     return np.array(values, dtype=np.float64)[rng.integers(len(values), size=n)]
 
 
-def _offer(mix: Mix, draws: _Draws, i: int, at_ns: int, rows: Iterator[Request]) -> tuple[TaskOffer, int | None]:
+def _offer(
+    mix: Mix, draws: _Draws, i: int, at_ns: int, rows: Iterator[RecordedRequest]
+) -> tuple[TaskOffer, int | None]:
     """Make arrival i: the offer, and the tokens that its session will have generated (None for a clip)."""
     output_tokens: int | None = None
     work: LlmSession | VideoClip
@@ -171,7 +173,7 @@ def _offer(mix: Mix, draws: _Draws, i: int, at_ns: int, rows: Iterator[Request])
     return offer, output_tokens
 
 
-def _session(mix: Mix, row: Request, ttft_s: float, tpot_s: float, private: bool) -> LlmSession:
+def _session(mix: Mix, row: RecordedRequest, ttft_s: float, tpot_s: float, private: bool) -> LlmSession:
     """Split a recorded prompt into a turn's new tokens and the context that the KV cache has kept."""
     new = min(max(row.context_tokens // mix.context_divisor, mix.new_tokens_min), mix.new_tokens_max)
     return LlmSession(

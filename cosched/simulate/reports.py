@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from cosched.simulate.channel import Link, losses_db, observe
+from cosched.simulate.channel import RadioLink, losses_db, observe
 from cosched.simulate.mobility import walk
-from cosched.simulate.scenario import Loaded
+from cosched.simulate.scenario import LoadedScenario
 from telemetry.messages import UeReportBatch
 
 SOURCE: Final = "simulate"
@@ -23,7 +23,7 @@ def ue_ids(count: int) -> tuple[str, ...]:
     return tuple(f"ue{i:0{width}d}" for i in range(count))
 
 
-def channel(loaded: Loaded, count: int, rng: np.random.Generator, duration_s: float) -> Link:
+def channel(loaded: LoadedScenario, count: int, rng: np.random.Generator, duration_s: float) -> RadioLink:
     """Drop `count` UEs, let them move, and observe them once per report period, both ends included."""
     scenario = loaded.scenario
     radio, area = scenario.radio, loaded.area
@@ -36,7 +36,7 @@ def channel(loaded: Loaded, count: int, rng: np.random.Generator, duration_s: fl
     return observe(radio.uplink, loss_db[::every], radio.hysteresis_db, loaded.site.cells[0].scs_khz)
 
 
-def ue_reports(loaded: Loaded, rng: np.random.Generator, duration_s: float) -> list[UeReportBatch]:
+def ue_reports(loaded: LoadedScenario, rng: np.random.Generator, duration_s: float) -> list[UeReportBatch]:
     """Return one batch per reporting period. Values are rounded: a logarithm's last bits differ between machines."""
     count = loaded.site.ues.count
     link = channel(loaded, count, rng, duration_s)

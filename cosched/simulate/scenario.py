@@ -65,7 +65,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedScenario:
     """A scenario with its site; `site_toml` is the site's text, as a trace carries it; `folder` has its files."""
 
     scenario: Scenario
@@ -93,7 +93,7 @@ class Loaded:
         return Propagation(ENVIRONMENTS[radio.environment], radio.carrier_ghz, radio.ue_height_m)
 
 
-def load_scenario(path: Path) -> Loaded:
+def load_scenario(path: Path) -> LoadedScenario:
     """Read a scenario file. Raises BadInput that names the file, the key and, where it can, the nearest known key."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -104,7 +104,7 @@ def load_scenario(path: Path) -> Loaded:
     return parse_scenario(text, str(path), path.parent)
 
 
-def parse_scenario(text: str, where: str, folder: Path = Path()) -> Loaded:
+def parse_scenario(text: str, where: str, folder: Path = Path()) -> LoadedScenario:
     """Parse TOML text; files that it names are in `folder`. Raises BadInput as `load_scenario` does."""
     try:
         raw = tomllib.loads(text)
@@ -117,7 +117,7 @@ def parse_scenario(text: str, where: str, folder: Path = Path()) -> Loaded:
     site, site_toml = _site(scenario.site, where)
     if scenario.radio.sites_m and len(scenario.radio.sites_m) != len(site.cells):
         raise BadInput(f"{where}: radio.sites_m has {len(scenario.radio.sites_m)} sites for {len(site.cells)} cells")
-    return Loaded(scenario, site, site_toml, folder)
+    return LoadedScenario(scenario, site, site_toml, folder)
 
 
 def _site(named: str | dict[str, Any], where: str) -> tuple[Site, str]:

@@ -9,15 +9,15 @@ import numpy as np
 
 from cosched.errors import BadInput
 from cosched.simulate.arrivals import requests_of
-from cosched.simulate.offers import Request, draw_offers
+from cosched.simulate.offers import RecordedRequest, draw_offers
 from cosched.simulate.reports import ue_ids, ue_reports
-from cosched.simulate.scenario import Loaded
+from cosched.simulate.scenario import LoadedScenario
 from telemetry.messages import Message, SiteMessage
 
 S_NS: Final = 1_000_000_000
 
 
-def messages(loaded: Loaded, *, seed: int, duration_s: float, rate_per_s: float) -> list[Message]:
+def messages(loaded: LoadedScenario, *, seed: int, duration_s: float, rate_per_s: float) -> list[Message]:
     """Draw a trace. Channel and arrivals have generators of their own: another rate leaves the channel as it is.
 
     Raises BadInput when nothing arrives, TelemetryError when the scenario's request file cannot be read.
@@ -41,7 +41,7 @@ def messages(loaded: Loaded, *, seed: int, duration_s: float, rate_per_s: float)
     return [SiteMessage(at_ns=0, toml=loaded.site_toml), *ue_reports(loaded, channel_rng, duration_s), *offers, *truths]
 
 
-def recorded_rate_per_s(requests: Sequence[Request]) -> float:
+def recorded_rate_per_s(requests: Sequence[RecordedRequest]) -> float:
     """Return the mean rate of a recording; what kind "recorded" keeps unless the scenario gives another."""
     span_s = requests[-1].at_s - requests[0].at_s
     if not span_s > 0:

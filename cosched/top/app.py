@@ -111,7 +111,7 @@ class Top(App[None]):
         self._sorted_by = view.COLUMNS[0]
         self._descending = False
         self._wanted = ""
-        self._shown: list[view.Row] = []
+        self._shown: list[view.TableRow] = []
         self._heard_s = 0.0
 
     def compose(self) -> ComposeResult:
@@ -180,7 +180,7 @@ class Top(App[None]):
         widget.display = bool(text)
         widget.update(text)
 
-    def _arrange(self, rows: list[view.Row]) -> None:
+    def _arrange(self, rows: list[view.TableRow]) -> None:
         """Bring the table to these rows, the cursor staying with its task; cells that are the same are left alone."""
         table, chosen = self._table, self._chosen()
         while table.row_count > len(rows):

@@ -74,7 +74,7 @@ def relative_gap(found: api.Status) -> float:
     return found.gap / found.bound if found.bound > 0 else 0.0
 
 
-def gain(shadow: api.Shadow) -> str:
+def gain(shadow: api.ShadowView) -> str:
     """What the policy in force gains over the baseline that runs in shadow."""
     if not shadow.offered:
         return f"gain over {shadow.baseline}: after a minute"
@@ -128,7 +128,7 @@ def _put(text: str, width: int, left: bool) -> str:
 # --- the tasks ------------------------------------------------------------------------------------------------------
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """One cell: what it shows, and what it sorts by; a blank comes last either way."""
 
     text: str
@@ -136,27 +136,27 @@ class Cell(NamedTuple):
     blank: bool = False
 
 
-BLANK: Final = Cell("", blank=True)
+BLANK: Final = TableCell("", blank=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One task as shown, a cell per column."""
 
     task: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
-def rows(tasks: Iterable[api.TaskView], turned_away: Iterable[api.Lease]) -> list[Row]:
+def rows(tasks: Iterable[api.TaskView], turned_away: Iterable[api.Lease]) -> list[TableRow]:
     """Tasks that run, then those that were refused or dropped lately."""
     return [*(_running(view) for view in tasks), *(_gone(lease) for lease in turned_away)]
 
 
-def _running(view: api.TaskView) -> Row:
+def _running(view: api.TaskView) -> TableRow:
     lease = view.lease
     if not lease.point:  # restored, and not planned yet
         return _gone(lease)
-    return Row(
+    return TableRow(
         lease.task,
         (
             *map(_text, (lease.task, lease.ue, lease.cell, lease.node or "device", _split(lease))),
@@ -167,15 +167,15 @@ def _running(view: api.TaskView) -> Row:
     )
 
 
-def _latency(lease: api.Lease, phase: int) -> tuple[Cell, Cell]:
+def _latency(lease: api.Lease, phase: int) -> tuple[TableCell, TableCell]:
     """Predicted latency of the phase that a task is in, of its deadline, and the slack between them."""
     if phase >= len(lease.predicted_s):
         return BLANK, BLANK
     predicted_s, slack_s = lease.predicted_s[phase], lease.slack_s[phase]
     if predicted_s is None or slack_s is None:
-        return Cell("never", math.inf), Cell("-", -math.inf)
+        return TableCell("never", math.inf), TableCell("-", -math.inf)
     limit_s = predicted_s + slack_s
-    return Cell(f"{1e3 * predicted_s:.0f}/{1e3 * limit_s:.0f}", predicted_s / limit_s), _number(1e3 * slack_s)
+    return TableCell(f"{1e3 * predicted_s:.0f}/{1e3 * limit_s:.0f}", predicted_s / limit_s), _number(1e3 * slack_s)
 
 
 def _split(lease: api.Lease) -> str:
@@ -183,22 +183,22 @@ def _split(lease: api.Lease) -> str:
     return lease.point.removesuffix(f"/{lease.node}")
 
 
-def _gone(lease: api.Lease) -> Row:
+def _gone(lease: api.Lease) -> TableRow:
     reason = lease.reason.removeprefix("rejected_")
     state = "refused" if reason != lease.reason else "ended"
     where = map(_text, (lease.task, lease.ue, lease.cell, "-", state))
-    return Row(lease.task, (*where, *(BLANK,) * 4, _text(reason), BLANK))
+    return TableRow(lease.task, (*where, *(BLANK,) * 4, _text(reason), BLANK))
 
 
-def _text(text: str) -> Cell:
-    return Cell(plain(text).replace("_", " "))
+def _text(text: str) -> TableCell:
+    return TableCell(plain(text).replace("_", " "))
 
 
-def _number(value: float, digits: int = 0) -> Cell:
-    return Cell(f"{value:.{digits}f}", value)
+def _number(value: float, digits: int = 0) -> TableCell:
+    return TableCell(f"{value:.{digits}f}", value)
 
 
-def arranged(found: Sequence[Row], column: str, wanted: str, *, descending: bool) -> list[Row]:
+def arranged(found: Sequence[TableRow], column: str, wanted: str, *, descending: bool) -> list[TableRow]:
     """Rows that contain `wanted` in any column, sorted by one; ties by task, blanks last."""
     at, wanted = COLUMNS.index(column), wanted.casefold()
     kept = [row for row in found if any(wanted in cell.text.casefold() for cell in row.cells)]
@@ -208,7 +208,7 @@ def arranged(found: Sequence[Row], column: str, wanted: str, *, descending: bool
     return kept
 
 
-def _order(cell: Cell, column: str) -> tuple[float, str]:
+def _order(cell: TableCell, column: str) -> tuple[float, str]:
     return (cell.number, "") if column in NUMBERS else (0.0, cell.text)
 
 

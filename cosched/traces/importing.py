@@ -13,10 +13,17 @@ import numpy as np
 
 from cosched.errors import BadInput
 from cosched.resources import config_file
-from cosched.simulate.offers import MIN_VALID_SAMPLES, Arrivals, Request, channel_reports, draw_offers, usable_channels
+from cosched.simulate.offers import (
+    MIN_VALID_SAMPLES,
+    Arrivals,
+    RecordedRequest,
+    channel_reports,
+    draw_offers,
+    usable_channels,
+)
 from cosched.site import Site, parse_site
 from cosched.workloads.base import Floats, Ints
-from telemetry.importers.base import S_NS, RanRecording, Tally
+from telemetry.importers.base import S_NS, ImportTally, RanRecording
 from telemetry.importers.registry import ran_importer, request_importer
 from telemetry.messages import LlmSession, Message, SiteMessage, TaskOffer, UeReport
 
@@ -26,7 +33,7 @@ LOAD_SAMPLE_S: Final = 60.0  # of arrivals, dense ones, from which the rate of l
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class ImportOptions:
     """What `cosched import` is asked for. `rate_per_s` or `load`, not both; `start_s` only with `keep_ues`."""
 
     source: str
@@ -44,7 +51,7 @@ class Options:
     arrivals: Arrivals = "poisson"
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class ImportSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What went into a trace. Rows are of the source's files, reports of the trace."""
 
     v: int = 1
@@ -79,7 +86,7 @@ class _Radio:
     warnings: list[str] = field(default_factory=list)
 
 
-def import_trace(options: Options) -> tuple[list[Message], Summary]:
+def import_trace(options: ImportOptions) -> tuple[list[Message], ImportSummary]:
     """Read, map and draw. One seed gives one trace; channels, lengths and arrivals have generators of their own.
 
     Raises BadInput, and the errors of the importers.
@@ -128,7 +135,7 @@ def read_site(site: str) -> tuple[Site, str]:
     return parse_site(text, str(path)), text
 
 
-def _check(options: Options) -> None:
+def _check(options: ImportOptions) -> None:
     if options.rate_per_s is not None and options.load is not None:
         raise BadInput("--rate and --load both say how much arrives: give one of them")
     if options.load is not None and not options.load > 0:
@@ -143,7 +150,7 @@ def _check(options: Options) -> None:
         raise BadInput(f"--duration {options.duration_s:g}: must be above 0 and at most a week in seconds")
 
 
-def _requests(source: str | None, rng: np.random.Generator) -> tuple[Sequence[Request], list[str]]:
+def _requests(source: str | None, rng: np.random.Generator) -> tuple[Sequence[RecordedRequest], list[str]]:
     """Return the requests of `name:file[,file...]`, drawn ones without a source; and warnings."""
     if source is None:
         from cosched.simulate.arrivals import Arrivals as Lengths
@@ -165,7 +172,7 @@ def _by_ue(reports: Sequence[UeReport]) -> dict[str, list[UeReport]]:
     return dict(sorted(by_ue.items()))
 
 
-def _mapped(recording: RanRecording, site: Site, options: Options, rng: np.random.Generator) -> _Radio:
+def _mapped(recording: RanRecording, site: Site, options: ImportOptions, rng: np.random.Generator) -> _Radio:
     by_ue = _by_ue(recording.reports)
     usable, left_out = usable_channels(by_ue)
     reports = channel_reports(by_ue, site, options.duration_s, rng, cut_idle=options.cut_idle)
@@ -175,7 +182,7 @@ def _mapped(recording: RanRecording, site: Site, options: Options, rng: np.rando
     return _Radio(reports, sorted({r.ue for r in reports}), min(len(usable), site.ues.count), warnings=warnings)
 
 
-def _kept(recording: RanRecording, site: Site, options: Options) -> _Radio:
+def _kept(recording: RanRecording, site: Site, options: ImportOptions) -> _Radio:
     """Take the reports of the window, re-timed to 0; UEs without a valid sample in it are left out."""
     by_ue = _by_ue(recording.reports)
     start_s = best_window(by_ue, options.duration_s) if options.start_s is None else options.start_s
@@ -220,7 +227,9 @@ def _in_window(times: Floats, starts: Floats, duration_s: float) -> Ints:
     return np.searchsorted(times, starts + duration_s) - np.searchsorted(times, starts)
 
 
-def _rate(options: Options, site: Site, requests: Sequence[Request], radio: _Radio, head: SiteMessage) -> float:
+def _rate(
+    options: ImportOptions, site: Site, requests: Sequence[RecordedRequest], radio: _Radio, head: SiteMessage
+) -> float:
     """Arrivals a second: as given, or load x what the site carries of this mix on these channels."""
     if options.load is None:
         return DEFAULT_RATE_PER_S if options.rate_per_s is None else options.rate_per_s
@@ -242,17 +251,17 @@ def _rate(options: Options, site: Site, requests: Sequence[Request], radio: _Rad
 
 
 def _summary(
-    options: Options,
-    tally: Tally,
+    options: ImportOptions,
+    tally: ImportTally,
     radio: _Radio,
     offers: Sequence[TaskOffer],
     *,
     site: str,
     rate_per_s: float,
     warnings: list[str],
-) -> Summary:
+) -> ImportSummary:
     sessions = [o.work for o in offers if isinstance(o.work, LlmSession)]
-    return Summary(
+    return ImportSummary(
         source=options.source,
         site=site,
         seed=options.seed,

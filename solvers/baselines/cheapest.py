@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from solvers.baselines.sharing import Bools, Table, uses
+from solvers.baselines.sharing import Bools, SharingTable, uses
 from solvers.jit import nopython
 from solvers.problem import Floats
 
@@ -101,7 +101,7 @@ def _mixture(a: Floats, price: Floats, low: Floats, high: Floats, share: Floats)
 
 
 @nopython
-def _unit_price(t: Table, price: Floats, j: int, s: int) -> float:
+def _unit_price(t: SharingTable, price: Floats, j: int, s: int) -> float:
     """Price of a whole share in slot s of point j, couplings included."""
     r = t.slot[j, s]
     unit = price[r]
@@ -112,7 +112,7 @@ def _unit_price(t: Table, price: Floats, j: int, s: int) -> float:
 
 
 @nopython
-def _work_over_slack(t: Table, j: int, a: Floats) -> bool:
+def _work_over_slack(t: SharingTable, j: int, a: Floats) -> bool:
     """Fill a (Q, S); False where a deadline is lost before it starts."""
     for q in range(2):
         if t.slack[j, q] < 0:
@@ -126,7 +126,7 @@ def _work_over_slack(t: Table, j: int, a: Floats) -> bool:
 
 
 @nopython
-def cheapest(t: Table, j: int, price: Floats, share: Floats) -> float:
+def cheapest(t: SharingTable, j: int, price: Floats, share: Floats) -> float:
     """Cost of point j, rigid demand included, with the cheapest shares (S,) at prices (R,); inf if it cannot hold."""
     n, cost = share.size, 0.0
     a, unit, low, high = np.zeros((2, n)), np.ones(n), np.zeros(n), np.ones(n)

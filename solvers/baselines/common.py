@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from solvers.errors import BadProblem
 from solvers.problem import Floats, Ints, Problem
-from solvers.solution import Certificate, Solution, Status
+from solvers.solution import Certificate, Solution, SolveStatus
 
 Bools = npt.NDArray[np.bool_]
 
@@ -84,7 +84,7 @@ def solution(
     """Solution whose value counts what is promised; no prices, and the trivial bound, which is the dual at prices 0."""
     value = float(problem.value[chosen[promised]].sum())
     return Solution(
-        status=Status.OK,
+        status=SolveStatus.OK,
         solver=solver,
         chosen=chosen,
         share=share,

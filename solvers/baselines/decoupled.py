@@ -27,9 +27,9 @@ Guilty = Callable[[Ints, Floats, Ints], Ints]
 
 def table_of(
     problem: Problem, *, overbook: float = 1.0, allowed: Bools | None = None, weight: Floats | None = None
-) -> _sharing.Table:
+) -> _sharing.SharingTable:
     """Columns for the compiled sharing; by default equal airtime and all points that are worth something."""
-    return _sharing.Table(
+    return _sharing.SharingTable(
         first=_plain(problem.first),
         slot=_plain(problem.slot),
         work=_plain(problem.work),
@@ -127,13 +127,13 @@ def known_efficiency(problem: Problem) -> Floats:
     return np.where(np.isfinite(problem.channel) & (problem.channel > 0), problem.channel, usual)
 
 
-def _serve_all(problem: Problem, table: _sharing.Table, name: str) -> Solution:
+def _serve_all(problem: Problem, table: _sharing.SharingTable, name: str) -> Solution:
     chosen = keep_held(problem)
     _sharing.best_response(table, chosen, newcomers(problem), ROUNDS)
     return _finish(problem, table, chosen, name, 1)
 
 
-def _finish(problem: Problem, table: _sharing.Table, chosen: Ints, name: str, runs: int) -> Solution:
+def _finish(problem: Problem, table: _sharing.SharingTable, chosen: Ints, name: str, runs: int) -> Solution:
     share, late = _sharing.shared_out(table, chosen)
     return solution(problem, name, chosen, share, late <= HOLDS, evaluations=runs)
 
@@ -156,7 +156,7 @@ def _worth(problem: Problem, chosen: Ints) -> float:
     return float(problem.value[chosen[chosen >= 0]].sum())
 
 
-def _admit_by_deadline(problem: Problem, table: _sharing.Table, arrivals: Ints) -> tuple[Ints, int]:
+def _admit_by_deadline(problem: Problem, table: _sharing.SharingTable, arrivals: Ints) -> tuple[Ints, int]:
     """Drop the most late and, where values differ, also admit from the most valuable down; the better plan."""
     held = keep_held(problem)
     late_before = _sharing.shared_out(table, held)[1]
@@ -225,7 +225,7 @@ def utilisation(problem: Problem, chosen: Ints, use: Floats) -> Floats:
     return problem.background + total + coupled
 
 
-def _admit(problem: Problem, table: _sharing.Table, arrivals: Ints, rule: Guilty) -> tuple[Ints, int]:
+def _admit(problem: Problem, table: _sharing.SharingTable, arrivals: Ints, rule: Guilty) -> tuple[Ints, int]:
     """All come in, the guilty go, the worst first, and whoever still fits comes back. Returns points (N,) and runs."""
     chosen, members, dropped, runs = keep_held(problem), arrivals, np.zeros(0, dtype=np.int64), 0
     while members.size:
@@ -245,7 +245,7 @@ def _admit(problem: Problem, table: _sharing.Table, arrivals: Ints, rule: Guilty
     return chosen, runs
 
 
-def _let_in(table: _sharing.Table, chosen: Ints, members: Ints, i: int, rule: Guilty) -> Ints:
+def _let_in(table: _sharing.SharingTable, chosen: Ints, members: Ints, i: int, rule: Guilty) -> Ints:
     """Admit task i to `chosen` if nobody is guilty then; the members that there are now."""
     chosen[i] = _sharing.best_point(table, _sharing.load_of(table, chosen), i)
     if chosen[i] < 0:
@@ -257,7 +257,7 @@ def _let_in(table: _sharing.Table, chosen: Ints, members: Ints, i: int, rule: Gu
     return joined
 
 
-def _one_by_one(problem: Problem, table: _sharing.Table, arrivals: Ints) -> tuple[Ints, int]:
+def _one_by_one(problem: Problem, table: _sharing.SharingTable, arrivals: Ints) -> tuple[Ints, int]:
     """Admit in the order given; when one does not fit, all newcomers choose their points again before it is refused."""
     chosen = keep_held(problem)
     late = _sharing.shared_out(table, chosen)[1]

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers.baselines.cheapest import LEAST_PRICE, ROUNDING, cheapest
-from solvers.baselines.sharing import Bools, Table, uses
+from solvers.baselines.sharing import Bools, SharingTable, uses
 from solvers.jit import cached, nopython, source_digest
 from solvers.problem import Floats, Ints
 
@@ -33,7 +33,7 @@ class Rule(NamedTuple):
     rounds: int  # of price updates in a balancing
 
 
-class Plan(NamedTuple):
+class FirstComePlan(NamedTuple):
     """What is decided so far; arrays are brought up to date in place."""
 
     chosen: Ints  # (N,) points, -1 = none
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 
 
 @nopython
-def _copy(source: Plan, target: Plan) -> None:
+def _copy(source: FirstComePlan, target: FirstComePlan) -> None:
     for i in range(source.chosen.size):
         target.chosen[i], target.firm[i] = source.chosen[i], source.firm[i]
         target.share[i] = source.share[i]
@@ -54,7 +54,7 @@ def _copy(source: Plan, target: Plan) -> None:
 
 
 @nopython
-def _add_use(t: Table, j: int, share: Floats, rigid: float, use: Floats) -> None:
+def _add_use(t: SharingTable, j: int, share: Floats, rigid: float, use: Floats) -> None:
     """Add to `use` (R,) what point j takes at shares (S,): shares, couplings and `rigid` times its rigid demand."""
     for s in range(share.size):
         r = t.slot[j, s]
@@ -67,7 +67,7 @@ def _add_use(t: Table, j: int, share: Floats, rigid: float, use: Floats) -> None
 
 
 @nopython
-def _over(plan: Plan) -> bool:
+def _over(plan: FirstComePlan) -> bool:
     """Whether a resource is used beyond its room."""
     over = False
     for r in range(plan.use.size):
@@ -76,7 +76,7 @@ def _over(plan: Plan) -> bool:
 
 
 @nopython
-def _worth(plan: Plan, price: Floats) -> float:
+def _worth(plan: FirstComePlan, price: Floats) -> float:
     """Sum of what all resources cost at prices (R,), with the rounding that _over forgives."""
     total = 0.0
     for r in range(price.size):
@@ -95,7 +95,7 @@ def _least(costs: Floats) -> int:
 
 
 @nopython
-def _rule_prices(plan: Plan, rule: Rule) -> Floats:
+def _rule_prices(plan: FirstComePlan, rule: Rule) -> Floats:
     """(R,) all equal, or 1 / what is left of each resource."""
     price = np.ones(plan.room.size)
     if rule.residual:
@@ -105,7 +105,7 @@ def _rule_prices(plan: Plan, rule: Rule) -> Floats:
 
 
 @nopython
-def _price_all(t: Table, plan: Plan, price: Floats) -> float:
+def _price_all(t: SharingTable, plan: FirstComePlan, price: Floats) -> float:
     """Cheapest shares of all firm tasks at prices (R,), use of everybody. Returns what all of it costs."""
     plan.use[:] = 0.0
     for i in range(plan.chosen.size):
@@ -122,7 +122,7 @@ def _price_all(t: Table, plan: Plan, price: Floats) -> float:
 
 
 @nopython
-def _balance(t: Table, plan: Plan, rounds: int) -> bool:
+def _balance(t: SharingTable, plan: FirstComePlan, rounds: int) -> bool:
     """Search, from plan.price on, prices at which the firm tasks' cheapest shares fit. True: the plan has them.
 
     Stops early when the cost at some prices exceeds what all resources are worth: no shares fit then (weak duality).
@@ -144,7 +144,7 @@ def _balance(t: Table, plan: Plan, rounds: int) -> bool:
 
 
 @nopython
-def _costs(t: Table, i: int, price: Floats, shares: Floats) -> Floats:
+def _costs(t: SharingTable, i: int, price: Floats, shares: Floats) -> Floats:
     """Cost (J_i,) of each point of task i, inf where it is not allowed or cannot hold; `shares` (J_i, S) for it."""
     costs = np.full(shares.shape[0], np.inf)
     for k in range(costs.size):
@@ -154,7 +154,7 @@ def _costs(t: Table, i: int, price: Floats, shares: Floats) -> Floats:
 
 
 @nopython
-def _take_what_fits(t: Table, i: int, plan: Plan, price: Floats, shares: Floats) -> bool:
+def _take_what_fits(t: SharingTable, i: int, plan: FirstComePlan, price: Floats, shares: Floats) -> bool:
     """Admit task i at its cheapest point whose cheapest shares fit beside the present ones."""
     costs = _costs(t, i, price, shares)
     for _ in range(costs.size):
@@ -173,7 +173,7 @@ def _take_what_fits(t: Table, i: int, plan: Plan, price: Floats, shares: Floats)
 
 
 @nopython
-def _make_room(t: Table, i: int, plan: Plan, trial: Plan, rule: Rule, shares: Floats) -> int:
+def _make_room(t: SharingTable, i: int, plan: FirstComePlan, trial: FirstComePlan, rule: Rule, shares: Floats) -> int:
     """Admit task i at the cheapest point for which everybody's shares can be balanced; balancings done.
 
     Points that cost more than what the present tasks leave of the worth of all resources cannot fit: not tried.
@@ -196,7 +196,7 @@ def _make_room(t: Table, i: int, plan: Plan, trial: Plan, rule: Rule, shares: Fl
 
 
 @nopython
-def _share_held(t: Table, plan: Plan, rule: Rule) -> None:
+def _share_held(t: SharingTable, plan: FirstComePlan, rule: Rule) -> None:
     """Shares of the running tasks at the rule's prices, balanced where those do not fit.
 
     Where even that fails, the dearest per value stop being firm until the others fit.
@@ -220,7 +220,7 @@ def _share_held(t: Table, plan: Plan, rule: Rule) -> None:
 
 
 @nopython
-def _some_weak(plan: Plan) -> bool:
+def _some_weak(plan: FirstComePlan) -> bool:
     """Whether a running task is not firm."""
     weak = False
     for i in range(plan.chosen.size):
@@ -229,7 +229,7 @@ def _some_weak(plan: Plan) -> bool:
 
 
 @nopython
-def _dearest(t: Table, plan: Plan) -> int:
+def _dearest(t: SharingTable, plan: FirstComePlan) -> int:
     """Firm task with the greatest cost per value at the plan's prices, -1 when there is none."""
     worst, most, share = -1, -1.0, np.zeros(t.slot.shape[1])
     for i in range(plan.chosen.size):
@@ -241,7 +241,7 @@ def _dearest(t: Table, plan: Plan) -> int:
 
 
 @nopython
-def _ask(t: Table, plan: Plan) -> None:
+def _ask(t: SharingTable, plan: FirstComePlan) -> None:
     """Set shares of tasks that are not firm to what they ask: the cheapest, or an equal part where none would do."""
     users, price = np.zeros(plan.room.size), np.ones(plan.room.size)
     for i in range(plan.chosen.size):
@@ -258,7 +258,7 @@ def _ask(t: Table, plan: Plan) -> None:
 
 
 @nopython
-def _leave_rest(t: Table, plan: Plan) -> None:
+def _leave_rest(t: SharingTable, plan: FirstComePlan) -> None:
     """Scale what tasks that are not firm ask for down to what is left, each as its scarcest resource asks."""
     n, nothing = plan.room.size, np.zeros(plan.share.shape[1])
     taken, asked = np.zeros(n), np.zeros(n)
@@ -278,12 +278,14 @@ def _leave_rest(t: Table, plan: Plan) -> None:
 
 
 @nopython
-def _admit_all(t: Table, arrivals: Ints, plan: Plan, rule: Rule) -> int:
+def _admit_all(t: SharingTable, arrivals: Ints, plan: FirstComePlan, rule: Rule) -> int:
     """Keep the running tasks, admit the arrivals in order; balancings done."""
     done = 0
     if np.any(plan.chosen >= 0):
         _share_held(t, plan, rule)
-    trial = Plan(plan.chosen.copy(), plan.firm.copy(), plan.share.copy(), plan.use.copy(), plan.price.copy(), plan.room)
+    trial = FirstComePlan(
+        plan.chosen.copy(), plan.firm.copy(), plan.share.copy(), plan.use.copy(), plan.price.copy(), plan.room
+    )
     for i in arrivals:
         shares = np.zeros((t.first[i + 1] - t.first[i], t.slot.shape[1]))
         if not _take_what_fits(t, i, plan, _rule_prices(plan, rule), shares):
@@ -291,13 +293,13 @@ def _admit_all(t: Table, arrivals: Ints, plan: Plan, rule: Rule) -> int:
     return done
 
 
-def _make_entry(digest: int) -> Callable[[Table, Ints, Ints, Rule], tuple[Ints, Floats, Bools, int]]:
+def _make_entry(digest: int) -> Callable[[SharingTable, Ints, Ints, Rule], tuple[Ints, Floats, Bools, int]]:
     """Return the function that is compiled and kept; `digest` is part of its key in the cache (solvers/jit.py)."""
 
     @cached
-    def entry(t: Table, held: Ints, arrivals: Ints, rule: Rule) -> tuple[Ints, Floats, Bools, int]:
+    def entry(t: SharingTable, held: Ints, arrivals: Ints, rule: Rule) -> tuple[Ints, Floats, Bools, int]:
         n, n_resources = held.size, t.background.size
-        plan = Plan(
+        plan = FirstComePlan(
             held.copy(),
             np.zeros(n, dtype=np.bool_),
             np.zeros((n, t.slot.shape[1])),

@@ -23,7 +23,7 @@ Bools = npt.NDArray[np.bool_]
 RIGID_TOLERANCE = 1e-12  # rounding of a sum of tens of fractions
 
 
-class Table(NamedTuple):
+class SharingTable(NamedTuple):
     """The Problem's columns that sharing reads, and the rule. Shapes as in Problem."""
 
     first: Ints
@@ -46,7 +46,7 @@ class Table(NamedTuple):
 
 
 @nopython
-def uses(t: Table, j: int, s: int) -> bool:
+def uses(t: SharingTable, j: int, s: int) -> bool:
     """Whether slot s of point j takes a share (padding and memory do not)."""
     if t.slot[j, s] >= t.background.size:
         return False
@@ -54,13 +54,13 @@ def uses(t: Table, j: int, s: int) -> bool:
 
 
 @nopython
-def weight_on(t: Table, i: int, r: int) -> float:
+def weight_on(t: SharingTable, i: int, r: int) -> float:
     """Weight of task i on resource r."""
     return float(t.weight[i]) if t.comm[r] else 1.0
 
 
 @nopython
-def add(t: Table, load: Floats, i: int, j: int, sign: float) -> None:
+def add(t: SharingTable, load: Floats, i: int, j: int, sign: float) -> None:
     """Put task i at point j on the load (sign 1) or take it off (sign -1)."""
     for s in range(t.slot.shape[1]):
         r = t.slot[j, s]
@@ -72,7 +72,7 @@ def add(t: Table, load: Floats, i: int, j: int, sign: float) -> None:
 
 
 @nopython
-def fits(t: Table, load: Floats, j: int) -> bool:
+def fits(t: SharingTable, load: Floats, j: int) -> bool:
     """Whether the rigid demands fit on every resource of point j, which is on the load already."""
     for s in range(t.slot.shape[1]):
         r = t.slot[j, s]
@@ -82,7 +82,7 @@ def fits(t: Table, load: Floats, j: int) -> bool:
 
 
 @nopython
-def lateness(t: Table, j: int, share: Floats) -> float:
+def lateness(t: SharingTable, j: int, share: Floats) -> float:
     """Greatest latency / slack of point j at shares (S,); also floor / share, for a queue must be stable."""
     worst = 0.0
     for s in range(share.size):
@@ -103,7 +103,7 @@ def lateness(t: Table, j: int, share: Floats) -> float:
 
 
 @nopython
-def left_for(t: Table, load: Floats, r: int) -> float:
+def left_for(t: SharingTable, load: Floats, r: int) -> float:
     """Part of r that is shared out: coupled resources are counted as fully granted."""
     left = 1 - t.background[r] - load[0, r]
     for c in range(t.coupling_to.size):
@@ -114,7 +114,7 @@ def left_for(t: Table, load: Floats, r: int) -> float:
 
 
 @nopython
-def expected_lateness(t: Table, load: Floats, i: int, j: int, share: Floats) -> float:
+def expected_lateness(t: SharingTable, load: Floats, i: int, j: int, share: Floats) -> float:
     """Lateness of task i at point j, which is on the load; `share` (S,) is scratch and holds its shares after."""
     for s in range(share.size):
         share[s] = 0.0
@@ -126,7 +126,7 @@ def expected_lateness(t: Table, load: Floats, i: int, j: int, share: Floats) -> 
 
 
 @cached
-def best_point(t: Table, load: Floats, i: int) -> int:
+def best_point(t: SharingTable, load: Floats, i: int) -> int:
     """Point of task i (not on the load) that is least late if it joins; ties go to value. -1 = none can be served."""
     best, best_late, best_value = -1, np.inf, -np.inf
     joined, share = np.empty_like(load), np.empty(t.slot.shape[1])
@@ -144,7 +144,7 @@ def best_point(t: Table, load: Floats, i: int) -> int:
 
 
 @cached
-def load_of(t: Table, chosen: Ints) -> Floats:
+def load_of(t: SharingTable, chosen: Ints) -> Floats:
     """Load (3, R) of the chosen points."""
     load = np.zeros((3, t.background.size))
     for i in range(chosen.size):
@@ -154,7 +154,7 @@ def load_of(t: Table, chosen: Ints) -> Floats:
 
 
 @cached
-def best_response(t: Table, chosen: Ints, movers: Ints, rounds: int) -> None:
+def best_response(t: SharingTable, chosen: Ints, movers: Ints, rounds: int) -> None:
     """Let the tasks of `movers`, one after another, take their best point, until nobody moves (or `rounds`)."""
     load = load_of(t, chosen)
     for _ in range(rounds):
@@ -172,7 +172,7 @@ def best_response(t: Table, chosen: Ints, movers: Ints, rounds: int) -> None:
 
 
 @nopython
-def _fill(t: Table, chosen: Ints, share: Floats, load: Floats, left: Floats, stage: Bools) -> None:
+def _fill(t: SharingTable, chosen: Ints, share: Floats, load: Floats, left: Floats, stage: Bools) -> None:
     """Share out `left` (R,) among the users of the resources in `stage`; what caps leave goes to the rest."""
     weight = load[1].copy()
     for _ in range(chosen.size + 1):
@@ -199,7 +199,7 @@ def _fill(t: Table, chosen: Ints, share: Floats, load: Floats, left: Floats, sta
 
 
 @cached
-def lateness_of_all(t: Table, chosen: Ints, share: Floats) -> Floats:
+def lateness_of_all(t: SharingTable, chosen: Ints, share: Floats) -> Floats:
     """Lateness (N,) of each chosen point at shares (N, S), inf where none is chosen."""
     late = np.full(chosen.size, np.inf)
     for i in range(chosen.size):
@@ -209,7 +209,7 @@ def lateness_of_all(t: Table, chosen: Ints, share: Floats) -> Floats:
 
 
 @cached
-def shared_out(t: Table, chosen: Ints) -> tuple[Floats, Floats]:
+def shared_out(t: SharingTable, chosen: Ints) -> tuple[Floats, Floats]:
     """Shares (N, S) of the chosen points and the lateness (N,) that follows, inf for tasks not chosen.
 
     Resources that take a coupled load are shared out after those that cause it.

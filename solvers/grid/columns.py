@@ -29,7 +29,7 @@ NO_ROOM: Final = -1
 TOO_MANY: Final = -2
 
 
-class Raw(NamedTuple):
+class GridRaw(NamedTuple):
     """A problem's arrays and the grid, as the loops read them."""
 
     order: Ints  # (N,) tasks by id
@@ -49,7 +49,7 @@ class Raw(NamedTuple):
     kappa: Floats  # (L,)
 
 
-class Columns(NamedTuple):
+class GridColumns(NamedTuple):
     """C columns in M runs. In a run only the steps in two slots of the point differ, x and y; tasks go by id.
 
     What a column takes of a resource, in units: base + per_x x + per_y y, over the entries of its run.
@@ -153,7 +153,7 @@ class _Work(NamedTuple):
 
 
 @lean
-def _limit(raw: Raw, j: int, least: Ints, most: Ints, works: Ints) -> bool:
+def _limit(raw: GridRaw, j: int, least: Ints, most: Ints, works: Ints) -> bool:
     """Write the steps (S,) that floors and caps allow of point j; returns whether it can be served at all."""
     usable: bool = raw.value[j] > 0.0
     for q in range(raw.slack.shape[1]):
@@ -175,7 +175,7 @@ def _limit(raw: Raw, j: int, least: Ints, most: Ints, works: Ints) -> bool:
 
 
 @lean
-def _alike(raw: Raw, limits: _Limits, first: int, p: int, o: int) -> bool:
+def _alike(raw: GridRaw, limits: _Limits, first: int, p: int, o: int) -> bool:
     """Whether points p and o of a task load the same resources alike, but for the steps that deadlines ask."""
     for s in range(raw.slot.shape[1]):
         j, k = first + p, first + o
@@ -188,7 +188,7 @@ def _alike(raw: Raw, limits: _Limits, first: int, p: int, o: int) -> bool:
 
 
 @lean
-def _sort_out(raw: Raw, i: int, limits: _Limits) -> None:
+def _sort_out(raw: GridRaw, i: int, limits: _Limits) -> None:
     """Limits of the points of task i, and which are alike."""
     first, many = raw.first[i], raw.first[i + 1] - raw.first[i]
     for p in range(many):
@@ -207,7 +207,7 @@ def _sort_out(raw: Raw, i: int, limits: _Limits) -> None:
 
 
 @lean
-def _axes(raw: Raw, j: int, works: Ints) -> tuple[int, int]:
+def _axes(raw: GridRaw, j: int, works: Ints) -> tuple[int, int]:
     """The two slots with work whose resources have the most steps; -1: none."""
     x, y = -1, -1
     for s in range(works.shape[0]):
@@ -235,7 +235,7 @@ def _greatest(limits: _Limits, many: int, like: int, greatest: Ints) -> float:
 
 
 @lean
-def _begin_run(raw: Raw, c: Columns, m: int, j: int, w: _Work) -> bool:
+def _begin_run(raw: GridRaw, c: GridColumns, m: int, j: int, w: _Work) -> bool:
     """Write what run m of columns like point j takes beside x and y; returns whether there was room to."""
     e, steps, axes = c.entry[m], w.steps, w.axes
     if m + 1 >= c.start.shape[0] or e + (1 + raw.link.shape[0]) * steps.shape[0] > c.resource.shape[0]:
@@ -259,7 +259,7 @@ def _begin_run(raw: Raw, c: Columns, m: int, j: int, w: _Work) -> bool:
 
 
 @lean
-def _take(raw: Raw, c: Columns, m: int, end: int, r: int, base: float, per_x: float, per_y: float) -> int:
+def _take(raw: GridRaw, c: GridColumns, m: int, end: int, r: int, base: float, per_x: float, per_y: float) -> int:
     """Add a part of resource r to the entries of run m, which end at `end`; returns their new end."""
     if base == 0.0 and per_x == 0.0 and per_y == 0.0:
         return end
@@ -275,7 +275,7 @@ def _take(raw: Raw, c: Columns, m: int, end: int, r: int, base: float, per_x: fl
 
 
 @lean
-def _point_stairs(raw: Raw, c: Columns, j: int, p: int, limits: _Limits, at: int, w: _Work) -> int:
+def _point_stairs(raw: GridRaw, c: GridColumns, j: int, p: int, limits: _Limits, at: int, w: _Work) -> int:
     """Add the stairs of point j, whose place in its task is p, beside the outer steps of `w`; or NO_ROOM."""
     x, y = w.axes[0], w.axes[1]
     for q in range(raw.slack.shape[1]):
@@ -325,7 +325,7 @@ def _allowed(limits: _Limits, p: int, w: _Work) -> bool:
 
 
 @lean
-def _fill_run(raw: Raw, c: Columns, i: int, like: int, limits: _Limits, w: _Work, at: int) -> int:
+def _fill_run(raw: GridRaw, c: GridColumns, i: int, like: int, limits: _Limits, w: _Work, at: int) -> int:
     """Add the columns of task i's points like `like` from place `at` on; returns the end, or NO_ROOM."""
     for x in range(w.low.shape[0]):
         w.low[x] = NEVER
@@ -337,7 +337,7 @@ def _fill_run(raw: Raw, c: Columns, i: int, like: int, limits: _Limits, w: _Work
 
 
 @lean
-def _runs_of(raw: Raw, c: Columns, i: int, like: int, limits: _Limits, w: _Work, m: int) -> int:
+def _runs_of(raw: GridRaw, c: GridColumns, i: int, like: int, limits: _Limits, w: _Work, m: int) -> int:
     """Add the runs of task i's points like `like` after m runs; returns their number then, or NO_ROOM, TOO_MANY."""
     j = raw.first[i] + like
     w.axes[0], w.axes[1] = _axes(raw, j, limits.works[like])
@@ -358,7 +358,7 @@ def _runs_of(raw: Raw, c: Columns, i: int, like: int, limits: _Limits, w: _Work,
 
 
 @cached
-def _enumerate(raw: Raw, c: Columns, limits: _Limits, w: _Work) -> tuple[int, int, int]:
+def _enumerate(raw: GridRaw, c: GridColumns, limits: _Limits, w: _Work) -> tuple[int, int, int]:
     """Write all columns; returns how many runs, entries and columns there are, or (NO_ROOM or TOO_MANY, point, 0)."""
     m = 0
     c.first[0], c.start[0], c.entry[0] = 0, 0, 0
@@ -374,7 +374,7 @@ def _enumerate(raw: Raw, c: Columns, limits: _Limits, w: _Work) -> tuple[int, in
     return m, c.entry[m], c.start[m]
 
 
-def raw_arrays(problem: Problem, grid: Ints) -> Raw:
+def raw_arrays(problem: Problem, grid: Ints) -> GridRaw:
     """Return the problem's arrays, with the units that use is counted in on a grid (R,).
 
     A unit is a step where only whole shares count on a resource, else 1 / FINE of it.
@@ -386,7 +386,7 @@ def raw_arrays(problem: Problem, grid: Ints) -> Raw:
         fractional[problem.slot[soft & ((problem.work > 0).any(axis=1) | (problem.floor > 0))]] = True
     fractional[problem.coupling_to] = True
     unit = np.where(fractional, float(FINE), np.append(grid, 1))
-    return Raw(
+    return GridRaw(
         order=_by_id(problem),
         first=plain(problem.first),
         value=plain(problem.value),
@@ -405,7 +405,7 @@ def raw_arrays(problem: Problem, grid: Ints) -> Raw:
     )
 
 
-def list_columns(problem: Problem, raw: Raw) -> Columns:
+def list_columns(problem: Problem, raw: GridRaw) -> GridColumns:
     """Return the Pareto columns of a problem.
 
     Raises BadProblem where a point has so many elastic slots that their combinations cannot be listed.
@@ -424,7 +424,7 @@ def list_columns(problem: Problem, raw: Raw) -> Columns:
         many *= 4
 
 
-def _scratch(raw: Raw) -> tuple[_Limits, _Work]:
+def _scratch(raw: GridRaw) -> tuple[_Limits, _Work]:
     """Where one task, and one run, is worked on."""
     longest, (n_phases, n_slots) = int(np.diff(raw.first).max(initial=0)), raw.work.shape[1:]
     table, row = np.zeros((3, longest, n_slots), dtype=np.int64), np.zeros((2, longest), dtype=np.int64)
@@ -434,12 +434,12 @@ def _scratch(raw: Raw) -> tuple[_Limits, _Work]:
     return _Limits(table[0], table[1], table[2], row[0], row[1]), work
 
 
-def _space(problem: Problem, many: int) -> Columns:
+def _space(problem: Problem, many: int) -> GridColumns:
     """Room for so many columns, and for as many runs as there may be beside them."""
     width = problem.slot.shape[1]
     runs = 2 + many // 4
     entries = runs * width * (1 + len(problem.coupling_from))
-    return Columns(
+    return GridColumns(
         first=np.zeros(problem.n_tasks + 1, dtype=np.int64),
         start=np.empty(runs, dtype=np.int64),
         entry=np.empty(runs, dtype=np.int64),
@@ -456,16 +456,16 @@ def _space(problem: Problem, many: int) -> Columns:
     )
 
 
-def _cut(c: Columns, runs: int, entries: int, columns: int) -> Columns:
+def _cut(c: GridColumns, runs: int, entries: int, columns: int) -> GridColumns:
     """Leave out what was not written."""
-    return Columns(
+    return GridColumns(
         c.first, c.start[: runs + 1], c.entry[: runs + 1], c.axis[:runs], c.fixed[:runs], c.resource[:entries],
         c.base[:entries], c.per_x[:entries], c.per_y[:entries], c.value[:columns], c.x[:columns], c.y[:columns],
         c.point[:columns],
     )  # fmt: skip
 
 
-def steps_of(c: Columns, column: Ints) -> Ints:
+def steps_of(c: GridColumns, column: Ints) -> Ints:
     """Return the steps (K, S) of columns (K,), in the slots of their points."""
     run = np.searchsorted(c.start, column, side="right") - 1
     steps = c.fixed[run].astype(np.int64)

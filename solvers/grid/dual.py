@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers.grid.columns import Columns
+from solvers.grid.columns import GridColumns
 from solvers.jit import cached, lean, nopython, source_digest
 from solvers.price.dual import Bundle, _direction, _greatest, _shorten
 from solvers.price.tables import rounded
@@ -25,7 +25,7 @@ FADED: Final = 1e-9  # of the bound: what a resource's room is worth at least
 RIDGE: Final = 1e-6  # of the bound, added to the metric
 
 
-class Look(NamedTuple):
+class GridEvaluation(NamedTuple):
     """What one evaluation saw, tasks by id."""
 
     pick: Ints  # (N,) best column, -1: none is worth its cost
@@ -33,22 +33,22 @@ class Look(NamedTuple):
     use: Floats  # (R,) units
 
 
-class Dual(NamedTuple):
+class GridDual(NamedTuple):
     """The best bound, the prices (R,) of a unit that it holds at, what was seen there, evaluations."""
 
     bound: float
     price: Floats
-    look: Look
+    look: GridEvaluation
     evaluations: int
 
 
 @nopython
-def _new_look(n_tasks: int, n: int) -> Look:
-    return Look(np.zeros(n_tasks, dtype=np.int64), np.zeros(n_tasks), np.zeros(n))
+def _new_look(n_tasks: int, n: int) -> GridEvaluation:
+    return GridEvaluation(np.zeros(n_tasks, dtype=np.int64), np.zeros(n_tasks), np.zeros(n))
 
 
 @lean
-def _evaluate(c: Columns, room: Floats, price: Floats, look: Look) -> float:
+def _evaluate(c: GridColumns, room: Floats, price: Floats, look: GridEvaluation) -> float:
     """Return the dual function at prices (R,) of a unit: what the room (R,) is worth, and all greatest net values."""
     first, start, entry, resource, base, per_x, per_y = c.first, c.start, c.entry, c.resource, c.base, c.per_x, c.per_y
     value, x, y = c.value, c.x, c.y
@@ -122,14 +122,14 @@ def _moved(room: Floats, price: Floats, step: Floats, bound: float, new: Floats)
 
 
 @nopython
-def _minimised(c: Columns, room: Floats, warm: Floats, limits: tuple[int, float]) -> Dual:
+def _minimised(c: GridColumns, room: Floats, warm: Floats, limits: tuple[int, float]) -> GridDual:
     n, n_tasks = room.shape[0], c.first.shape[0] - 1
     none, look, other = np.zeros((n + KEPT, 0), dtype=np.int64), _new_look(n_tasks, n), _new_look(n_tasks, n)
     bundle = Bundle(np.zeros((n + KEPT, n)), np.zeros(n + KEPT), np.zeros(n + KEPT) - 1.0, none)
     new, step, inverse = np.zeros(n), np.zeros(n), np.zeros((n, n))
     ceiling = _evaluate(c, room, new, look)
     if ceiling <= 0.0:
-        return Dual(0.0, new, look, 1)
+        return GridDual(0.0, new, look, 1)
     price = _start(room, warm, ceiling)
     bound, used, longest = _evaluate(c, room, price, look), 2, LONGEST
     _keep(bundle, room, price, bound, look.use)
@@ -148,16 +148,16 @@ def _minimised(c: Columns, room: Floats, warm: Floats, limits: tuple[int, float]
             continue
         longest, bound = min(LONGEST, 2.0 * longest), trial
         price, new, look, other = new, price, other, look
-    return Dual(min(bound, ceiling), price, look, used)
+    return GridDual(min(bound, ceiling), price, look, used)
 
 
-def _make_entry(digest: int) -> Callable[[Columns, Floats, Floats, tuple[int, float]], Dual]:
+def _make_entry(digest: int) -> Callable[[GridColumns, Floats, Floats, tuple[int, float]], GridDual]:
     """Return the function that is compiled and kept; `digest` makes the price solver's sources part of its key."""
 
     @cached
-    def entry(c: Columns, room: Floats, warm: Floats, limits: tuple[int, float]) -> Dual:
+    def entry(c: GridColumns, room: Floats, warm: Floats, limits: tuple[int, float]) -> GridDual:
         dual = _minimised(c, room, warm, limits)
-        return Dual(dual.bound, dual.price, dual.look, dual.evaluations + digest * 0)
+        return GridDual(dual.bound, dual.price, dual.look, dual.evaluations + digest * 0)
 
     return entry
 
@@ -165,7 +165,7 @@ def _make_entry(digest: int) -> Callable[[Columns, Floats, Floats, tuple[int, fl
 _entry = _make_entry(source_digest("price", "grid"))
 
 
-def minimise(c: Columns, room: Floats, warm: Floats) -> Dual:
+def minimise(c: GridColumns, room: Floats, warm: Floats) -> GridDual:
     """Minimise the dual function of columns over room (R,) units, from warm prices (R,) of a unit; zeros: none.
 
     Every evaluation is a proven bound on the value of any plan of the columns (Lagrangian relaxation of the

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from solvers.grid.columns import FINE, Columns
-from solvers.grid.dual import Look
+from solvers.grid.columns import FINE, GridColumns
+from solvers.grid.dual import GridEvaluation
 from solvers.jit import cached, lean, nopython
 from solvers.problem import Floats, Ints
 
@@ -38,7 +38,7 @@ class Choices(NamedTuple):
     units: Ints  # (K, W) taken, rounded up
 
 
-class Plan(NamedTuple):
+class GridPlan(NamedTuple):
     """What is being decided, and by what; written in place."""
 
     now: Ints  # (N,) choice of each task
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
 
 
 @lean
-def _regrets(c: Columns, price: Floats, net: Floats, regret: Floats, bill: Floats) -> None:
+def _regrets(c: GridColumns, price: Floats, net: Floats, regret: Floats, bill: Floats) -> None:
     """What each column costs at the prices, and what its task loses by it there (C,)."""
     first, start, entry, resource, base, per_x, per_y = c.first, c.start, c.entry, c.resource, c.base, c.per_x, c.per_y
     value, x, y = c.value, c.x, c.y
@@ -71,7 +71,7 @@ def _regrets(c: Columns, price: Floats, net: Floats, regret: Floats, bill: Float
 
 
 @lean
-def _write(o: Choices, at: int, c: Columns, m: int, k: int, bill: float) -> None:
+def _write(o: Choices, at: int, c: GridColumns, m: int, k: int, bill: float) -> None:
     """Choice `at` is column k of run m."""
     o.column[at], o.value[at], o.bill[at] = k, c.value[k], bill
     for e in range(c.entry[m], c.entry[m + 1]):
@@ -97,7 +97,7 @@ def _limit(regret: Floats, many: int, most: float, count: Ints) -> float:
 
 
 @nopython
-def _choices(c: Columns, price: Floats, net: Floats, many: int, most: float) -> Choices:
+def _choices(c: GridColumns, price: Floats, net: Floats, many: int, most: float) -> Choices:
     """Choices of all tasks: about `many` columns, those with the least regret."""
     n_tasks, n = net.shape[0], c.x.shape[0]
     regret, bill = np.zeros(n), np.zeros(n)
@@ -160,7 +160,7 @@ def _overload(free: Ints, price: Floats) -> float:
 
 
 @lean
-def _leave(o: Choices, p: Plan, i: int) -> None:
+def _leave(o: Choices, p: GridPlan, i: int) -> None:
     """Task i is no user of the resources of its choice any more: the last user there takes its place."""
     for w in range(o.resource.shape[1]):
         r = o.resource[p.now[i], w]
@@ -174,7 +174,7 @@ def _leave(o: Choices, p: Plan, i: int) -> None:
 
 
 @lean
-def _put(o: Choices, p: Plan, i: int, k: int) -> None:
+def _put(o: Choices, p: GridPlan, i: int, k: int) -> None:
     """Task i takes choice k."""
     _leave(o, p, i)
     _shift(o.resource, o.units, p.free, p.now[i], 1)
@@ -188,7 +188,7 @@ def _put(o: Choices, p: Plan, i: int, k: int) -> None:
 
 
 @lean
-def _relief(o: Choices, p: Plan, price: Floats, i: int, over: float) -> tuple[float, int]:
+def _relief(o: Choices, p: GridPlan, price: Floats, i: int, over: float) -> tuple[float, int]:
     """Change of task i that loses least for what it takes off the overload: (loss per relief, choice), -1: none."""
     first, resource, units, free, worth = o.first, o.resource, o.units, p.free, p.worth
     least, best, now = math.inf, -1, p.now[i]
@@ -204,7 +204,7 @@ def _relief(o: Choices, p: Plan, price: Floats, i: int, over: float) -> tuple[fl
 
 
 @lean
-def _repair(o: Choices, p: Plan, price: Floats) -> None:
+def _repair(o: Choices, p: GridPlan, price: Floats) -> None:
     """Change one task after the other until all fits: it does when nobody is served any more."""
     over = _overload(p.free, price)
     while over > 0.0:
@@ -223,7 +223,7 @@ def _repair(o: Choices, p: Plan, price: Floats) -> None:
 
 
 @lean
-def _credit(o: Choices, p: Plan, part: float) -> None:
+def _credit(o: Choices, p: GridPlan, part: float) -> None:
     """Count a part of the bills, and sort each task's choices by what they are worth then."""
     for k in range(o.value.shape[0]):
         p.worth[k] = o.value[k] - part * o.bill[k]
@@ -237,7 +237,7 @@ def _credit(o: Choices, p: Plan, part: float) -> None:
 
 
 @lean
-def _upside(o: Choices, p: Plan) -> float:
+def _upside(o: Choices, p: GridPlan) -> float:
     """What a task that is served could gain at most by another choice of its own."""
     most = 0.0
     for i in range(p.now.shape[0]):
@@ -247,7 +247,7 @@ def _upside(o: Choices, p: Plan) -> float:
 
 
 @lean
-def _partner(o: Choices, p: Plan, i: int, least: float, n_over: int) -> tuple[int, int]:
+def _partner(o: Choices, p: GridPlan, i: int, least: float, n_over: int) -> tuple[int, int]:
     """Another task and its choice that make room where too much is taken and gain most, more than `least`; -1: none."""
     first, resource, units = o.first, o.resource, o.units
     now, free, worth, order, over = p.now, p.free, p.worth, p.order, p.over
@@ -278,7 +278,7 @@ def _partner(o: Choices, p: Plan, i: int, least: float, n_over: int) -> tuple[in
 
 
 @lean
-def _better(o: Choices, p: Plan, i: int, upside: float, same: float) -> bool:
+def _better(o: Choices, p: GridPlan, i: int, upside: float, same: float) -> bool:
     """Improve task i, alone or with another one that makes room: False, it is as it was."""
     mine, free, over, resource, units = p.now[i], p.free, p.over, o.resource, o.units
     for place in range(o.first[i], o.first[i + 1]):
@@ -308,7 +308,7 @@ def _better(o: Choices, p: Plan, i: int, upside: float, same: float) -> bool:
 
 
 @lean
-def _improve(o: Choices, p: Plan, same: float) -> None:
+def _improve(o: Choices, p: GridPlan, same: float) -> None:
     """Moves of one task or two until none is better, or the looks are used up."""
     moved, upside = True, _upside(o, p)
     while moved and p.looks[0] > 0:
@@ -319,7 +319,7 @@ def _improve(o: Choices, p: Plan, same: float) -> None:
 
 
 @nopython
-def _new_plan(o: Choices, free: Ints, looks: int) -> Plan:
+def _new_plan(o: Choices, free: Ints, looks: int) -> GridPlan:
     """Nobody served; free (R,) is taken over."""
     n, n_tasks, size, width = free.shape[0], o.first.shape[0] - 1, o.column.shape[0], o.resource.shape[1]
     now, order = np.zeros(n_tasks, dtype=np.int64), np.zeros(size, dtype=np.int64)
@@ -328,11 +328,11 @@ def _new_plan(o: Choices, free: Ints, looks: int) -> Plan:
     left[0] = looks
     for i in range(n_tasks):
         now[i] = o.first[i]
-    return Plan(now, free, np.zeros(size), order, user, users, place, over, left)
+    return GridPlan(now, free, np.zeros(size), order, user, users, place, over, left)
 
 
 @cached
-def _search(c: Columns, free: Ints, price: Floats, net: Floats, pick: Ints) -> Ints:
+def _search(c: GridColumns, free: Ints, price: Floats, net: Floats, pick: Ints) -> Ints:
     """Write each task's column in place of its pick (N,)."""
     n_tasks, most = net.shape[0], 0.0
     for k in range(c.value.shape[0]):
@@ -352,7 +352,7 @@ def _search(c: Columns, free: Ints, price: Floats, net: Floats, pick: Ints) -> I
     return pick
 
 
-def search(c: Columns, room: Floats, price: Floats, look: Look) -> Ints:
+def search(c: GridColumns, room: Floats, price: Floats, look: GridEvaluation) -> Ints:
     """Return the column of each task (N,), -1: none, within room (R,) units, from a look at prices (R,) of a unit.
 
     A part of a unit is of no use: what a task takes is rounded up.

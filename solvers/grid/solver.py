@@ -18,7 +18,7 @@ from solvers.grid.columns import FINE, OVER, list_columns, raw_arrays, steps_of
 from solvers.grid.dual import minimise
 from solvers.grid.search import search
 from solvers.problem import Floats, Ints, Problem
-from solvers.solution import Certificate, Solution, Status
+from solvers.solution import Certificate, Solution, SolveStatus
 
 PRBS: Final = 273  # of a cell: 100 MHz at 30 kHz, TS 38.101-1 Table 5.3.2-1
 STEPS: Final = 100  # of a node
@@ -79,5 +79,5 @@ def priced_plan(problem: Problem, grid: Ints, *, warm: Floats | None = None) -> 
     value = float(sum(problem.value[chosen[task]].tolist()))
     certificate = Certificate(value, max(value, dual.bound))
     none = np.zeros(problem.n_resources)
-    plan = Solution(Status.OK, "grid", chosen, share, chosen >= 0, none, certificate, dual.evaluations)
+    plan = Solution(SolveStatus.OK, "grid", chosen, share, chosen >= 0, none, certificate, dual.evaluations)
     return plan, dual.price * unit

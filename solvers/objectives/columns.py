@@ -20,7 +20,7 @@ EASED: Final = 5  # ... and of those that its weight pays for
 OWN: Final = 6
 
 
-class Asked(NamedTuple):
+class StageProblem(NamedTuple):
     """A problem and the points chosen in it; arrays as in solvers/problem.py."""
 
     slack: Floats
@@ -39,7 +39,7 @@ class Asked(NamedTuple):
     power_w: Floats  # (R,) of a device on air there; 0 where energy does not count
 
 
-class Stage(NamedTuple):
+class StageColumns(NamedTuple):
     """Tasks admitted i = 0 .. n - 1 with slots first[i] .. first[i + 1] - 1 of K."""
 
     first: Ints  # (n + 1,)
@@ -51,7 +51,7 @@ class Stage(NamedTuple):
 
 
 @nopython
-def _room(q: Asked) -> tuple[Floats, Floats]:
+def _room(q: StageProblem) -> tuple[Floats, Floats]:
     """What rigid demand and floors without work leave (R,), and what a share of s takes of r (R, R)."""
     n = q.background.shape[0]
     pull, room = np.eye(n), 1.0 - q.background
@@ -68,7 +68,7 @@ def _room(q: Asked) -> tuple[Floats, Floats]:
 
 
 @nopython
-def gather(q: Asked, aim: Aim) -> Stage:
+def gather(q: StageProblem, aim: Aim) -> StageColumns:
     """Take the slots with work of the points chosen."""
     n, width, tasks = q.background.shape[0], q.slot.shape[1], 0
     for j in q.chosen:
@@ -106,11 +106,11 @@ def gather(q: Asked, aim: Aim) -> Stage:
         for i in range(tasks):
             own[i, WEIGHT] *= aim.tie * joules / max(weights, 1e-300)
     room, pull = _room(q)
-    return Stage(first, resource[:k], cell[:k], own, room, pull)
+    return StageColumns(first, resource[:k], cell[:k], own, room, pull)
 
 
 @nopython
-def move(q: Asked, share: Floats, x: Floats, into_x: bool) -> None:
+def move(q: StageProblem, share: Floats, x: Floats, into_x: bool) -> None:
     """Copy slots with work from share (N, S) to x (K,) or back; those without work hold their floors."""
     k = 0
     for task in range(q.chosen.shape[0]):

@@ -163,7 +163,7 @@ def _is_awaited(problem: Problem, chosen: Ints) -> bool:
 def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats | None = None) -> tuple[Floats, float]:
     """Shares (N, S) by the goal, and a proven lower bound on its value; the objective's own is `value_of`."""
     from solvers.jit import plain
-    from solvers.objectives.columns import Asked
+    from solvers.objectives.columns import StageProblem
     from solvers.objectives.stage import share_out
     from solvers.objectives.task import Aim
 
@@ -177,7 +177,7 @@ def share_by(problem: Problem, solution: Solution, goal: Goal, *, weight: Floats
     weights = np.ones(p.n_tasks) if weight is None else np.asarray(weight, dtype=np.float64)
     columns = (p.slack, p.slot, p.work, p.floor, p.cap, p.activity, p.rigid, p.background)
     couplings = (p.coupling_from, p.coupling_to, p.coupling_per_share)
-    asked = Asked(*(plain(a) for a in (*columns, *couplings, solution.chosen, weights, np.array(on_air))))
+    asked = StageProblem(*(plain(a) for a in (*columns, *couplings, solution.chosen, weights, np.array(on_air))))
     aim = Aim(KINDS[goal.objective], float(goal.alpha), HEADROOM, TIE if energy else 0.0)
     with np.errstate(all="ignore"):  # 1 / 0 is inf, as in compiled code
         share, bound, _ = share_out(asked, aim, plain(solution.share))

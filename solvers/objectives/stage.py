@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers.jit import cached, inlined, nopython, source_digest
-from solvers.objectives.columns import BOTH, EASED, EASY, THETA, TIGHT, WEIGHT, Asked, Stage, gather, move
+from solvers.objectives.columns import BOTH, EASED, EASY, THETA, TIGHT, WEIGHT, StageColumns, StageProblem, gather, move
 from solvers.objectives.task import (
     ACTIVITY,
     BINDS,
@@ -66,7 +66,7 @@ class Now(NamedTuple):
 
 
 @nopython
-def _couple(t: Stage, now: Now, price: Floats, paid: Floats, use: Floats, bend: Floats) -> None:
+def _couple(t: StageColumns, now: Now, price: Floats, paid: Floats, use: Floats, bend: Floats) -> None:
     """Turn use and bend by slots' own resources into those of all that a share of them takes."""
     n = price.shape[0]
     half = np.zeros((n, n))
@@ -89,7 +89,7 @@ def _couple(t: Stage, now: Now, price: Floats, paid: Floats, use: Floats, bend: 
 
 @inlined
 def _unhindered(
-    t: Stage, x: Floats, low: int, high: int, root: Floats, back: Floats, aim: Aim, w: float, target: float
+    t: StageColumns, x: Floats, low: int, high: int, root: Floats, back: Floats, aim: Aim, w: float, target: float
 ) -> float:
     """Set shares by the closed form; returns the multiplier, 0 if floors or caps are in the way.
 
@@ -108,7 +108,7 @@ def _unhindered(
 
 
 @nopython
-def _look(t: Stage, now: Now, aim: Aim, price: Floats, target: float) -> float:
+def _look(t: StageColumns, now: Now, aim: Aim, price: Floats, target: float) -> float:
     """Serve everybody at the prices; fills use and bend. Returns the height of the dual, the room's worth left out."""
     first, resource, cell, own, x = t.first, t.resource, t.cell, t.own, now.x
     n = price.shape[0]
@@ -149,7 +149,7 @@ def _look(t: Stage, now: Now, aim: Aim, price: Floats, target: float) -> float:
 
 
 @nopython
-def _worth(t: Stage, price: Floats) -> float:
+def _worth(t: StageColumns, price: Floats) -> float:
     total = 0.0
     for r in range(price.shape[0]):
         total += GOAL * price[r] * t.room[r]
@@ -157,7 +157,7 @@ def _worth(t: Stage, price: Floats) -> float:
 
 
 @nopython
-def _climb_max(t: Stage, now: Now, aim: Aim, price: Floats, least: float, hint: float) -> tuple[float, float]:
+def _climb_max(t: StageColumns, now: Now, aim: Aim, price: Floats, least: float, hint: float) -> tuple[float, float]:
     """Latency over deadline at which everybody's cheapest shares cost what the room is worth: (score, that latency).
 
     A lower bound on the least maximum, not below `least` (of caps); a score below log(least): even that is cheap.
@@ -185,7 +185,7 @@ def _climb_max(t: Stage, now: Now, aim: Aim, price: Floats, least: float, hint: 
 
 
 @nopython
-def _start(t: Stage, price: Floats) -> None:
+def _start(t: StageColumns, price: Floats) -> None:
     """Prices as if no deadline were bound: (sum of roots over room)^2."""
     n, cell, resource = price.shape[0], t.cell, t.resource
     root = np.zeros(n)
@@ -199,7 +199,7 @@ def _start(t: Stage, price: Floats) -> None:
 
 
 @nopython
-def _settled(t: Stage, now: Now, price: Floats, lowest: bool) -> bool:
+def _settled(t: StageColumns, now: Now, price: Floats, lowest: bool) -> bool:
     """Nothing is overfilled, and what is not full has no price; at the `lowest` maximum the first will do."""
     calm = CALM * _worth(t, price)
     for r in range(price.shape[0]):
@@ -212,7 +212,7 @@ def _settled(t: Stage, now: Now, price: Floats, lowest: bool) -> bool:
 
 
 @nopython
-def _step(t: Stage, now: Now, price: Floats, step: Floats) -> None:
+def _step(t: StageColumns, now: Now, price: Floats, step: Floats) -> None:
     """Newton in log prices, shortened to JUMP; an ascent, for its matrix is positive definite."""
     n = price.shape[0]
     matrix = now.bend.copy()
@@ -230,7 +230,7 @@ def _step(t: Stage, now: Now, price: Floats, step: Floats) -> None:
 
 
 @nopython
-def _scale(t: Stage, worth: float) -> float:
+def _scale(t: StageColumns, worth: float) -> float:
     """Log of the factor on all prices at which everybody's shares cost what the room is worth; 0 if there is none.
 
     With u the root of 1 / factor: sum of max(tight, eased u) = worth, convex in u.
@@ -253,7 +253,7 @@ def _scale(t: Stage, worth: float) -> float:
 
 
 @nopython
-def _rescale(t: Stage, price: Floats, step: Floats) -> None:
+def _rescale(t: StageColumns, price: Floats, step: Floats) -> None:
     """Let the prices' common move be the one of _scale: near a full site Newton's falls short, time and again."""
     worth = _worth(t, price)
     factor, mean = _scale(t, worth), 0.0
@@ -264,7 +264,7 @@ def _rescale(t: Stage, price: Floats, step: Floats) -> None:
 
 
 @nopython
-def _used(t: Stage, x: Floats, use: Floats) -> None:
+def _used(t: StageColumns, x: Floats, use: Floats) -> None:
     """Fill use (R,) with what the shares x (K,) take."""
     n = use.shape[0]
     use[:] = 0.0
@@ -274,7 +274,7 @@ def _used(t: Stage, x: Floats, use: Floats) -> None:
 
 
 @nopython
-def _top_up(t: Stage, now: Now, x: Floats, s: int) -> None:
+def _top_up(t: StageColumns, now: Now, x: Floats, s: int) -> None:
     """Stretch shares of s below their caps by one factor into what room there still is, couplings counted."""
     held, left = 0.0, math.inf
     for r in range(now.use.shape[0]):
@@ -293,7 +293,7 @@ def _top_up(t: Stage, now: Now, x: Floats, s: int) -> None:
 
 
 @nopython
-def _keep_late(t: Stage, now: Now, x: Floats) -> None:
+def _keep_late(t: StageColumns, now: Now, x: Floats) -> None:
     """Tasks whose deadlines now.x misses keep x: prices 1e200 apart leave no number between 0 and 1 for a mixture."""
     for i in range(t.own.shape[0]):
         low, high = t.first[i], t.first[i + 1]
@@ -303,7 +303,7 @@ def _keep_late(t: Stage, now: Now, x: Floats) -> None:
 
 
 @nopython
-def _blend(t: Stage, now: Now, x: Floats) -> None:
+def _blend(t: StageColumns, now: Now, x: Floats) -> None:
     """Move x, which fits, towards now.x as far as there is room: latency is convex, so every deadline stays."""
     before, after = np.zeros(t.room.shape[0]), np.zeros(t.room.shape[0])
     _used(t, x, before)
@@ -318,7 +318,7 @@ def _blend(t: Stage, now: Now, x: Floats) -> None:
 
 
 @nopython
-def _climb(t: Stage, now: Now, aim: Aim) -> tuple[float, int]:
+def _climb(t: StageColumns, now: Now, aim: Aim) -> tuple[float, int]:
     """Newton steps until they gain nothing: (proven bound of the objective, steps); now is where it ends."""
     n = t.room.shape[0]
     price, old, step = np.zeros(n), np.zeros(n), np.zeros(n)
@@ -354,11 +354,11 @@ def _climb(t: Stage, now: Now, aim: Aim) -> tuple[float, int]:
     return bound, used
 
 
-def _make(digest: int) -> Callable[[Asked, Aim, Floats], tuple[Floats, float, int]]:
+def _make(digest: int) -> Callable[[StageProblem, Aim, Floats], tuple[Floats, float, int]]:
     """Return `share_out`, compiled and kept; `digest` is part of its key in the cache (as in price/solver.py)."""
 
     @cached
-    def share_out(q: Asked, aim: Aim, held: Floats) -> tuple[Floats, float, int]:
+    def share_out(q: StageProblem, aim: Aim, held: Floats) -> tuple[Floats, float, int]:
         """Best shares (N, S) from shares `held` (N, S) that fit: (shares, proven bound of the objective, steps)."""
         t = gather(q, aim)
         n, many = t.room.shape[0], t.resource.shape[0]

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers.jit import nopython
-from solvers.price.oracle import Look, evaluate, new_look
+from solvers.price.oracle import Evaluation, evaluate, new_look
 from solvers.price.point import Point
 from solvers.price.screen import Screen
 from solvers.price.tables import DEAD, OTHER, RIGID, Prices, Table, at_least, prices_of, rounded
@@ -38,7 +38,7 @@ class Dual(NamedTuple):
 
     bound: float
     price: Floats
-    look: Look
+    look: Evaluation
     evaluations: int
     converged: bool
 
@@ -190,7 +190,7 @@ def new_bundle(t: Table) -> Bundle:
 
 
 @nopython
-def _keep(bundle: Bundle, t: Table, price: Floats, value: float, look: Look) -> None:
+def _keep(bundle: Bundle, t: Table, price: Floats, value: float, look: Evaluation) -> None:
     """Put an evaluation into the bundle, in place of the one that counted least."""
     place = 0
     for m in range(bundle.weight.shape[0]):

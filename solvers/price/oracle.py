@@ -34,7 +34,7 @@ SAMPLED: Final = 500  # tasks from which the second derivative is estimated, at 
 AHEAD: Final = 12  # tasks by which memory is asked for before it is needed
 
 
-class Look(NamedTuple):
+class Evaluation(NamedTuple):
     """What one evaluation saw."""
 
     at: Ints  # (N, 2) place of the best point and of the next best in the screen's lists, -1: none; scratch
@@ -48,19 +48,19 @@ class Look(NamedTuple):
 
 
 @nopython
-def new_look(t: Table) -> Look:
+def new_look(t: Table) -> Evaluation:
     """Nothing seen."""
     n, n_tasks = t.room.shape[0] - 1, t.most.shape[0]
     at, none = np.full((n_tasks, 2), -1, dtype=np.int64), np.full(n_tasks, -1, dtype=np.int64)
     net, gain, margin = np.zeros(n_tasks), np.zeros(n_tasks), np.zeros(n_tasks)
-    return Look(at, none, net, none.copy(), gain, margin, np.zeros(n + 1), np.zeros((n, n)))
+    return Evaluation(at, none, net, none.copy(), gain, margin, np.zeros(n + 1), np.zeros((n, n)))
 
 
-def _ranking(width: int) -> Callable[[Table, Prices, Screen, Look], None]:
+def _ranking(width: int) -> Callable[[Table, Prices, Screen, Evaluation], None]:
     """Make rank for points of `width` slots, 0: any number."""
 
     @nopython
-    def rank(t: Table, p: Prices, screen: Screen, look: Look) -> None:
+    def rank(t: Table, p: Prices, screen: Screen, look: Evaluation) -> None:
         start, point, mode, slot, root = screen.start, screen.point, screen.mode, screen.slot, screen.root
         value, proot, n_slots = screen.value, p.root, width if width > 0 else t.root.shape[1]
         at, pick, net, rival, gain, most = look.at, look.pick, look.net, look.rival, look.gain, t.most
@@ -92,7 +92,7 @@ _rank_pairs, _rank_any = _ranking(PAIR), _ranking(0)
 
 
 @nopython
-def _rank(t: Table, p: Prices, screen: Screen, look: Look) -> None:
+def _rank(t: Table, p: Prices, screen: Screen, look: Evaluation) -> None:
     """Every task's best point by lower bounds of the costs into look.pick, with its net value, and the next best one.
 
     Points that are not listed are worse than the best by AWAY x most at least.
@@ -116,7 +116,7 @@ def _exact_best(t: Table, i: int, p: Prices, o: Point) -> tuple[int, float]:
 
 
 @lean
-def _choose(t: Table, i: int, p: Prices, look: Look, o: Point) -> None:
+def _choose(t: Table, i: int, p: Prices, look: Evaluation, o: Point) -> None:
     """Make sure of what _rank found for task i; its counted shares stay in the scratch."""
     j, width = look.pick[i], WIDTH * t.most[i]
     if j < 0 or look.net[i] <= 0.0:
@@ -152,7 +152,7 @@ def _pay(t: Table, j: int, o: Point, p: Prices, sign: float, paid: Floats) -> No
 
 
 @lean
-def _waver(t: Table, i: int, look: Look, rival: int, many: float, p: Prices, o: Point, paid: Floats) -> None:
+def _waver(t: Table, i: int, look: Evaluation, rival: int, many: float, p: Prices, o: Point, paid: Floats) -> None:
     """Add to look.bend, `many` times, that task i may change to the rival, or to none; its point is in the scratch.
 
     A jump of the use at equal net values, spread over margins up to WIDTH: a triangular kernel.
@@ -245,7 +245,15 @@ def _tilt(t: Table, p: Prices, screen: Screen, m: int, other: int, weight: float
 
 @inlined
 def _count(
-    t: Table, p: Prices, screen: Screen, m: int, total: float, many: float, look: Look, rigid: Floats, n_slots: int
+    t: Table,
+    p: Prices,
+    screen: Screen,
+    m: int,
+    total: float,
+    many: float,
+    look: Evaluation,
+    rigid: Floats,
+    n_slots: int,
 ) -> None:
     """Add the use of the listed point m, within its limits, and `many` times how it moves with prices."""
     slot, root, use, bend, j = screen.slot, screen.root, look.use, look.bend, screen.point[m]
@@ -263,7 +271,9 @@ def _count(
 
 
 @inlined
-def _glance(t: Table, p: Prices, screen: Screen, i: int, many: float, look: Look, rigid: Floats, n_slots: int) -> float:
+def _glance(
+    t: Table, p: Prices, screen: Screen, i: int, many: float, look: Evaluation, rigid: Floats, n_slots: int
+) -> float:
     """What task i adds if its best point binds in one phase and meets no limit; else its margin becomes -1.
 
     `many`: tasks that it stands for in the second derivative, or 0.
@@ -301,11 +311,11 @@ def _glance(t: Table, p: Prices, screen: Screen, i: int, many: float, look: Look
     return worth
 
 
-def _glancing(width: int) -> Callable[[Table, Prices, Screen, Look, Floats], float]:
+def _glancing(width: int) -> Callable[[Table, Prices, Screen, Evaluation, Floats], float]:
     """Make at_a_glance for points of `width` slots, 0: any number."""
 
     @lean
-    def at_a_glance(t: Table, p: Prices, screen: Screen, look: Look, rigid: Floats) -> float:
+    def at_a_glance(t: Table, p: Prices, screen: Screen, look: Evaluation, rigid: Floats) -> float:
         order, pick, rival, cell = t.order, look.pick, look.rival, t.cell
         net_sum, every, n_tasks, n_slots = 0.0, sampling(t), t.order.shape[0], width if width > 0 else t.root.shape[1]
         for place in range(n_tasks):
@@ -325,7 +335,7 @@ _at_a_glance_pairs, _at_a_glance_any = _glancing(PAIR), _glancing(0)
 
 
 @nopython
-def _at_a_glance(t: Table, p: Prices, screen: Screen, look: Look, rigid: Floats) -> float:
+def _at_a_glance(t: Table, p: Prices, screen: Screen, look: Evaluation, rigid: Floats) -> float:
     """What tasks add whose best point binds in one phase and meets no limit; margins of the others become -1.
 
     The same as _choose, _respond and _waver, without a call: this and _rank are where the time goes. Of the sample
@@ -337,7 +347,7 @@ def _at_a_glance(t: Table, p: Prices, screen: Screen, look: Look, rigid: Floats)
 
 
 @lean
-def _one_by_one(t: Table, p: Prices, look: Look, rigid: Floats, paid: Floats, o: Point) -> float:
+def _one_by_one(t: Table, p: Prices, look: Evaluation, rigid: Floats, paid: Floats, o: Point) -> float:
     """What the other tasks add; returns their net values."""
     net_sum, every = 0.0, sampling(t)
     weight = float(every)
@@ -362,7 +372,7 @@ def _one_by_one(t: Table, p: Prices, look: Look, rigid: Floats, paid: Floats, o:
 
 
 @nopython
-def evaluate(t: Table, price: Floats, screen: Screen, look: Look, o: Point) -> float:
+def evaluate(t: Table, price: Floats, screen: Screen, look: Evaluation, o: Point) -> float:
     """Dual function at prices (R,): a bound on the value of any plan. `screen` saves work from one call to the next."""
     n = price.shape[0]
     p, rigid, bound = prices_of(t, price), np.zeros(n + 1), 0.0

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from solvers.jit import inlined, lean, merged, nopython
 from solvers.price.dual import Dual, worth
 from solvers.price.fit import FIT, ROOT, Set, fit, put
-from solvers.price.oracle import Look
+from solvers.price.oracle import Evaluation
 from solvers.price.point import Point, price_point
 from solvers.price.screen import Screen, holds
 from solvers.price.settle import balance
@@ -45,7 +45,7 @@ TINY: Final = 1e-3  # part of what a change saves: an excess below it does not c
 SAME: Final = 1e-9  # values that differ by less are the same
 
 
-class Options(NamedTuple):
+class SearchOptions(NamedTuple):
     """Choices of the tasks that are looked at."""
 
     task: Ints  # (D,)
@@ -58,7 +58,7 @@ class Options(NamedTuple):
 
 
 @nopython
-def _wavering(t: Table, look: Look) -> Ints:
+def _wavering(t: Table, look: Evaluation) -> Ints:
     """Tasks by id: all, or those with the least margins, half of them served and half not."""
     n_tasks = t.most.shape[0]
     if n_tasks <= FEW:
@@ -75,7 +75,7 @@ def _wavering(t: Table, look: Look) -> Ints:
 
 
 @nopython
-def _closest(t: Table, look: Look, served: bool, enough: int, taken: Bools) -> int:
+def _closest(t: Table, look: Evaluation, served: bool, enough: int, taken: Bools) -> int:
     """Mark the tasks, served or not, with the least margins, `enough` of them or all; returns how many."""
     n_tasks, widest = t.most.shape[0], 0.0
     for i in range(n_tasks):
@@ -101,7 +101,7 @@ def _closest(t: Table, look: Look, served: bool, enough: int, taken: Bools) -> i
 
 
 @lean
-def _list(t: Table, look: Look, p: Prices, listed: bool, screen: Screen, opt: Options, o: Point) -> None:
+def _list(t: Table, look: Evaluation, p: Prices, listed: bool, screen: Screen, opt: SearchOptions, o: Point) -> None:
     """Fill in all points of the wavering tasks, or those that are `listed`."""
     many = 0
     for place in range(opt.task.shape[0]):
@@ -119,13 +119,13 @@ def _list(t: Table, look: Look, p: Prices, listed: bool, screen: Screen, opt: Op
 
 
 @nopython
-def options(t: Table, d: Dual, screen: Screen, o: Point) -> Options:
+def options(t: Table, d: Dual, screen: Screen, o: Point) -> SearchOptions:
     """Choices of wavering tasks with their losses at the prices of the bound."""
     task, p, most = _wavering(t, d.look), prices_of(t, d.price), 0
     listed = t.value.shape[0] > SMALL and holds(screen, d.price)
     for i in task:
         most += screen.start[i + 1] - screen.start[i] if listed else t.first[i + 1] - t.first[i]
-    opt = Options(
+    opt = SearchOptions(
         task,
         np.zeros(task.shape[0] + 1, dtype=np.int64),
         np.zeros(task.shape[0]),
@@ -149,7 +149,7 @@ def value_of(t: Table, chosen: Ints) -> float:
 
 
 @lean
-def reprice(t: Table, opt: Options, p: Prices, o: Point) -> None:
+def reprice(t: Table, opt: SearchOptions, p: Prices, o: Point) -> None:
     """Costs of all options at prices."""
     for place in range(opt.task.shape[0]):
         for m in range(opt.start[place], opt.start[place + 1]):
@@ -185,7 +185,7 @@ def _bills(t: Table, k: Set, p: Prices, paid: Floats, o: Point) -> float:
 
 
 @merged
-def _chosen_option(k: Set, opt: Options, place: int) -> int:
+def _chosen_option(k: Set, opt: SearchOptions, place: int) -> int:
     """Option that the task at a place has chosen, -1: none."""
     now = k.chosen[opt.task[place]]
     for m in range(opt.start[place], opt.start[place + 1]):
@@ -195,7 +195,7 @@ def _chosen_option(k: Set, opt: Options, place: int) -> int:
 
 
 @lean
-def _cheaper(opt: Options, place: int, now: int, switch: bool) -> tuple[float, int]:
+def _cheaper(opt: SearchOptions, place: int, now: int, switch: bool) -> tuple[float, int]:
     """Find the best way for a task to take less: (loss per cost saved, option or -1). Losses only grow: no cycles."""
     best, to = (opt.none[place] - opt.loss[now]) / max(opt.cost[now], 1e-300), -1
     if switch:
@@ -209,7 +209,7 @@ def _cheaper(opt: Options, place: int, now: int, switch: bool) -> tuple[float, i
 
 
 @lean
-def _last(t: Table, opt: Options, now: Ints, ratio: Floats, excess: float, switch: bool) -> tuple[int, int]:
+def _last(t: Table, opt: SearchOptions, now: Ints, ratio: Floats, excess: float, switch: bool) -> tuple[int, int]:
     """Find the change that alone takes the excess away and gives up least value: (place, option or -1 for none).
 
     Of equals, the one that loses least against the bound, then the one that saves most.
@@ -246,7 +246,15 @@ def _least(t: Table, k: Set, net: Floats, paid: Floats, excess: float) -> int:
 
 @lean
 def _close(
-    t: Table, k: Set, opt: Options, now: Ints, ratio: Floats, net: Floats, paid: Floats, excess: float, switch: bool
+    t: Table,
+    k: Set,
+    opt: SearchOptions,
+    now: Ints,
+    ratio: Floats,
+    net: Floats,
+    paid: Floats,
+    excess: float,
+    switch: bool,
 ) -> None:
     """Make the last change: the one that alone takes the excess away and gives up least value.
 
@@ -263,7 +271,7 @@ def _close(
 
 @nopython
 def _lessen(
-    t: Table, k: Set, opt: Options, net: Floats, paid: Floats, excess: float, least: float, switch: bool
+    t: Table, k: Set, opt: SearchOptions, net: Floats, paid: Floats, excess: float, least: float, switch: bool
 ) -> float:
     """Drop or switch wavering tasks, least loss per cost saved first; returns what is left of the excess.
 
@@ -330,7 +338,7 @@ def _revive(price: Floats, start: Floats) -> None:
 
 
 @merged
-def repair(t: Table, k: Set, opt: Options, net: Floats, price: Floats, o: Point) -> None:
+def repair(t: Table, k: Set, opt: SearchOptions, net: Floats, price: Floats, o: Point) -> None:
     """Drop or switch tasks until the set fits by its tight shares at `price` (R,), which ends balanced."""
     paid, start = np.empty(t.most.shape[0]), price.copy()
     for tried in range(ROUNDS):
@@ -353,7 +361,7 @@ def repair(t: Table, k: Set, opt: Options, net: Floats, price: Floats, o: Point)
 
 
 @lean
-def _candidate(t: Table, k: Set, opt: Options, spare: float) -> tuple[int, int]:
+def _candidate(t: Table, k: Set, opt: SearchOptions, spare: float) -> tuple[int, int]:
     """Untried change of one task that adds value and may fit, most value per cost first: (place, option), -1: none."""
     best, where, option = 0.0, -1, -1
     for place in range(opt.task.shape[0]):
@@ -402,7 +410,7 @@ def _fits_beside(t: Table, k: Set, i: int, j: int, p: Prices, use: Floats, after
 
 
 @nopython
-def _pack(t: Table, k: Set, opt: Options, price: Floats, use: Floats, spare: float, o: Point) -> int:
+def _pack(t: Table, k: Set, opt: SearchOptions, price: Floats, use: Floats, spare: float, o: Point) -> int:
     """Make every change that adds value and fits beside the others, most value per cost first; returns how many.
 
     What costs more than the spare room is worth cannot fit.
@@ -443,7 +451,7 @@ def _spare(t: Table, k: Set, price: Floats, use: Floats) -> float:
 
 
 @merged
-def fill(t: Table, k: Set, opt: Options, price: Floats, o: Point) -> None:
+def fill(t: Table, k: Set, opt: SearchOptions, price: Floats, o: Point) -> None:
     """Admit the rejected and better the admitted while it fits; k fits by its tight shares at `price` (R,) always."""
     use, new, n_tasks = np.zeros(price.shape[0] + 1), price.copy(), t.most.shape[0]
     failures = max(LEAST_FAILURES, min(FAILURES, FAILURES * 100 // max(1, n_tasks)))

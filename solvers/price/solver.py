@@ -24,7 +24,7 @@ from solvers.price.spread import spread
 from solvers.price.tables import DEAD, DOUBLE, FIELDS, Prices, Raw, Table, at_least, prices_of, rigid_bill
 from solvers.price.tree import improve
 from solvers.problem import Floats, Ints, Problem
-from solvers.solution import Certificate, Solution, Status
+from solvers.solution import Certificate, Solution, SolveStatus
 
 EVALUATIONS: Final = 40  # of the dual: 2 to 6 reach 0.01% at city scale, kinks of small problems take more
 NODES: Final = 1000  # of the search that closes the gap on small problems
@@ -393,7 +393,7 @@ def solve(
     answer = _run(ready, _SOLVE if options.get("second_stage", 1.0) else _TIGHT, warm, None, options)
     admitted = answer.chosen >= 0
     return Solution(
-        status=Status.OK if answer.good else Status.LIMIT,
+        status=SolveStatus.OK if answer.good else SolveStatus.LIMIT,
         solver="joint",
         chosen=answer.chosen,
         share=answer.share,

@@ -16,7 +16,7 @@ from solvers.jit import lean, merged, nopython
 from solvers.price.dual import Dual
 from solvers.price.fit import FIT, NO_FIT, Set, fit, put
 from solvers.price.point import Point, price_point
-from solvers.price.search import SAME, Options, value_of
+from solvers.price.search import SAME, SearchOptions, value_of
 from solvers.price.tables import EDGE, Prices, Table, prices_of
 from solvers.problem import Floats, Ints
 
@@ -39,7 +39,7 @@ class Tree(NamedTuple):
 
 
 @lean
-def _below(opt: Options, limit: float) -> int:
+def _below(opt: SearchOptions, limit: float) -> int:
     """How many choices lose less than a limit."""
     many = 0
     for place in range(opt.task.shape[0]):
@@ -50,7 +50,7 @@ def _below(opt: Options, limit: float) -> int:
 
 
 @lean
-def _limit(opt: Options, gap: float) -> float:
+def _limit(opt: SearchOptions, gap: float) -> float:
     """Loss below which options are looked at: the gap, or less where that would be too many."""
     limit = gap
     for _ in range(40):
@@ -71,7 +71,7 @@ def _least(score: Floats) -> int:
 
 
 @nopython
-def _grow(t: Table, opt: Options, limit: float) -> Tree:
+def _grow(t: Table, opt: SearchOptions, limit: float) -> Tree:
     """Options whose loss is below the limit; levels with the clearest choice first."""
     n_tasks = opt.task.shape[0]
     doubt = np.zeros(n_tasks)
@@ -108,7 +108,7 @@ def _grow(t: Table, opt: Options, limit: float) -> Tree:
 
 
 @lean
-def _second(opt: Options, place: int) -> float:
+def _second(opt: SearchOptions, place: int) -> float:
     """Loss of a task's second choice: large means that its choice is clear. Finite."""
     best, second = opt.none[place], 1e300
     for m in range(opt.start[place], opt.start[place + 1]):
@@ -184,7 +184,7 @@ def _take(t: Table, k: Set, tree: Tree, at: Ints) -> None:
 
 
 @merged
-def improve(t: Table, k: Set, d: Dual, opt: Options, start: Floats, nodes: int, o: Point) -> Floats:
+def improve(t: Table, k: Set, d: Dual, opt: SearchOptions, start: Floats, nodes: int, o: Point) -> Floats:
     """Depth-first search for better plans than k, the best goes into k, which fits at `start` (R,) before.
 
     Returns prices (R,) at which it fits after. Prunes by loss against the gap, by value and by cuts; the first cuts

@@ -28,7 +28,7 @@ OVER: Final = 1e-9  # of a resource: what a plan may take too much, to solvers/c
 KEEP: Final = 0.9  # ... of which a plan uses this part: sums in another order differ a little
 
 
-class Columns(NamedTuple):
+class ExactColumns(NamedTuple):
     """C columns, sorted by task, then point. `steps` (C, S): in the slots of the point."""
 
     task: Ints  # (C,)
@@ -68,7 +68,7 @@ class Loads(NamedTuple):
         return self._replace(units=np.minimum(units, capacity[self.resource] + 1), capacity=capacity)
 
 
-def pareto_columns(problem: Problem, grid: Ints) -> Columns:
+def pareto_columns(problem: Problem, grid: Ints) -> ExactColumns:
     """Columns on a grid of 1 / grid[r] of resource r, grid (R,) >= 1.
 
     Raises BadProblem where a point has so many elastic slots that their combinations cannot be listed.
@@ -83,10 +83,10 @@ def pareto_columns(problem: Problem, grid: Ints) -> Columns:
     point = np.concatenate([np.zeros(0, dtype=np.int64), *(part[0] for part in parts)])
     steps = np.concatenate([np.zeros((0, problem.slot.shape[1]), dtype=np.int64), *(part[1] for part in parts)])
     order = np.argsort(point, kind="stable")
-    return Columns(limits.owner[point[order]], point[order], steps[order])
+    return ExactColumns(limits.owner[point[order]], point[order], steps[order])
 
 
-def loads(problem: Problem, grid: Ints, columns: Columns) -> Loads:
+def loads(problem: Problem, grid: Ints, columns: ExactColumns) -> Loads:
     """What each column takes of each resource, couplings included.
 
     A unit is a step where only whole shares count on a resource, else 1 / FINE of it (less, where sums would grow too

@@ -16,8 +16,8 @@ import numpy as np
 
 from solvers.grid import solver as on_steps
 from solvers.problem import Floats, Ints, Problem
-from solvers.referees.columns import Columns, Loads, loads, pareto_columns
-from solvers.solution import Certificate, Solution, Status
+from solvers.referees.columns import ExactColumns, Loads, loads, pareto_columns
+from solvers.solution import Certificate, Solution, SolveStatus
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -59,10 +59,10 @@ def solve_on_grid(
     return dataclasses.replace(plan, status=found.status, evaluations=branches)
 
 
-class Core(NamedTuple):
+class OpenColumns(NamedTuple):
     """The columns that a plan better than the known one can hold, and what is known beforehand."""
 
-    columns: Columns
+    columns: ExactColumns
     load: Loads
     known: Ints  # (K,) columns of a plan
     bound: float  # on the value of any plan
@@ -74,21 +74,21 @@ class _Found(NamedTuple):
 
     on: Ints  # (K,) columns
     bound: float
-    status: Status
+    status: SolveStatus
     branches: int
 
 
-def _searched(problem: Problem, core: Core, options: Mapping[str, float]) -> _Found:
+def _searched(problem: Problem, core: OpenColumns, options: Mapping[str, float]) -> _Found:
     scale = 10.0 ** (DIGITS - math.ceil(math.log10(max(float(problem.value.max(initial=0.0)), 1e-300))))
     model, picks = _model(problem, core, scale)
     solver, status = _search(model, options)
     if status is None:
-        return _Found(core.known, math.inf, Status.LIMIT, solver.num_branches)
+        return _Found(core.known, math.inf, SolveStatus.LIMIT, solver.num_branches)
     on = np.flatnonzero([solver.boolean_value(pick) for pick in picks])
     return _Found(on, solver.best_objective_bound / scale, status, solver.num_branches)
 
 
-def core_of(problem: Problem, grid: Ints, warm: Floats | None) -> Core:
+def core_of(problem: Problem, grid: Ints, warm: Floats | None) -> OpenColumns:
     """Leave out columns that cost too much at the grid solver's prices to be in a plan better than the grid solver's.
 
     Taken on trust is neither: the plan is checked against the loads here, and with any prices the dual function of
@@ -116,11 +116,11 @@ def core_of(problem: Problem, grid: Ints, warm: Floats | None) -> Core:
     less = load._replace(
         resource=load.resource[held], column=place[load.column[held]], part=load.part[held], units=load.units[held]
     )
-    some = Columns(columns.task[kept], columns.point[kept], columns.steps[kept])
-    return Core(some, less, place[known], bound, np.flatnonzero(best > spare))
+    some = ExactColumns(columns.task[kept], columns.point[kept], columns.steps[kept])
+    return OpenColumns(some, less, place[known], bound, np.flatnonzero(best > spare))
 
 
-def _known(problem: Problem, grid: Ints, columns: Columns, plan: Solution) -> Ints:
+def _known(problem: Problem, grid: Ints, columns: ExactColumns, plan: Solution) -> Ints:
     """(K,) columns that a plan holds, those of its tasks that are among the columns."""
     steps, served = np.zeros(plan.share.shape, dtype=np.int64), np.flatnonzero(plan.chosen >= 0)
     steps[served] = np.rint(plan.share[served] * np.append(grid, 1)[problem.slot[plan.chosen[served]]])
@@ -128,12 +128,12 @@ def _known(problem: Problem, grid: Ints, columns: Columns, plan: Solution) -> In
     return np.flatnonzero(same)
 
 
-def worth(problem: Problem, columns: Columns, on: Ints) -> float:
+def worth(problem: Problem, columns: ExactColumns, on: Ints) -> float:
     """Value of the columns `on`."""
     return float(problem.value[columns.point[on]].sum())
 
 
-def _model(problem: Problem, core: Core, scale: float) -> tuple[cp_model.CpModel, list[Any]]:
+def _model(problem: Problem, core: OpenColumns, scale: float) -> tuple[cp_model.CpModel, list[Any]]:
     """Choose at most one column per task, within the capacities, of the greatest value; the bound is a cut-off."""
     from ortools.sat.python import cp_model
 
@@ -165,7 +165,7 @@ def _model(problem: Problem, core: Core, scale: float) -> tuple[cp_model.CpModel
     return model, picks
 
 
-def _search(model: cp_model.CpModel, options: Mapping[str, float]) -> tuple[cp_model.CpSolver, Status | None]:
+def _search(model: cp_model.CpModel, options: Mapping[str, float]) -> tuple[cp_model.CpSolver, SolveStatus | None]:
     """Run within deterministic time; whatever the machine, the answer is the same. None: no plan yet, nor a bound."""
     from ortools.sat.python import cp_model
 
@@ -178,11 +178,11 @@ def _search(model: cp_model.CpModel, options: Mapping[str, float]) -> tuple[cp_m
     solver.parameters.find_big_linear_overlap = False  # nor does this, for two of the first three seconds
     solver.parameters.symmetry_level = 0
     solver.parameters.random_seed = int(on_steps.number(options, "seed", SEED, 0))
-    verdicts = {cp_model.OPTIMAL: Status.OK, cp_model.FEASIBLE: Status.LIMIT}
+    verdicts = {cp_model.OPTIMAL: SolveStatus.OK, cp_model.FEASIBLE: SolveStatus.LIMIT}
     return solver, verdicts.get(solver.solve(model))
 
 
-def plan_of(problem: Problem, grid: Ints, columns: Columns, on: Ints, bound: float) -> Solution:
+def plan_of(problem: Problem, grid: Ints, columns: ExactColumns, on: Ints, bound: float) -> Solution:
     """Shares of the columns `on`."""
     chosen = np.full(problem.n_tasks, -1, dtype=np.int64)
     chosen[columns.task[on]] = columns.point[on]
@@ -191,4 +191,4 @@ def plan_of(problem: Problem, grid: Ints, columns: Columns, on: Ints, bound: flo
     value = float(problem.value[columns.point[on]].sum())
     certificate = Certificate(value, max(value, bound))
     prices = np.zeros(problem.n_resources)
-    return Solution(Status.OK, "exact", chosen, share, chosen >= 0, prices, certificate, 0)
+    return Solution(SolveStatus.OK, "exact", chosen, share, chosen >= 0, prices, certificate, 0)

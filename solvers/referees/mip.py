@@ -15,8 +15,8 @@ import numpy as np
 
 from solvers.grid.solver import grid_of, number
 from solvers.problem import Floats, Problem
-from solvers.referees.exact import Core, core_of, plan_of, worth
-from solvers.solution import Solution, Status
+from solvers.referees.exact import OpenColumns, core_of, plan_of, worth
+from solvers.solution import Solution, SolveStatus
 
 if TYPE_CHECKING:
     from ortools.math_opt import model_pb2
@@ -53,10 +53,10 @@ def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str,
         on = found if better and core.load.fit(found) else on
     plan = plan_of(problem, grid, core.columns, on, min(core.bound, result.best_objective_bound()))
     done = result.termination.reason == mathopt.TerminationReason.OPTIMAL
-    return dataclasses.replace(plan, status=Status.OK if done else Status.LIMIT, solver="mip")
+    return dataclasses.replace(plan, status=SolveStatus.OK if done else SolveStatus.LIMIT, solver="mip")
 
 
-def _model(problem: Problem, core: Core) -> model_pb2.ModelProto:
+def _model(problem: Problem, core: OpenColumns) -> model_pb2.ModelProto:
     """Choose at most one column per task, within the capacities, of the greatest value: rows 0 to N - 1, then R."""
     from ortools.math_opt import model_pb2
 

@@ -18,7 +18,7 @@ from solvers.price.search import value_of
 from solvers.price.spread import spread
 from solvers.price.tables import Table
 from solvers.problem import Floats, Ints, Problem
-from solvers.solution import Certificate, Solution, Status
+from solvers.solution import Certificate, Solution, SolveStatus
 from solvers.sparse.dual import HEATS, STEPS, least_prices
 from solvers.sparse.fill import pack
 
@@ -27,7 +27,7 @@ LOOKS: Final = STEPS * len(HEATS)  # at the dual at most; 20 to 150 are used
 NOTHING: Final = 1e-9  # worth of all room at prices that stand for 0
 
 
-class Answer(NamedTuple):
+class PricedPlan(NamedTuple):
     """A plan with its bound and prices (R,); nobody in it where only the bound was asked for."""
 
     chosen: Ints  # (N,)
@@ -82,17 +82,17 @@ def _bounded(t: Table, warm: Floats, most: int, o: Point) -> tuple[Floats, Float
     return d.price, faint, ceiling, d.looks, True
 
 
-def _make_entry(digest: int) -> Callable[[Table, Floats, int, bool, bool], Answer]:
+def _make_entry(digest: int) -> Callable[[Table, Floats, int, bool, bool], PricedPlan]:
     """Return the compiled function; `digest` is part of its key in the cache."""
 
     @cached
-    def entry(t: Table, warm: Floats, most: int, plan: bool, hand_out: bool) -> Answer:
+    def entry(t: Table, warm: Floats, most: int, plan: bool, hand_out: bool) -> PricedPlan:
         for i in range(t.theta.shape[0]):
             t.theta[i] = 1.0
         o = new_point(t)
         near, price, bound, looks, good = _bounded(t, warm, most, o)
         if not plan:
-            return Answer(
+            return PricedPlan(
                 np.full(t.most.shape[0], -1, dtype=np.int64),
                 np.zeros((0, 0)),
                 price,
@@ -103,7 +103,7 @@ def _make_entry(digest: int) -> Callable[[Table, Floats, int, bool, bool], Answe
             )
         k = pack(t, near, o)
         share = _shared_out(t, k.chosen, k.share) if hand_out else k.share
-        return Answer(k.chosen, share, price, value_of(t, k.chosen), bound, looks, good)
+        return PricedPlan(k.chosen, share, price, value_of(t, k.chosen), bound, looks, good)
 
     return entry
 
@@ -111,17 +111,17 @@ def _make_entry(digest: int) -> Callable[[Table, Floats, int, bool, bool], Answe
 _entry = _make_entry(source_digest("price", "sparse"))
 
 
-def run(t: Table, warm: Floats, options: Mapping[str, float], *, plan: bool) -> Answer:
+def run(t: Table, warm: Floats, options: Mapping[str, float], *, plan: bool) -> PricedPlan:
     """Solve for a table. `warm`: (R,) prices to start from, zeros: none. Options as of solvers.price.solver.solve."""
     most = max(1, int(options.get("evaluations", LOOKS)))
     with np.errstate(all="ignore"):  # as solvers/price/solver.py
-        return Answer(*_entry(t, warm, most, plan, bool(options.get("second_stage", 1.0))))
+        return PricedPlan(*_entry(t, warm, most, plan, bool(options.get("second_stage", 1.0))))
 
 
-def solution(problem: Problem, answer: Answer) -> Solution:
+def solution(problem: Problem, answer: PricedPlan) -> Solution:
     """Put an answer into the form that solvers return."""
     return Solution(
-        status=Status.OK if answer.converged else Status.LIMIT,
+        status=SolveStatus.OK if answer.converged else SolveStatus.LIMIT,
         solver=NAME,
         chosen=answer.chosen,
         share=np.ascontiguousarray(answer.share).reshape(problem.n_tasks, problem.slot.shape[1]),

@@ -16,8 +16,8 @@ from telemetry.importers.base import (
     MAX_TOKENS,
     S_NS,
     Column,
+    ImportTally,
     RequestRecording,
-    Tally,
     csv_files,
     read_table,
     request_recording,
@@ -29,12 +29,12 @@ _SECONDS_WIDTH: Final = len("2023-11-16 18:15:46")
 
 def read(paths: Sequence[Path]) -> RequestRecording:
     """Read one or more trace files as one recording. Raises BadFile."""
-    tally = Tally()
+    tally = ImportTally()
     rows = [row for path in csv_files(paths, tally) for row in _rows(path, tally)]
     return request_recording(SOURCE, rows, tally)
 
 
-def _rows(path: Path, tally: Tally) -> list[tuple[int, int, int]]:
+def _rows(path: Path, tally: ImportTally) -> list[tuple[int, int, int]]:
     table = read_table(path, tally)
     table.require("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     time, context, output = (table.column(n) for n in ("TIMESTAMP", "ContextTokens", "GeneratedTokens"))

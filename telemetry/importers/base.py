@@ -28,7 +28,7 @@ LATEST_UNIX_S: Final = 4_102_444_800  # the year 2100: later is a broken clock, 
 MAX_TOKENS: Final = 100_000_000  # far above any context there is
 
 
-class Request(NamedTuple):
+class RecordedRequest(NamedTuple):
     """One recorded LLM request: when (seconds from the recording's first), prompt tokens, output tokens."""
 
     at_s: float
@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 @dataclass(slots=True)
-class Tally:
+class ImportTally:
     """What an importer saw: rows read, valid and idle samples, rows dropped by reason, and remarks with their count."""
 
     rows: int = 0
@@ -59,7 +59,7 @@ class RanRecording:
     source: str
     reports: tuple[UeReport, ...]
     start_unix_ns: int
-    tally: Tally
+    tally: ImportTally
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ class RequestRecording:
     """Requests of a request source, sorted by time; the first is at 0 s."""
 
     source: str
-    requests: tuple[Request, ...]
-    tally: Tally
+    requests: tuple[RecordedRequest, ...]
+    tally: ImportTally
 
 
 class RanImporter(Protocol):
@@ -109,7 +109,7 @@ class Column:
         return value if math.isfinite(value) else None
 
 
-class Table:
+class SourceTable:
     """A CSV file with named columns. Names match without regard to case and blanks; the first of two equals counts."""
 
     def __init__(self, path: Path, header: Sequence[str], rows: list[list[str]]) -> None:
@@ -130,7 +130,7 @@ class Table:
             raise BadFile(f"{self.path}: no column {', '.join(repr(n) for n in missing)}: is it another format?")
 
 
-def read_table(path: Path, tally: Tally) -> Table:
+def read_table(path: Path, tally: ImportTally) -> SourceTable:
     """Read a CSV file whole. Raises BadFile when it is missing, empty or not text."""
     rows = csv.reader(read_lines(path, tally))
     try:
@@ -140,10 +140,10 @@ def read_table(path: Path, tally: Tally) -> Table:
         raise BadFile(f"{path}: not CSV: {error}") from None
     if header is None:
         raise BadFile(f"{path}: the file is empty")
-    return Table(path, header, body)
+    return SourceTable(path, header, body)
 
 
-def read_lines(path: Path, tally: Tally) -> Iterator[str]:
+def read_lines(path: Path, tally: ImportTally) -> Iterator[str]:
     """Yield the lines of a plain or gzip text file. Raises BadFile when it is missing or not text."""
     data = _inflate(path, tally)
     if b"\0" in data:
@@ -152,7 +152,7 @@ def read_lines(path: Path, tally: Tally) -> Iterator[str]:
     return iter(io.StringIO(text, newline=None))
 
 
-def csv_files(paths: Sequence[Path], tally: Tally, pattern: str = "") -> list[Path]:
+def csv_files(paths: Sequence[Path], tally: ImportTally, pattern: str = "") -> list[Path]:
     """Files as given; a folder stands for its .csv and .csv.gz files (at any depth).
 
     Where names in a folder contain `pattern`, only those are taken, and the others counted. Raises BadFile for a folder
@@ -163,7 +163,7 @@ def csv_files(paths: Sequence[Path], tally: Tally, pattern: str = "") -> list[Pa
     return [file for path in paths for file in (_in_folder(path, tally, pattern) if path.is_dir() else [path])]
 
 
-def _in_folder(folder: Path, tally: Tally, pattern: str) -> list[Path]:
+def _in_folder(folder: Path, tally: ImportTally, pattern: str) -> list[Path]:
     names = [p for p in sorted(folder.rglob("*.csv*")) if p.name.endswith((".csv", ".csv.gz"))]
     if not names:
         raise BadFile(f"{folder}: no .csv or .csv.gz file in this folder")
@@ -175,7 +175,7 @@ def _in_folder(folder: Path, tally: Tally, pattern: str) -> list[Path]:
     return found
 
 
-def _inflate(path: Path, tally: Tally) -> bytes:
+def _inflate(path: Path, tally: ImportTally) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -196,7 +196,7 @@ def _plain(name: str) -> str:
     return "".join(name.split()).lower()
 
 
-def request_recording(source: str, rows: list[tuple[int, int, int]], tally: Tally) -> RequestRecording:
+def request_recording(source: str, rows: list[tuple[int, int, int]], tally: ImportTally) -> RequestRecording:
     """Make a recording of (at_ns, context tokens, output tokens) rows, its first request at 0 s.
 
     Rows out of order are sorted and counted. Raises BadFile when there is none.
@@ -207,11 +207,11 @@ def request_recording(source: str, rows: list[tuple[int, int, int]], tally: Tall
         tally.remarks["steps back in time, rows sorted"] += backwards
     rows = sorted(rows, key=lambda row: row[0])
     tally.valid += len(rows)
-    requests = tuple(Request((at - rows[0][0]) / S_NS, context, output) for at, context, output in rows)
+    requests = tuple(RecordedRequest((at - rows[0][0]) / S_NS, context, output) for at, context, output in rows)
     return RequestRecording(source, requests, tally)
 
 
-class Sample(NamedTuple):
+class RecordedSample(NamedTuple):
     """One row of a RAN source before it becomes a report. `at_ns`: Unix time; `fields`: of UeReport, with a value."""
 
     at_ns: int
@@ -220,7 +220,7 @@ class Sample(NamedTuple):
     fields: dict[str, float]
 
 
-def ran_recording(source: str, samples: Iterable[Sample], tally: Tally) -> RanRecording:
+def ran_recording(source: str, samples: Iterable[RecordedSample], tally: ImportTally) -> RanRecording:
     """Make a recording of samples that are in order of time within each UE; impossible values are blanked and counted.
 
     Time counts from the first sample. Raises BadFile when there is none.
@@ -238,7 +238,7 @@ def ran_recording(source: str, samples: Iterable[Sample], tally: Tally) -> RanRe
     return RanRecording(source, tuple(reports), kept[0].at_ns, tally)
 
 
-def _report(source: str, seq: int, sample: Sample, start_ns: int, tally: Tally) -> UeReport | None:
+def _report(source: str, seq: int, sample: RecordedSample, start_ns: int, tally: ImportTally) -> UeReport | None:
     at_ns, ue, cell, fields = sample
     found = quality.inspect(UeReport(at_ns=at_ns - start_ns, source=source, seq=seq, ue=ue, cell=cell, **fields))
     tally.remarks.update(f"values blanked: {reason}" for reason in found.reasons)

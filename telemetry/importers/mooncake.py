@@ -17,8 +17,8 @@ from telemetry.importers.base import (
     LATEST_UNIX_S,
     MAX_TOKENS,
     MS_NS,
+    ImportTally,
     RequestRecording,
-    Tally,
     read_lines,
     request_recording,
 )
@@ -34,12 +34,12 @@ class _Line(msgspec.Struct):
 
 def read(paths: Sequence[Path]) -> RequestRecording:
     """Read one or more .jsonl[.gz] files as one recording. Raises BadFile."""
-    tally = Tally()
+    tally = ImportTally()
     rows = [row for path in paths for row in _rows(path, tally)]
     return request_recording(SOURCE, rows, tally)
 
 
-def _rows(path: Path, tally: Tally) -> list[tuple[int, int, int]]:
+def _rows(path: Path, tally: ImportTally) -> list[tuple[int, int, int]]:
     if path.is_dir():
         raise BadFile(f"{path}: a folder; name its .jsonl files")
     decoder = msgspec.json.Decoder(_Line)

@@ -26,9 +26,9 @@ from telemetry import radio
 from telemetry.importers.base import (
     LATEST_UNIX_S,
     S_NS,
+    ImportTally,
     RanRecording,
-    Sample,
-    Tally,
+    RecordedSample,
     csv_files,
     ran_recording,
     read_table,
@@ -40,7 +40,7 @@ EARLIEST_US: Final = 946_684_800_000_000  # 2000-01-01
 LATEST_US: Final = LATEST_UNIX_S * 1_000_000
 
 
-class _Row(NamedTuple):
+class _KpmRow(NamedTuple):
     at_ns: int
     prbs: float | None
     rate_kbps: float | None
@@ -48,24 +48,24 @@ class _Row(NamedTuple):
 
 def read(paths: Sequence[Path]) -> RanRecording:
     """Read files, or folders of them; a UE is a UE.Id of a file. Raises BadFile."""
-    tally = Tally()
+    tally = ImportTally()
     files = csv_files(paths, tally)
     samples = [s for path in files for s in _samples(path, f"@{path.name}" if len(files) > 1 else "", tally)]
     return ran_recording(SOURCE, samples, tally)
 
 
-def _samples(path: Path, suffix: str, tally: Tally) -> list[Sample]:
+def _samples(path: Path, suffix: str, tally: ImportTally) -> list[RecordedSample]:
     table = read_table(path, tally)
     table.require("Latency", "RRU.PrbTotUl", "DRB.UEThpUl")
     tally.rows += len(table.rows)
     time, ue, prbs, rate = (table.column(n) for n in ("Latency", "UE.Id", "RRU.PrbTotUl", "DRB.UEThpUl"))
-    rows_of: dict[str, list[_Row]] = defaultdict(list)
+    rows_of: dict[str, list[_KpmRow]] = defaultdict(list)
     for cells in table.rows:
         at_us = time.number(cells)
         if at_us is None or not EARLIEST_US <= at_us <= LATEST_US:
             tally.dropped["`Latency` is no Unix time in us"] += 1
             continue
-        row = _Row(int(at_us) * US_NS, prbs.number(cells), rate.number(cells))
+        row = _KpmRow(int(at_us) * US_NS, prbs.number(cells), rate.number(cells))
         if min(row.prbs or 0.0, row.rate_kbps or 0.0) < 0:
             tally.dropped["a count or a rate is negative"] += 1
             continue
@@ -73,16 +73,16 @@ def _samples(path: Path, suffix: str, tally: Tally) -> list[Sample]:
     return [sample for name, rows in rows_of.items() for sample in _of_ue(name, rows, tally)]
 
 
-def _of_ue(ue: str, rows: list[_Row], tally: Tally) -> list[Sample]:
+def _of_ue(ue: str, rows: list[_KpmRow], tally: ImportTally) -> list[RecordedSample]:
     if backwards := sum(b.at_ns < a.at_ns for a, b in pairwise(rows)):
         tally.remarks["steps back in time, rows sorted"] += backwards
     rows = sorted(rows, key=lambda row: row.at_ns)
     steps = [b.at_ns - a.at_ns for a, b in pairwise(rows) if b.at_ns > a.at_ns]
     period_s = statistics.median(steps) / S_NS if steps else 1.0
-    return [Sample(row.at_ns, ue, "cell0", _fields(row, period_s)) for row in rows]
+    return [RecordedSample(row.at_ns, ue, "cell0", _fields(row, period_s)) for row in rows]
 
 
-def _fields(row: _Row, period_s: float) -> dict[str, float]:
+def _fields(row: _KpmRow, period_s: float) -> dict[str, float]:
     """Fields of one report; none where the uplink had no PRB or no throughput."""
     if not row.prbs or not row.rate_kbps:
         return {}

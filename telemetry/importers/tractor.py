@@ -28,10 +28,10 @@ from telemetry.importers.base import (
     LATEST_UNIX_S,
     MS_NS,
     S_NS,
+    ImportTally,
     RanRecording,
-    Sample,
-    Table,
-    Tally,
+    RecordedSample,
+    SourceTable,
     csv_files,
     ran_recording,
     read_table,
@@ -58,13 +58,13 @@ class _Channel:
     """One UE of one file: its rows in order of time."""
 
     ue: str
-    table: Table
+    table: SourceTable
     rows: list[_Row]
 
 
 def read(paths: Sequence[Path]) -> RanRecording:
     """Read files, or folders of them (`*_metrics.csv[.gz]`). Raises BadFile."""
-    tally = Tally()
+    tally = ImportTally()
     channels: dict[str, _Channel] = {}
     for path in csv_files(paths, tally, "_metrics"):
         for channel in _channels(path, tally):
@@ -80,7 +80,7 @@ def _free_name(channel: _Channel, taken: Iterable[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _channels(path: Path, tally: Tally) -> list[_Channel]:
+def _channels(path: Path, tally: ImportTally) -> list[_Channel]:
     table = read_table(path, tally)
     table.require("Timestamp", *_NEEDED)
     tally.rows += len(table.rows)
@@ -108,7 +108,7 @@ def _ue(imsi: str, path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".csv").removesuffix("_metrics")
 
 
-def _ordered(rows: list[_Row], tally: Tally) -> list[_Row]:
+def _ordered(rows: list[_Row], tally: ImportTally) -> list[_Row]:
     if _times_are_lost(rows):
         tally.remarks["files whose times a spreadsheet rounded: rows numbered at 250 ms"] += 1
         return [row._replace(at_ns=rows[0].at_ns + i * PERIOD_NS) for i, row in enumerate(rows)]
@@ -127,7 +127,7 @@ def _times_are_lost(rows: list[_Row]) -> bool:
     return 2 * repeats > len(rows)
 
 
-def _run(rows: list[_Row], tally: Tally) -> list[_Row]:
+def _run(rows: list[_Row], tally: ImportTally) -> list[_Row]:
     """Return the last stretch without a jump of a day that is long enough to be a run (else the longest)."""
     cuts = [i for i in range(1, len(rows)) if rows[i].at_ns - rows[i - 1].at_ns > STALE_GAP_NS]
     stretches = [rows[a:b] for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
@@ -140,18 +140,18 @@ def _run(rows: list[_Row], tally: Tally) -> list[_Row]:
     return chosen
 
 
-def _samples(ue: str, channel: _Channel, tally: Tally) -> list[Sample]:
+def _samples(ue: str, channel: _Channel, tally: ImportTally) -> list[RecordedSample]:
     if gaps := sum(b.at_ns - a.at_ns > REATTACH_GAP_NS for a, b in pairwise(channel.rows)):
         tally.remarks["gaps of over 2 s (the UE was detached)"] += gaps
     reader, cell = _Reader(channel.table, tally), _cell(channel.table.path)
     read = ((row.at_ns, reader.fields(row.cells)) for row in channel.rows)
-    return [Sample(at_ns, ue, cell, fields) for at_ns, fields in read if fields is not None]
+    return [RecordedSample(at_ns, ue, cell, fields) for at_ns, fields in read if fields is not None]
 
 
 class _Reader:
     """Turns rows of one file into fields of reports; counts in the tally what it cannot use."""
 
-    def __init__(self, table: Table, tally: Tally) -> None:
+    def __init__(self, table: SourceTable, tally: ImportTally) -> None:
         self._tally = tally
         names = ("ul_mcs", "ul_n_samples", "ul_sinr", "dl_mcs", "dl_n_samples", "dl_cqi", "sum_granted_prbs")
         self._columns = {name: table.column(name) for name in names}

@@ -23,7 +23,16 @@ from typing import Final
 
 from telemetry import radio
 from telemetry.errors import BadTable
-from telemetry.importers.base import S_NS, Column, RanRecording, Sample, Tally, csv_files, ran_recording, read_table
+from telemetry.importers.base import (
+    S_NS,
+    Column,
+    ImportTally,
+    RanRecording,
+    RecordedSample,
+    csv_files,
+    ran_recording,
+    read_table,
+)
 
 SOURCE: Final = "uccmisl"
 CQI_TABLE: Final = 1
@@ -35,14 +44,14 @@ _TIME_FORMAT: Final = "%Y.%m.%d_%H.%M.%S"
 
 def read(paths: Sequence[Path]) -> RanRecording:
     """Read files, or folders of them; each file is a UE named after it. Raises BadFile."""
-    tally = Tally()
+    tally = ImportTally()
     samples = [sample for path in csv_files(paths, tally) for sample in _samples(path, tally)]
     recording = ran_recording(SOURCE, samples, tally)
     tally.remarks[UPLINK_REMARK] += tally.valid
     return recording
 
 
-def _samples(path: Path, tally: Tally) -> list[Sample]:
+def _samples(path: Path, tally: ImportTally) -> list[RecordedSample]:
     table = read_table(path, tally)
     table.require("Timestamp", *_NEEDED)
     tally.rows += len(table.rows)
@@ -52,13 +61,15 @@ def _samples(path: Path, tally: Tally) -> list[Sample]:
         tally.remarks["steps back in time, rows sorted"] += backwards
     timed.sort(key=lambda row: row[0])
     return [
-        Sample(at * S_NS + k * S_NS // len(rows), path.name.split(".csv")[0], "cell0", _fields(columns, cells, tally))
+        RecordedSample(
+            at * S_NS + k * S_NS // len(rows), path.name.split(".csv")[0], "cell0", _fields(columns, cells, tally)
+        )
         for at, rows in ((at, list(group)) for at, group in groupby(timed, key=lambda row: row[0]))
         for k, (_, cells) in enumerate(rows)
     ]
 
 
-def _second(text: str, tally: Tally) -> int | None:
+def _second(text: str, tally: ImportTally) -> int | None:
     """Unix time in seconds of a local time without a zone, taken as UTC: only differences matter."""
     try:
         return int(datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC).timestamp())
@@ -67,7 +78,7 @@ def _second(text: str, tally: Tally) -> int | None:
         return None
 
 
-def _fields(columns: dict[str, Column], cells: list[str], tally: Tally) -> dict[str, float]:
+def _fields(columns: dict[str, Column], cells: list[str], tally: ImportTally) -> dict[str, float]:
     """Fields of one row's report, none where the phone was not on 5G."""
     if not columns["NetworkMode"].text(cells).startswith(_MODES_5G):
         tally.remarks["rows not on 5G: no sample"] += 1

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosched.api import keys
-from cosched.api.access import DOMAINS, INCLUDES, Access, Identity, Limits
+from cosched.api.access import DOMAINS, INCLUDES, Access, Identity, IdentityLimits
 from cosched.api.messages import VERBS
 from cosched.errors import BadInput
 from telemetry.messages import (
@@ -119,7 +119,7 @@ def test_what_is_remembered_changes_no_answer(names: list[str]) -> None:
 
 
 def test_rate_is_a_burst_of_a_second_and_then_the_rate() -> None:
-    limits = Limits(messages_per_s=10, bytes_per_message=100, connections_per_min=60)
+    limits = IdentityLimits(messages_per_s=10, bytes_per_message=100, connections_per_min=60)
     access = Access([msgspec.structs.replace(GNB, limits=limits), RUNS])
     assert [access.receive("gnb", 100, 0.0) for _ in range(11)] == [""] * 10 + ["too many messages"]
     assert [access.receive("gnb", 1, 0.1) for _ in range(2)] == ["", "too many messages"]
@@ -132,7 +132,7 @@ def test_rate_is_a_burst_of_a_second_and_then_the_rate() -> None:
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=300))
 def test_no_identity_sends_more_than_rate_times_time_and_a_burst(gaps: list[float]) -> None:
-    access, now_s, sent = Access([msgspec.structs.replace(GNB, limits=Limits(messages_per_s=20))]), 0.0, 0
+    access, now_s, sent = Access([msgspec.structs.replace(GNB, limits=IdentityLimits(messages_per_s=20))]), 0.0, 0
     for gap in gaps:
         now_s += gap
         sent += access.receive("gnb", 1, now_s) == ""
@@ -140,7 +140,7 @@ def test_no_identity_sends_more_than_rate_times_time_and_a_burst(gaps: list[floa
 
 
 def test_connections_in_a_loop_are_held_off() -> None:
-    access = Access([msgspec.structs.replace(RUNS, limits=Limits(connections_per_min=6))])
+    access = Access([msgspec.structs.replace(RUNS, limits=IdentityLimits(connections_per_min=6))])
     answers = [access.connect(C, "control", 0.0)[1] for _ in range(7)]
     assert answers == [""] * 6 + ["too many connections"]
     assert access.connect(C, "control", 10.0) == ("hands", "")
@@ -205,7 +205,7 @@ identities = st.builds(
     role=st.sampled_from(["viewer", "publisher", "client", "operator"]),
     ues=patterns,
     nodes=patterns,
-    limits=st.builds(Limits, messages_per_s=st.floats(1, 1e6), bytes_per_message=st.integers(1, 2**30)),
+    limits=st.builds(IdentityLimits, messages_per_s=st.floats(1, 1e6), bytes_per_message=st.integers(1, 2**30)),
 )
 
 

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 import zmq
 
-from cosched.api.access import Access, Identity, Limits
+from cosched.api.access import Access, Identity, IdentityLimits
 from cosched.api.keys import KeyPair
 from cosched.api.zap import Authenticator, new_pair
-from telemetry.bus import Bus, Control, Curve, Dealer, Decisions, Follower, Publisher, Telemetry
+from telemetry.bus import Bus, ControlSocket, Curve, Dealer, DecisionSocket, Follower, Publisher, TelemetrySocket
 
 SERVER, GNB, EYES, HANDS, STRANGER = (new_pair(name) for name in ("daemon", "gnb", "eyes", "hands", "stranger"))
 IDENTITIES = (
@@ -50,7 +50,7 @@ def until(gate: Authenticator, done: Callable[[], object], patience_s: float = P
     return False
 
 
-def request(gate: Authenticator, endpoint: str, control: Control, curve: Curve | None) -> str | None:
+def request(gate: Authenticator, endpoint: str, control: ControlSocket, curve: Curve | None) -> str | None:
     """Send one request; return as whom it arrived, None when it does not."""
     client = Dealer(endpoint, curve)
     client.send(b"{}")
@@ -63,7 +63,7 @@ def request(gate: Authenticator, endpoint: str, control: Control, curve: Curve |
 
 
 def test_known_keys_come_in_under_their_names_and_others_do_not(gate: Authenticator) -> None:
-    control = Control(end(SERVER))
+    control = ControlSocket(end(SERVER))
     endpoint = bound(control)
     assert request(gate, endpoint, control, end(HANDS)) == "hands"
     assert request(gate, endpoint, control, end(EYES)) == "eyes"
@@ -75,7 +75,7 @@ def test_known_keys_come_in_under_their_names_and_others_do_not(gate: Authentica
 
 
 def test_the_wrong_server_key_is_noticed_by_the_client(gate: Authenticator) -> None:
-    control = Control(end(SERVER))
+    control = ControlSocket(end(SERVER))
     endpoint = bound(control)
     client = Dealer(endpoint, end(HANDS, server=STRANGER))
     client.send(b"{}")
@@ -85,7 +85,7 @@ def test_the_wrong_server_key_is_noticed_by_the_client(gate: Authenticator) -> N
 
 
 def test_a_public_key_without_its_secret_is_not_enough(gate: Authenticator) -> None:
-    control = Control(end(SERVER))
+    control = ControlSocket(end(SERVER))
     endpoint = bound(control)
     client = Dealer(endpoint, Curve(HANDS.public, STRANGER.secret, SERVER.public))
     client.send(b"{}")
@@ -96,7 +96,7 @@ def test_a_public_key_without_its_secret_is_not_enough(gate: Authenticator) -> N
 
 
 def test_telemetry_is_taken_from_publishers_alone(gate: Authenticator) -> None:
-    telemetry = Telemetry(end(SERVER))
+    telemetry = TelemetrySocket(end(SERVER))
     endpoint = bound(telemetry)
     publishers = {pair.name: Publisher(endpoint, end(pair)) for pair in (GNB, EYES, HANDS)}
     heard = []
@@ -116,7 +116,7 @@ def test_telemetry_is_taken_from_publishers_alone(gate: Authenticator) -> None:
 
 
 def test_decisions_are_not_shown_to_publishers(gate: Authenticator) -> None:
-    decisions = Decisions(end(SERVER))
+    decisions = DecisionSocket(end(SERVER))
     endpoint = bound(decisions)
     followers = {pair.name: Follower(endpoint, [b"decision/"], end(pair)) for pair in (GNB, EYES)}
     seen: dict[str, int] = dict.fromkeys(followers, 0)
@@ -138,9 +138,9 @@ def test_a_client_that_reconnects_in_a_loop_is_held_off_and_an_access_can_be_rep
     gate: Authenticator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("telemetry.bus.HANDSHAKE_MS", 300)  # after it, a client that was put off tries again
-    limited = [msgspec.structs.replace(i, limits=Limits(connections_per_min=2)) for i in IDENTITIES]
+    limited = [msgspec.structs.replace(i, limits=IdentityLimits(connections_per_min=2)) for i in IDENTITIES]
     gate.access = Access(limited)
-    control = Control(end(SERVER))
+    control = ControlSocket(end(SERVER))
     endpoint = bound(control)
     assert [request(gate, endpoint, control, end(HANDS)) for _ in range(2)] == ["hands", "hands"]
     client = Dealer(endpoint, end(HANDS))
@@ -155,7 +155,7 @@ def test_a_client_that_reconnects_in_a_loop_is_held_off_and_an_access_can_be_rep
 
 def test_plain_stays_plain_beside_it(gate: Authenticator, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The daemon's ipc socket takes plain clients while its tcp one asks for keys."""
-    control = Control(end(SERVER))
+    control = ControlSocket(end(SERVER))
     path = tmp_path_factory.mktemp("s") / "c"
     control.bind([f"ipc://{path}", "tcp://127.0.0.1:*"])
     assert path.stat().st_mode & 0o777 == 0o660

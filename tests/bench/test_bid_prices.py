@@ -10,7 +10,7 @@ import pytest
 
 from cosched.bench import closed_loop
 from cosched.bench.bid_prices import HIGH_LOAD, SITE, WEIGHTS, claims, value
-from cosched.bench.closed_loop import LOADS, Job
+from cosched.bench.closed_loop import LOADS, LoopJob
 from cosched.core.policy import GREEDY
 from cosched.report.model import SweepRow
 from cosched.resources import config_file
@@ -57,7 +57,7 @@ def test_bid_prices_serve_the_more_valuable_when_there_is_too_much(shared_data: 
     site = load_site(config_file("sites", f"{SITE}.toml"))
     site = msgspec.structs.replace(site, mix=msgspec.structs.replace(site.mix, weights=WEIGHTS))
     rate = closed_loop.rate_at_load_1(recordings, site)
-    jobs = [Job(site, 2.0, 2.0 * rate, seed, 60.0, ("joint", *GREEDY)) for seed in (100, 101)]
+    jobs = [LoopJob(site, 2.0, 2.0 * rate, seed, 60.0, ("joint", *GREEDY)) for seed in (100, 101)]
     rows = closed_loop.run_jobs(recordings, jobs)
     assert value(rows, 2.0, "joint") >= 1.1 * max(value(rows, 2.0, p) for p in GREEDY)
     assert all(r.value <= r.hindsight_bound + 1e-6 for r in rows)

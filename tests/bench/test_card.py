@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosched.bench.card import Layers, Plan, measured
+from cosched.bench.card import CardLayers, CardPlan, measured
 from cosched.profiles import latency
 from cosched.profiles.device import load_device, load_host
 from cosched.profiles.measured import GEMM_OPS
@@ -30,7 +30,7 @@ def tiny(folder: Path, name: str, hidden: int) -> str:
 
 def test_everything_is_timed_fitted_and_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosched.runtime.measure.LEAST_S", 0.002)  # no figure is claimed here
-    plan = Plan(
+    plan = CardPlan(
         dtype="float32", seen=(tiny(tmp_path, "a", 64), tiny(tmp_path, "b", 128)), unseen=(tiny(tmp_path, "c", 96),),
         tokens=(1, 4, 16), fitted=((1, 16), (1, 64), (8, 0), (16, 16)), tested=((1, 32), (12, 0)),
     )  # fmt: skip
@@ -57,7 +57,7 @@ def test_operators_of_more_tokens_take_longer() -> None:
 
 def test_layers_are_predicted_by_the_equations_of_their_phase() -> None:
     model, card, host = load_model("llama-3-8b"), load_device("a100"), load_host("ideal")
-    layers = Layers(model, np.array([1.0, 64.0]), np.array([100.0, 10.0]), np.zeros(2))
+    layers = CardLayers(model, np.array([1.0, 64.0]), np.array([100.0, 10.0]), np.zeros(2))
     decode, prefill = layers.predicted_s(card, host)
     assert decode == pytest.approx(latency.decode_layer_s(model, card, 100.0, 16))
     assert prefill == pytest.approx(latency.prefill_layer_s(model, card, 64.0, 10.0, 16))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cosched.bench import closed_loop
-from cosched.bench.closed_loop import LOADS, TUNING, Job, Recordings, claims, met, noise, run_job, run_jobs, tuned
+from cosched.bench.closed_loop import LOADS, TUNING, LoopJob, Recordings, claims, met, noise, run_job, run_jobs, tuned
 from cosched.core.policy import DECOUPLED, GREEDY
 from cosched.report.model import SweepRow
 from cosched.resources import config_file
@@ -100,7 +100,7 @@ def test_claims_compare_with_the_best_of_each_load() -> None:
     assert behind.reached == pytest.approx(-0.15)
 
 
-def one_worker(recordings: Recordings, jobs: list[Job]) -> list[SweepRow]:
+def one_worker(recordings: Recordings, jobs: list[LoopJob]) -> list[SweepRow]:
     closed_loop._start(recordings)
     return [r for job in jobs for r in run_job(job)]
 
@@ -108,7 +108,7 @@ def one_worker(recordings: Recordings, jobs: list[Job]) -> list[SweepRow]:
 def test_rows_are_the_same_whatever_the_number_of_workers(
     recordings: Recordings, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = [Job(site, 1.0, 2.0, seed, 6.0, ("joint", "pf-util")) for seed in (5, 6, 7)]
+    jobs = [LoopJob(site, 1.0, 2.0, seed, 6.0, ("joint", "pf-util")) for seed in (5, 6, 7)]
     here = one_worker(recordings, jobs)
     assert [(r.seed, r.policy) for r in here] == [(s, p) for s in (5, 6, 7) for p in ("joint", "pf-util")]
     told: list[float] = []
@@ -127,7 +127,7 @@ def test_a_folder_without_recordings_is_told_what_belongs_there(tmp_path: Path) 
 def small(recordings: Recordings, site: Site) -> list[SweepRow]:
     rate = closed_loop.rate_at_load_1(recordings, site)
     policies = ("joint", "greedy-residual", "pf", *RIVALS)
-    jobs = [Job(site, load, load * rate, seed, SMALL_S, policies) for load in SMALL_LOADS for seed in SMALL_SEEDS]
+    jobs = [LoopJob(site, load, load * rate, seed, SMALL_S, policies) for load in SMALL_LOADS for seed in SMALL_SEEDS]
     return run_jobs(recordings, jobs)
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the extra [llm] is not installed")
 
 from cosched.bench import network
 from cosched.bench.netns import why_not
-from cosched.bench.network_jobs import Asked, Job, Leased, Measured
+from cosched.bench.network_jobs import Job, JobAsked, Leased, Measured
 from cosched.bench.network_setup import CONFIG, UE, Setting, daemon, setting
 
 WHY_NOT = why_not()
@@ -57,7 +57,7 @@ def test_a_shaped_uplink_is_what_a_prefill_waits_for(at: Setting) -> None:
 
 def test_a_lease_is_asked_for_followed_and_measured(at: Setting) -> None:
     with daemon(at) as client:
-        asked = Asked("asked", UE, network.PROMPT_TOKENS, network.TOKENS, 20.0, 2.0)
+        asked = JobAsked("asked", UE, network.PROMPT_TOKENS, network.TOKENS, 20.0, 2.0)
         at.tell(asked)
         lease = at.hear(Leased)
         assert lease.reason == "admitted"

@@ -14,20 +14,20 @@ import typer
 from rich.console import Console
 
 from cosched.bench import codesign, mixed, oneshot, sensitivity, suites
-from cosched.bench.model import BenchRow, Claim
+from cosched.bench.model import BenchRow, ModelClaim
 from cosched.bench.sweep import Contestant, curves, loads_of, sweep
 from cosched.bench.tables import claims_table, tables
 from cosched.cli import bench as command
 from cosched.core.policy import GREEDY
 from cosched.errors import BadInput
 from cosched.resources import config_file
-from cosched.simulate.scenario import Loaded, OneShot, load_scenario
+from cosched.simulate.scenario import LoadedScenario, OneShot, load_scenario
 from cosched.workloads.base import LOCAL
 from solvers.problem import Problem
-from solvers.solution import Certificate, Solution, Status
+from solvers.solution import Certificate, Solution, SolveStatus
 
 
-def scenario(name: str, *offered: int) -> Loaded:
+def scenario(name: str, *offered: int) -> LoadedScenario:
     loaded = load_scenario(config_file("scenarios", name))
     changed = msgspec.structs.replace(loaded.scenario, oneshot=OneShot(offered=offered))
     return dataclasses.replace(loaded, scenario=changed)
@@ -108,7 +108,7 @@ def test_no_task_that_its_device_serves_alone(drop: oneshot.Drop):
 
 def plan(problem: Problem, chosen: list[int], share: list[list[float]]) -> Solution:
     return Solution(
-        status=Status.OK,
+        status=SolveStatus.OK,
         solver="by hand",
         chosen=np.array(chosen),
         share=np.array(share),
@@ -226,7 +226,7 @@ def test_tables_mark_the_best_and_say_which_claim_fails():
     for table in tables("s", [row("joint", 8.0), row("pf", 3.0)]):
         console.print(table)
     console.print(
-        claims_table([Claim(text="more", reached=1.0, asked=2.0), Claim(text="less", reached=2.0, asked=1.0)])
+        claims_table([ModelClaim(text="more", reached=1.0, asked=2.0), ModelClaim(text="less", reached=2.0, asked=1.0)])
     )
     text = console.export_text()
     assert "8.00*" in text

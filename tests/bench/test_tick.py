@@ -25,7 +25,7 @@ def test_both_kinds_of_snapshot_are_measured(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("is_running", [False, True])
 def test_a_snapshot_changes_as_it_should(*, is_running: bool) -> None:
-    snapshot = tick.Snapshot(24, np.random.default_rng(2), is_running=is_running)
+    snapshot = tick.TickCase(24, np.random.default_rng(2), is_running=is_running)
     before = snapshot.state.channel.planned(snapshot.now_s, 0.0).copy()
     layout = snapshot.layout()
     assert len(layout.tasks) == 24

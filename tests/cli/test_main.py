@@ -57,7 +57,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], Non
         module = types.ModuleType("cosched.cli.probe")
         module.__dict__["probe"] = action
         monkeypatch.setitem(sys.modules, "cosched.cli.probe", module)
-        monkeypatch.setitem(main.COMMANDS, "probe", main.Entry("cosched.cli.probe:probe", "Probe."))
+        monkeypatch.setitem(main.COMMANDS, "probe", main.Command("cosched.cli.probe:probe", "Probe."))
 
     return register
 

@@ -40,7 +40,7 @@ class Joined:
     def __init__(self, folder: Path) -> None:
         settings = msgspec.structs.replace(load(environ={}).settings.cluster, mode="join", address="127.0.0.1:1")
         self.alarms: list[str] = []
-        self.link = link.Link(
+        self.link = link.ClusterLink(
             settings, TWO, Store(folder / "state.sqlite"), 0.1, folder / "note", lambda: None,
             lambda _, text: self.alarms.append(text),
         )  # fmt: skip

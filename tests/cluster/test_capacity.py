@@ -21,7 +21,7 @@ from cosched.config.settings import load
 from cosched.core.core import Core
 from cosched.core.events import Offered, Shrunk, Tick
 from cosched.core.settings import Settings
-from cosched.daemon.cluster_link import Link
+from cosched.daemon.cluster_link import ClusterLink
 from cosched.daemon.store import Store
 from telemetry.messages import NodeReport
 
@@ -39,10 +39,12 @@ def agent(node: str, gpu_memory_bytes: float | None) -> NodeReport:
                       gpu_memory_bytes=gpu_memory_bytes)  # fmt: skip
 
 
-def link(folder: Path) -> Link:
+def link(folder: Path) -> ClusterLink:
     """Of a daemon that has reached no cluster."""
     cluster = msgspec.structs.replace(load(environ={}).settings.cluster, mode="join", address="127.0.0.1:1")
-    return Link(cluster, TWO, Store(folder / "state.sqlite"), 0.1, folder / "note", lambda: None, lambda *_: None)
+    return ClusterLink(
+        cluster, TWO, Store(folder / "state.sqlite"), 0.1, folder / "note", lambda: None, lambda *_: None
+    )
 
 
 def test_what_the_link_remembers_does_not_grow(tmp_path: Path):

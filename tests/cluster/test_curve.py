@@ -17,7 +17,7 @@ from cosched.api.access import Identity
 from cosched.api.messages import Lease
 from cosched.api.zap import new_pair
 from cosched.cluster import executor
-from cosched.cluster.messages import Layers
+from cosched.cluster.messages import LayersOrder
 from cosched.errors import BadInput
 from cosched.runtime.chain import Hop, Links, Route
 from cosched.runtime.errors import BadModel, HostLost
@@ -65,7 +65,7 @@ def serve(tmp_path: Path, folder: Path, known: Curve, monkeypatch: pytest.Monkey
         for name, value in {**usual, **environment}.items():
             monkeypatch.setenv(f"COSCHED_HOST_{name}", value)
         running.append(executor.make("host", "edge0"))
-        running[-1].load(Layers("llama", 0, LAYERS))
+        running[-1].load(LayersOrder("llama", 0, LAYERS))
         return running[-1]
 
     yield start
@@ -160,14 +160,14 @@ def test_a_node_that_has_no_memory_for_layers_says_so_and_goes_on(serve: Serve, 
     def full(_: object, layer: int) -> None:
         raise OutOfMemoryError(f"CUDA out of memory. Tried to allocate {layer} GiB.")
 
-    serving.unload(Layers("llama", 2, 3))
+    serving.unload(LayersOrder("llama", 2, 3))
     with monkeypatch.context() as patch:
         patch.setattr(Part, "_read_layer", full)
         with pytest.raises(BadModel, match=r"^layers \[2, 3\): CUDA out of memory$"):
-            serving.load(Layers("llama", 2, 3))
-    assert serving.in_force().layers == (Layers("llama", 0, 2), Layers("llama", 3, LAYERS))
-    serving.load(Layers("llama", 2, 3))
-    assert serving.in_force().layers == (Layers("llama", 0, LAYERS),)
+            serving.load(LayersOrder("llama", 2, 3))
+    assert serving.in_force().layers == (LayersOrder("llama", 0, 2), LayersOrder("llama", 3, LAYERS))
+    serving.load(LayersOrder("llama", 2, 3))
+    assert serving.in_force().layers == (LayersOrder("llama", 0, LAYERS),)
 
 
 def test_an_actor_whose_host_has_ended_has_nothing_in_force(serve: Serve):

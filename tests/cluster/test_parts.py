@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from cosched.cluster import executor, processes
 from cosched.cluster.fence import Mark, claimed, question_refusal, refusal
-from cosched.cluster.follow import Follower
-from cosched.cluster.messages import Claim, Layers, Order, Report, Session, order_of
+from cosched.cluster.follow import NodeFollower
+from cosched.cluster.messages import Claim, LayersOrder, Order, Report, Session, order_of
 from cosched.config.wiring import plant
 from cosched.daemon.cluster_link import node_specs
 from cosched.errors import BadInput
@@ -33,7 +33,7 @@ def table(**weights: float) -> dict[str, Session]:
     return {task: Session(task, "p", 4, 8, weight, weight) for task, weight in weights.items()}
 
 
-def report(generation: int, layers: tuple[Layers, ...] = (), **weights: float) -> Report:
+def report(generation: int, layers: tuple[LayersOrder, ...] = (), **weights: float) -> Report:
     return Report(generation=generation, sessions=weights, layers=layers)
 
 
@@ -65,9 +65,9 @@ def test_an_order_of_another_version_is_refused():
         (b"\xdf\xff\xff\xff\xff", "truncated"),
         (order(1, 1, hold=(Session("t", "p", 1, 8, float("nan"), 0.1),)), "hold"),
         (order(1, 1, hold=(Session("t", "p", 1, 8, 0.1, float("inf")),)), "hold"),
-        (order(1, 1, load=(Layers("m", 0, 2**60),)), "load"),
-        (order(1, 1, load=(Layers("m", -1, 2),)), "load"),
-        (order(1, 1, unload=(Layers("m", 3, 3),)), r"layers \[3, 3\) of 'm'"),
+        (order(1, 1, load=(LayersOrder("m", 0, 2**60),)), "load"),
+        (order(1, 1, load=(LayersOrder("m", -1, 2),)), "load"),
+        (order(1, 1, unload=(LayersOrder("m", 3, 3),)), r"layers \[3, 3\) of 'm'"),
         (order(1, 1, room_bytes=float("-inf")), "room_bytes"),
     ],
 )
@@ -90,13 +90,13 @@ def test_epochs_grow_with_every_claim_and_a_lost_one_does_not_come_back():
 
 
 def test_the_first_order_says_everything_and_the_next_ones_what_changed():
-    follower = Follower(PATIENCE, RETRIES, (Layers("m", 0, 4),))
+    follower = NodeFollower(PATIENCE, RETRIES, (LayersOrder("m", 0, 4),))
     follower.plan(3, table(a=1.0, b=2.0))
     first = follower.order(1, "me")
     assert first is not None
     assert first.whole
     assert [s.task for s in first.hold] == ["a", "b"]
-    assert first.load == (Layers("m", 0, 4),)
+    assert first.load == (LayersOrder("m", 0, 4),)
     assert follower.order(1, "me") is None
     follower.plan(4, table(b=2.0, c=1.0))
     second = follower.order(1, "me")
@@ -109,14 +109,14 @@ def test_the_first_order_says_everything_and_the_next_ones_what_changed():
     assert third.whole
 
 
-def sent(follower: Follower, generation: int, **weights: float) -> None:
+def sent(follower: NodeFollower, generation: int, **weights: float) -> None:
     follower.plan(generation, table(**weights))
     assert follower.order(1, "me") is not None
     follower.took(generation)
 
 
 def test_a_node_one_order_behind_is_on_its_way():
-    follower = Follower(PATIENCE, RETRIES)
+    follower = NodeFollower(PATIENCE, RETRIES)
     sent(follower, 1, a=1.0)
     for generation in range(2, 40):
         sent(follower, generation, a=float(generation))
@@ -126,7 +126,7 @@ def test_a_node_one_order_behind_is_on_its_way():
 
 
 def test_a_dropped_change_is_sent_again_and_then_the_node_is_unfit():
-    follower = Follower(PATIENCE, RETRIES)
+    follower = NodeFollower(PATIENCE, RETRIES)
     sent(follower, 1, a=1.0, b=1.0)
     seen = []
     for _ in range((PATIENCE + 1) * (RETRIES + 1)):
@@ -142,7 +142,7 @@ def test_a_dropped_change_is_sent_again_and_then_the_node_is_unfit():
 
 
 def test_a_retry_that_helps_is_forgotten():
-    follower = Follower(PATIENCE, RETRIES)
+    follower = NodeFollower(PATIENCE, RETRIES)
     sent(follower, 1, a=1.0)
     while not follower.reported(report(0)).retry:
         pass
@@ -154,7 +154,7 @@ def test_a_retry_that_helps_is_forgotten():
 
 
 def test_a_node_that_stands_still_behind_its_acknowledgement_is_found():
-    follower = Follower(PATIENCE, RETRIES)
+    follower = NodeFollower(PATIENCE, RETRIES)
     sent(follower, 1, a=1.0)
     follower.reported(report(1, a=1.0))
     sent(follower, 2, a=2.0)
@@ -164,8 +164,8 @@ def test_a_node_that_stands_still_behind_its_acknowledgement_is_found():
 
 
 def test_layers_have_time_while_they_are_loaded_and_none_afterwards():
-    wanted = (Layers("m", 0, 4), Layers("m", 8, 12))
-    follower = Follower(PATIENCE, RETRIES, wanted)
+    wanted = (LayersOrder("m", 0, 4), LayersOrder("m", 8, 12))
+    follower = NodeFollower(PATIENCE, RETRIES, wanted)
     sent(follower, 1, a=1.0)
     loading = msgspec.structs.replace(report(1, wanted[:1], a=1.0), loading=True)
     assert not any(follower.reported(loading).retry for _ in range(50))
@@ -179,7 +179,7 @@ def test_orders_bring_a_ledger_to_the_newest_plan_whatever_was_skipped_or_lost(
     plans: list[dict[str, float]], busy: set[int], crashed: set[int]
 ):
     """busy: plans that came while an order was under way; crashed: a new actor took over before them."""
-    follower, ledger = Follower(PATIENCE, RETRIES), executor.Ledger("edge0")
+    follower, ledger = NodeFollower(PATIENCE, RETRIES), executor.Ledger("edge0")
     for i, weights in enumerate(plans):
         if i in crashed:
             ledger = executor.Ledger("edge0")
@@ -199,12 +199,12 @@ def test_orders_bring_a_ledger_to_the_newest_plan_whatever_was_skipped_or_lost(
 
 def test_the_ledger_counts_what_it_has():
     ledger = executor.make("ledger", "edge0")
-    ledger.load(Layers("m", 0, 8, 1e9))
-    ledger.load(Layers("m", 8, 12, 5e8))
-    ledger.unload(Layers("m", 0, 8, 1e9))
+    ledger.load(LayersOrder("m", 0, 8, 1e9))
+    ledger.load(LayersOrder("m", 8, 12, 5e8))
+    ledger.unload(LayersOrder("m", 0, 8, 1e9))
     ledger.hold(whole=False, sessions=list(table(a=1.0, b=2.0).values()), end=())
     ledger.hold(whole=False, sessions=(), end=("b", "never"))
-    assert ledger.in_force() == ({"a": 1.0}, (Layers("m", 8, 12, 5e8),), 5e8)
+    assert ledger.in_force() == ({"a": 1.0}, (LayersOrder("m", 8, 12, 5e8),), 5e8)
 
 
 @pytest.mark.parametrize("name", ["legder", "cosched.nowhere:X", "cosched.site:Nothing"])

@@ -16,14 +16,14 @@ from layer_cases import TIGHT, WIDE, core_of, demand, offer, place_of, submit
 from cosched.api.messages import ClusterNode, ClusterView, LayerRange, PlacementView
 from cosched.cli import ctl_tables
 from cosched.cluster.executor import InUse, Ledger
-from cosched.cluster.follow import Follower
+from cosched.cluster.follow import NodeFollower
 from cosched.cluster.holding import Holding
-from cosched.cluster.messages import Layers, NodeNews, Order, Report, runs, single
+from cosched.cluster.messages import LayersOrder, NodeNews, Order, Report, runs, single
 from cosched.config.settings import load
 from cosched.config.wiring import Plant
 from cosched.core.layers import NodeLayers
 from cosched.daemon.children import placement
-from cosched.daemon.children.placement import Question
+from cosched.daemon.children.placement import PlacementQuestion
 from cosched.daemon.placing import Placer
 from cosched.daemon.store import Store
 from cosched.errors import BadInput
@@ -43,7 +43,7 @@ class Watched(Ledger):
         self.deaf = False
         self.most_bytes = 0.0
 
-    def load(self, layers: Layers) -> None:
+    def load(self, layers: LayersOrder) -> None:
         if (layers.model, layers.first) in self.broken:
             raise BadInput("no such tensor")
         if not self.deaf:
@@ -51,18 +51,18 @@ class Watched(Ledger):
         self.done.append(("load", layers.model, layers.first))
         self.most_bytes = max(self.most_bytes, self.in_force().used_bytes)
 
-    def unload(self, layers: Layers) -> None:
+    def unload(self, layers: LayersOrder) -> None:
         if (layers.model, layers.first) in self.busy:
             raise InUse("1 sessions run on it")
         super().unload(layers)
         self.done.append(("unload", layers.model, layers.first))
 
 
-def order(*load: Layers, room_bytes: float = 0.0) -> Order:
+def order(*load: LayersOrder, room_bytes: float = 0.0) -> Order:
     return Order(epoch=1, generation=1, who="me", whole=True, load=load, room_bytes=room_bytes)
 
 
-def keeper(*layers: Layers, room_bytes: float = 0.0) -> tuple[Watched, Holding]:
+def keeper(*layers: LayersOrder, room_bytes: float = 0.0) -> tuple[Watched, Holding]:
     executor = Watched()
     holding = Holding(executor)
     holding.ask(order(*layers, room_bytes=room_bytes))
@@ -79,8 +79,8 @@ def held(executor: Watched) -> set[tuple[str, int]]:
 
 
 def test_what_comes_is_there_before_what_goes_where_there_is_room():
-    executor, holding = keeper(Layers("a", 0, 2, 20.0), room_bytes=30.0)
-    holding.ask(order(Layers("b", 0, 2, 20.0), room_bytes=30.0))
+    executor, holding = keeper(LayersOrder("a", 0, 2, 20.0), room_bytes=30.0)
+    holding.ask(order(LayersOrder("b", 0, 2, 20.0), room_bytes=30.0))
     holding.settle()
     assert executor.done == [
         ("load", "b", 1), ("unload", "a", 0), ("load", "b", 0), ("unload", "a", 1),
@@ -90,9 +90,9 @@ def test_what_comes_is_there_before_what_goes_where_there_is_room():
 
 
 def test_layers_in_use_wait_without_a_fault_and_go_later():
-    executor, holding = keeper(Layers("a", 0, 3, 30.0), room_bytes=30.0)
+    executor, holding = keeper(LayersOrder("a", 0, 3, 30.0), room_bytes=30.0)
     executor.busy = {("a", 1), ("a", 2)}
-    holding.ask(order(Layers("b", 0, 3, 30.0), room_bytes=30.0))
+    holding.ask(order(LayersOrder("b", 0, 3, 30.0), room_bytes=30.0))
     holding.settle()
     assert held(executor) == {("a", 1), ("a", 2), ("b", 2)}
     assert (holding.loading, holding.waits, holding.failed) == (True, "1 sessions run on it", "")
@@ -104,7 +104,7 @@ def test_layers_in_use_wait_without_a_fault_and_go_later():
 
 def test_what_does_not_fit_is_said_and_not_loaded():
     executor, holding = keeper(room_bytes=30.0)
-    holding.ask(order(Layers("b", 0, 4, 40.0), room_bytes=30.0))
+    holding.ask(order(LayersOrder("b", 0, 4, 40.0), room_bytes=30.0))
     holding.settle()
     assert held(executor) == {("b", 1), ("b", 2), ("b", 3)}
     assert holding.loading
@@ -114,13 +114,13 @@ def test_what_does_not_fit_is_said_and_not_loaded():
 def test_a_load_that_fails_or_does_nothing_is_left_for_the_report_to_show():
     executor, holding = keeper()
     executor.broken = {("b", 1)}
-    holding.ask(order(Layers("b", 0, 3, 30.0)))
+    holding.ask(order(LayersOrder("b", 0, 3, 30.0)))
     holding.settle()
     assert held(executor) == {("b", 0), ("b", 2)}
     assert (holding.loading, holding.failed) == (False, "load b: no such tensor")
     executor.broken.clear()
     executor.deaf = True
-    holding.ask(order(Layers("b", 0, 3, 30.0)))
+    holding.ask(order(LayersOrder("b", 0, 3, 30.0)))
     assert (holding.loading, holding.failed) == (True, "")
     holding.settle()
     assert (holding.loading, held(executor)) == (False, {("b", 0), ("b", 2)})
@@ -129,7 +129,7 @@ def test_a_load_that_fails_or_does_nothing_is_left_for_the_report_to_show():
 def test_what_failed_and_then_did_not_is_not_reported_any_more():
     executor, holding = keeper()
     executor.broken = {("b", 1)}
-    holding.ask(order(Layers("b", 0, 3, 30.0)))
+    holding.ask(order(LayersOrder("b", 0, 3, 30.0)))
     holding.settle()
     assert holding.failed == "load b: no such tensor"
     executor.broken.clear()
@@ -140,15 +140,15 @@ def test_what_failed_and_then_did_not_is_not_reported_any_more():
 
 def test_what_fails_of_an_older_order_says_nothing_of_the_newer_one():
     class Slow(Watched):
-        def load(self, layers: Layers) -> None:
+        def load(self, layers: LayersOrder) -> None:
             if layers.model == "b":
-                holding.ask(order(Layers("c", 0, 1, 10.0)))  # meanwhile
+                holding.ask(order(LayersOrder("c", 0, 1, 10.0)))  # meanwhile
             super().load(layers)
 
     executor = Slow()
     executor.broken = {("b", 0)}
     holding = Holding(executor)
-    holding.ask(order(Layers("b", 0, 1, 10.0)))
+    holding.ask(order(LayersOrder("b", 0, 1, 10.0)))
     holding.settle()
     assert (holding.loading, holding.failed) == (True, "")
     holding.settle()
@@ -158,10 +158,10 @@ def test_what_fails_of_an_older_order_says_nothing_of_the_newer_one():
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_executor_that_breaks_its_contract_is_reported_for_good_and_drained():
     class Broken(Ledger):
-        def load(self, layers: Layers) -> None:
+        def load(self, layers: LayersOrder) -> None:
             raise RuntimeError(f"CUDA out of memory at {layers.first}")
 
-    holding, follower = Holding(Broken("edge0")), Follower(PATIENCE, RETRIES, (Layers("a", 0, 2, 2.0),))
+    holding, follower = Holding(Broken("edge0")), NodeFollower(PATIENCE, RETRIES, (LayersOrder("a", 0, 2, 2.0),))
     follower.plan(1, {})
     thread = threading.Thread(target=holding.run, daemon=True)
     outcomes = []
@@ -182,19 +182,19 @@ def test_an_executor_that_breaks_its_contract_is_reported_for_good_and_drained()
 
 
 def test_the_rate_is_the_median_of_the_latest_loads():
-    _, holding = keeper(Layers("a", 0, 9, 9e9))
+    _, holding = keeper(LayersOrder("a", 0, 9, 9e9))
     assert holding.load_bytes_per_s == sorted(holding._rates)[4]
     holding._rates.extend([1.0] * 4)  # four odd ones
     assert holding.load_bytes_per_s > 1e9
 
 
 def test_a_node_whose_layers_wait_is_not_drained_and_one_that_drops_them_is():
-    wanted = (Layers("a", 0, 4, 4.0),)
-    follower = Follower(PATIENCE, RETRIES, wanted, 4.0)
+    wanted = (LayersOrder("a", 0, 4, 4.0),)
+    follower = NodeFollower(PATIENCE, RETRIES, wanted, 4.0)
     follower.plan(1, {})
     assert follower.order(1, "me") is not None
     follower.took(1)
-    waiting = Report(generation=1, sessions={}, layers=(Layers("b", 0, 4, 4.0),), loading=True, waits="1 sessions")
+    waiting = Report(generation=1, sessions={}, layers=(LayersOrder("b", 0, 4, 4.0),), loading=True, waits="1 sessions")
     assert not any(follower.reported(waiting).retry for _ in range(50))
     dropped = [follower.reported(Report(generation=1, sessions={})) for _ in range(PATIENCE + 1)]
     assert dropped[-1].retry
@@ -211,7 +211,7 @@ def test_orders_bring_layers_to_what_was_asked_last(
 ):
     """crashed: a new actor took over before these; layers in use are never given back, and room is never exceeded."""
     room = 8.0
-    follower, executor = Follower(PATIENCE, RETRIES, room_bytes=room), Watched()
+    follower, executor = NodeFollower(PATIENCE, RETRIES, room_bytes=room), Watched()
     holding = Holding(executor)
     for i, layers in enumerate(wanted):
         if i in crashed:
@@ -249,7 +249,7 @@ class Ends:
         self.to_hold: dict[str, dict[str, int]] = {}
         self.told: list[tuple[NodeLayers, ...]] = []
 
-    def hold(self, layers: dict[str, tuple[Layers, ...]], room_bytes: dict[str, float]) -> None:
+    def hold(self, layers: dict[str, tuple[LayersOrder, ...]], room_bytes: dict[str, float]) -> None:
         self.room_bytes = room_bytes
         self.to_hold = {node: {x.model: x.first for x in found} for node, found in layers.items()}
 
@@ -309,7 +309,7 @@ def test_a_process_that_gives_no_answer_costs_an_answer_and_no_more(tmp_path: Pa
         program.write_text(f"#!/bin/sh\nprintf '%s\\n' {says}\n")
         program.chmod(0o700)
 
-    async def ask() -> placement.Answer:
+    async def ask() -> placement.PlacementAnswer:
         return await placer._ask(placer._question())
 
     with pytest.MonkeyPatch.context() as patch:
@@ -350,7 +350,7 @@ def test_a_question_has_an_answer_of_the_same_kind_and_rates_go_with_it(tmp_path
     for node, rate in (("edge0", 2e9), ("edge1", 0.0)):
         ends.report(node, llama=0)
         ends.nodes[node] = msgspec.structs.replace(ends.nodes[node], load_bytes_per_s=rate)
-    question = msgspec.msgpack.decode(msgspec.msgpack.encode(placer._question()), type=Question)
+    question = msgspec.msgpack.decode(msgspec.msgpack.encode(placer._question()), type=PlacementQuestion)
     assert question.load_bytes_per_s == {"edge0": 2e9}
     found = placement.answer(question)
     assert found.why == ""

@@ -29,7 +29,7 @@ from cosched.core.layers import NodeLayers
 from cosched.core.present import MOST_ASKS
 from cosched.core.settings import Settings
 from solvers import registry
-from solvers.solution import Certificate, Solution, Status
+from solvers.solution import Certificate, Solution, SolveStatus
 
 CELLS = plant(
     NODES.replace(
@@ -231,7 +231,7 @@ def test_a_session_that_the_solver_drops_keeps_its_memory():
     share = np.zeros((2, problem.slot.shape[1]))
     share[1] = np.maximum(problem.floor[point], 0.5)
     taken = Solution(
-        Status.OK, "hand", np.array([-1, point]), share, np.array([False, True]), np.zeros(problem.n_resources),
+        SolveStatus.OK, "hand", np.array([-1, point]), share, np.array([False, True]), np.zeros(problem.n_resources),
         Certificate(float(problem.value[point]), float(problem.value[point])), 1,
     )  # fmt: skip
     commands = core.handle(Solved(solve.request, solution=taken), 0.21)

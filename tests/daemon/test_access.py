@@ -18,7 +18,7 @@ from checkout import HELPERS
 from daemon_cases import PATIENCE_S, SESSION, Daemon, Place, until
 
 from cosched.api import keys
-from cosched.api.access import Identity, Limits
+from cosched.api.access import Identity, IdentityLimits
 from cosched.api.client import Client, NoAnswer, Refused, curve
 from cosched.api.messages import NoArgs, Watching
 from cosched.api.zap import new_pair
@@ -62,7 +62,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         Identity(name="gnb", public=pairs["gnb"].public, role="publisher", ues=("ue*",), cells=("cell0",)),
         Identity(name="eyes", public=pairs["eyes"].public, role="viewer"),
         Identity(name="phone", public=pairs["phone"].public, role="client", ues=("ue1",), tasks=("mine*",)),
-        Identity(name="hands", public=pairs["hands"].public, role="operator", limits=Limits(bytes_per_message=2000)),
+        Identity(
+            name="hands", public=pairs["hands"].public, role="operator", limits=IdentityLimits(bytes_per_message=2000)
+        ),
     ):
         keys.allow(base / "keys" / keys.ALLOWED, identity)
     control, telemetry, metrics = free_port(), free_port(), free_port()

@@ -352,7 +352,7 @@ def test_caps_fit_the_descriptors() -> None:
 
 def test_a_door_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: its limit of processes is not to be touched, so the start is what fails."""
-    entry = gate.Entry("control", gate.listen(f"ipc://{tmp_path}/c", guarded=False), tmp_path / "inner", False, {})
+    entry = gate.GateEntry("control", gate.listen(f"ipc://{tmp_path}/c", guarded=False), tmp_path / "inner", False, {})
     monkeypatch.setattr(gate, "RETRY_S", 0.05)
 
     async def main() -> None:

@@ -16,7 +16,7 @@ from two_nodes import ONE, TWO, WORK, offer
 from cosched.config import wiring as build
 from cosched.config.wiring import Plant
 from cosched.core.settings import Settings
-from cosched.daemon.control import Control, Refused
+from cosched.daemon.control import Control, RequestRefused
 from solvers.solution import Solution
 from telemetry.messages import TaskOffer, TaskProgress
 
@@ -45,7 +45,7 @@ def test_a_task_that_has_ended_is_known_before_and_after_its_end_is_on_disk(tmp_
     assert control.view("a").lease.reason == "admitted", "its end has not been told yet"
     bench.engine.flush()
     assert control.view("a").lease.reason == "released"
-    with pytest.raises(Refused, match="no task 'b'"):
+    with pytest.raises(RequestRefused, match="no task 'b'"):
         control.view("b")
     bench.close()
 

@@ -14,11 +14,11 @@ from daemon_cases import SESSION
 
 from cosched.config.wiring import site_text
 from cosched.core.commands import Decision
-from cosched.daemon.board import Board, Held
+from cosched.daemon.board import Board, HeldLease
 from cosched.daemon.greeter import REST, TASKS, Greeter
 from cosched.site import parse_site
 from cosched.workloads.base import PointTable
-from telemetry.bus import Decisions, Follower, Pump
+from telemetry.bus import DecisionSocket, Follower, Pump
 from telemetry.messages import TaskOffer
 
 LIVING = [f"t{i}" for i in range(300)]
@@ -35,7 +35,7 @@ def a_board(send: Callable[[bytes, bytes], None]) -> Board:
     table = object.__new__(PointTable)  # nothing looks into it here
     for task in LIVING:
         lease = board.end(offer(task), "released", 1, 0)
-        board.held[task] = Held(offer(task), Decision(task, "admitted", 0, table, 1.0), lease)
+        board.held[task] = HeldLease(offer(task), Decision(task, "admitted", 0, table, 1.0), lease)
     board._ended.clear()
     for task in ENDED:
         board.end(offer(task), "released", 1, 0)
@@ -63,7 +63,7 @@ def test_each_hears_what_it_asked_for_and_a_toggler_costs_little(tmp_path: Path)
     endpoint = f"ipc://{tmp_path}/d"
 
     async def main() -> None:
-        decisions = Decisions()
+        decisions = DecisionSocket()
         decisions.bind([endpoint])
 
         def send(topic: bytes, payload: bytes) -> None:
@@ -101,7 +101,7 @@ def test_each_hears_what_it_asked_for_and_a_toggler_costs_little(tmp_path: Path)
 
 def test_portions_and_rests() -> None:
     """A portion at a time; after a round a rest of several times what it took, by the clock that is handed in."""
-    decisions, now = Decisions(), [0]
+    decisions, now = DecisionSocket(), [0]
 
     def clock() -> int:
         now[0] += 1_000_000  # each look costs a millisecond

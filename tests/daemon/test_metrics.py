@@ -66,7 +66,9 @@ def test_what_is_served_is_the_latest_status(exporter: Exporter) -> None:
 
 def test_refusals_of_many_sources_are_one_number() -> None:
     refused = tuple(api.Counted(source=f"ue-{i}", reason="too large", n=2) for i in range(1000))
-    status = msgspec.structs.replace(FULL, ingest=api.Ingest(refused=refused, lost={f"ue-{i}": 1 for i in range(1000)}))
+    status = msgspec.structs.replace(
+        FULL, ingest=api.IngestView(refused=refused, lost={f"ue-{i}": 1 for i in range(1000)})
+    )
     samples = [sample for family in families(status) for sample in family.samples]
     assert len(samples) < 100
     assert sum(s.value for s in samples if s.name == "cosched_telemetry_refused_total") == 2000

@@ -13,7 +13,7 @@ from daemon_cases import a_status
 
 from cosched.api import messages as api
 from cosched.daemon.control import FORGOTTEN_S, MOST_WAITING, Control
-from telemetry.bus import Asked
+from telemetry.bus import BusRequest
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Bench:
 
     def ask(self, number: int, verb: str, *, as_json: bool = False, peer: bytes = b"p") -> None:
         codec: Any = msgspec.json if as_json else msgspec.msgpack
-        self.control.queue(Asked((peer,), codec.encode({"verb": verb, "id": number}), ""), 0.0)
+        self.control.queue(BusRequest((peer,), codec.encode({"verb": verb, "id": number}), ""), 0.0)
 
     def run(self) -> None:
         self.requests()

@@ -11,14 +11,14 @@ import pytest
 import structlog
 from replay_cases import sample, sample_book
 
-from cosched.api.messages import Shadow, Tally
+from cosched.api.messages import ShadowTally, ShadowView
 from cosched.children.framing import read_framed
 from cosched.core.policy import policy
 from cosched.core.settings import Settings
 from cosched.daemon import shadow_feed
 from cosched.daemon.children import shadow
 from cosched.daemon.children.shadow import compare
-from cosched.daemon.shadow_feed import Frame, Item, Outcome, ShadowFeed, Window
+from cosched.daemon.shadow_feed import Item, ShadowFeed, ShadowFrame, ShadowWindow, WindowOutcome
 from cosched.replay.replayer import Replayer, Workbook, explode
 from telemetry.messages import SiteMessage, TaskOffer, UeReport
 
@@ -27,9 +27,9 @@ TOML = next(m.toml for m in sample() if isinstance(m, SiteMessage))
 LATER_NS = 5_000_000_000  # the daemon's clock when the window began
 
 
-def window(begun_ns: int = LATER_NS, ended_ns: int = LATER_NS + round(SECONDS * 1e9)) -> Window:
+def window(begun_ns: int = LATER_NS, ended_ns: int = LATER_NS + round(SECONDS * 1e9)) -> ShadowWindow:
     devices = _devices()
-    return Window(
+    return ShadowWindow(
         site_toml=TOML, ue_devices=devices, core=Settings(), policy="joint", baseline="pf-admit", begun_ns=begun_ns,
         ended_ns=ended_ns,
     )  # fmt: skip
@@ -80,7 +80,7 @@ def test_ues_without_tasks_change_nothing_and_cost_nothing(monkeypatch: pytest.M
 
 
 def test_a_window_that_cannot_be_replayed_says_why():
-    bad = Window(
+    bad = ShadowWindow(
         site_toml="v = 1", ue_devices={}, core=Settings(), policy="joint", baseline="pf-admit", begun_ns=0, ended_ns=1
     )
     assert "shadow" in compare([], bad).error
@@ -89,7 +89,7 @@ def test_a_window_that_cannot_be_replayed_says_why():
 def test_the_process_answers(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shadow_feed, "WINDOW_S", 0.3)
 
-    async def follow() -> Shadow:
+    async def follow() -> ShadowView:
         feed = ShadowFeed(20.0, lambda _begun, _ended: window())
         task = asyncio.create_task(feed.run(time.monotonic_ns))
         for _ in range(1_000_000):  # until the process is there: what comes before goes nowhere
@@ -124,11 +124,11 @@ def test_without_a_process_nothing_is_remembered():
 
 def test_old_windows_go():
     feed = ShadowFeed(20.0, lambda _begun, _ended: window())
-    assert feed.view() == Shadow(baseline="")
-    one, none = Tally(admitted=3, met=2, value_met=2.0), Tally()
+    assert feed.view() == ShadowView(baseline="")
+    one, none = ShadowTally(admitted=3, met=2, value_met=2.0), ShadowTally()
     totals = []
     for ended_s, offered, tally in ((9, 5, one), (24, 0, none), (39, 1, one)):
-        feed._take(Outcome(ended_ns=ended_s * 10**9, window_s=15.0, offered=offered, live=tally, shadow=none))
+        feed._take(WindowOutcome(ended_ns=ended_s * 10**9, window_s=15.0, offered=offered, live=tally, shadow=none))
         totals.append((feed.view().offered, feed.view().live.met, feed.view().window_s))
     assert totals == [
         (5, 2, 15.0),
@@ -139,8 +139,10 @@ def test_old_windows_go():
 
 def test_a_window_that_failed_counts_for_nothing():
     feed = ShadowFeed(20.0, lambda _begun, _ended: window())
-    feed._take(Outcome(ended_ns=1, window_s=15.0, offered=9, live=Tally(), shadow=Tally(), error="no site"))
-    assert feed.view() == Shadow(baseline="")
+    feed._take(
+        WindowOutcome(ended_ns=1, window_s=15.0, offered=9, live=ShadowTally(), shadow=ShadowTally(), error="no site")
+    )
+    assert feed.view() == ShadowView(baseline="")
 
 
 class _Stuck:
@@ -164,7 +166,7 @@ def _sent(pipe: _Stuck) -> list[Item]:
     stream = io.BytesIO(bytes(pipe.data))
     pipe.data.clear()
     frames = iter(lambda: read_framed(stream), None)
-    return [one.item for one in (msgspec.msgpack.decode(f, type=Frame) for f in frames) if one.item is not None]
+    return [one.item for one in (msgspec.msgpack.decode(f, type=ShadowFrame) for f in frames) if one.item is not None]
 
 
 def test_invented_ues_are_not_compared_beyond_a_number_but_those_with_tasks_are():
@@ -186,7 +188,7 @@ def test_invented_ues_are_not_compared_beyond_a_number_but_those_with_tasks_are(
 def test_a_window_with_more_than_can_be_replayed_is_left_out_and_the_next_is_not():
     feed, pipe = ShadowFeed(20.0, lambda _begun, _ended: window()), _Stuck()
     feed._stdin = pipe  # type: ignore[assignment]
-    whole = Outcome(ended_ns=0, window_s=1.0, offered=9, live=Tally(), shadow=Tally())
+    whole = WindowOutcome(ended_ns=0, window_s=1.0, offered=9, live=ShadowTally(), shadow=ShadowTally())
     for n in range(300_000):
         feed.reported([_report("ue0")], n * 10**9)
     assert (

@@ -17,7 +17,7 @@ from daemon_cases import CLIP, PATIENCE_S, SESSION, Place, radio, until
 from cosched.api import messages as api
 from cosched.daemon.verify import verify
 from telemetry import wire
-from telemetry.bus import Control, Dealer, Follower, Publisher, Pump
+from telemetry.bus import ControlSocket, Dealer, Follower, Publisher, Pump
 from telemetry.messages import UeReport
 
 STOPS = int(os.environ.get("DAEMON_STOPS", "3"))
@@ -70,7 +70,7 @@ def test_a_pump_that_was_stopped_looks_at_its_socket_no_more(tmp_path: Path) -> 
         return False
 
     async def main() -> None:
-        control = Control()
+        control = ControlSocket()
         control.bind([f"ipc://{tmp_path}/c"])
         pump = Pump(asyncio.get_running_loop(), control, look)
         await asyncio.sleep(0)

@@ -17,7 +17,7 @@ from replay_cases import sample
 
 from cosched.api.messages import CellView, Lease, ResourceView
 from cosched.cli import demo, demo_live, main
-from cosched.cli.demo_live import Played
+from cosched.cli.demo_live import PlayedLive
 from cosched.core.policy import POLICIES
 from cosched.demo.player import Running
 from telemetry.messages import LlmSession, TaskOffer, TaskProgress, UeReport, VideoClip
@@ -157,7 +157,7 @@ def test_a_folder_too_deep_for_a_socket_is_said(tmp_path: Path):
 def test_what_a_terminal_and_a_pipe_are_shown():
     load = [ResourceView(id=i, kind=k, planned=0.42, background=0.0, price=0.0) for i, k in RESOURCES]
     found = a_status(tasks=7, resources=tuple(load), cells=(CellView(id="cell0", ues=3, stale_ues=0),))
-    played = Played()
+    played = PlayedLive()
     played.told(lease((0.4, 0.05), 0.1))
     played.told(msgspec.structs.replace(lease((), 0.0), task="t2", point="", reason="rejected_no_point"))
     above, under = demo_live.head(found).splitlines()[1], demo_live.line(3.0, found, played)

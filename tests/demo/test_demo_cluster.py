@@ -17,7 +17,7 @@ from cosched.core.core import Core
 from cosched.core.events import Barred, Event, Offered, Solved
 from cosched.core.settings import Settings
 from cosched.daemon.verify import verify
-from cosched.demo.messages import Checked, Ended, Moved, Said, Token
+from cosched.demo.messages import Checked, Said, Token, UeEnded, UeMoved
 from cosched.demo.play import Played, play, started
 from cosched.demo.stage import TOKENS, UES, Stage, prepare, work
 from cosched.errors import BadInput
@@ -108,7 +108,7 @@ def lease(ue: str, point: str, node: str, reason: str = "admitted") -> Lease:
 def told(ue: str, tokens: int) -> Iterator[Said]:
     for token in range(tokens):
         yield Token(ue=ue, token=token, ttft_s=0.4, tpot_s=0.12)
-    yield Ended(ue=ue, tokens=tokens, why="")
+    yield UeEnded(ue=ue, tokens=tokens, why="")
     yield Checked(ue=ue, equal=tokens, unrounded=tokens - 2, tpot_s=0.11)
 
 
@@ -117,7 +117,7 @@ def played(tokens: int = 5) -> Played:
     found = Played(tokens, victim="edge1", nodes=(ClusterNode(node="edge1", state="lost"),))
     for ue in UES:
         found.sessions[ue].granted(lease(ue, "k=6/8bit/edge1", "edge1"))
-        found.heard(Moved(ue=ue, tokens=2, point="k=6/8bit/edge0", how="recomputed"))
+        found.heard(UeMoved(ue=ue, tokens=2, point="k=6/8bit/edge0", how="recomputed"))
         found.sessions[ue].granted(lease(ue, "k=6/8bit/edge0", "edge0", "moved_node_lost"))
         for said in told(ue, tokens):
             found.heard(said)
@@ -142,7 +142,7 @@ def test_what_does_not_hold_is_said():
     found = played()
     found.sessions["ue07"].checked = Checked(ue="ue07", equal=3, unrounded=3, tpot_s=0.1)
     found.sessions["ue26"].tokens.pop()
-    found.sessions["ue09"].ended = Ended(ue="ue09", tokens=0, why="there is no lease: rejected_no_capacity")
+    found.sessions["ue09"].ended = UeEnded(ue="ue09", tokens=0, why="there is no lease: rejected_no_capacity")
     found.sessions["ue09"].checked = None
     found.victim = ""
     assert list(demo_cluster.what_fails(found)) == [
@@ -156,7 +156,7 @@ def test_what_does_not_hold_is_said():
 def test_a_session_that_ends_early_with_its_reason_is_no_fault():
     found = played(tokens=5)
     found.sessions["ue31"].tokens[:] = [0, 1]
-    found.sessions["ue31"].ended = Ended(ue="ue31", tokens=2, why="the host cannot be reached")
+    found.sessions["ue31"].ended = UeEnded(ue="ue31", tokens=2, why="the host cannot be reached")
     found.sessions["ue31"].checked = Checked(ue="ue31", equal=2, unrounded=2, tpot_s=0.1)
     assert list(demo_cluster.what_fails(found)) == []
     assert demo_cluster.line(found.sessions["ue31"]).endswith(" ended: the host cannot be reached")

@@ -35,7 +35,7 @@ from cosched.daemon.metrics import families
 from cosched.daemon.mode import Mode, Modes
 from cosched.daemon.store import Store
 from cosched.daemon.verify import verify
-from telemetry.bus import Asked, Frame
+from telemetry.bus import BusRequest, Frame
 from telemetry.messages import Message, UeReport
 from telemetry.wire import Intake
 
@@ -95,7 +95,7 @@ class Desk(Daemon):
         self.sockets = SimpleNamespace(telemetry=self.frames, control=empty, gate=empty, decisions=empty)
         self.cluster = SimpleNamespace(view=api.ClusterView, memory_notice="", short_bytes={})
         self.placer = SimpleNamespace(view=api.PlacementView)
-        self.shadow = SimpleNamespace(view=partial(api.Shadow, baseline="pf"))
+        self.shadow = SimpleNamespace(view=partial(api.ShadowView, baseline="pf"))
         self.inquiry = SimpleNamespace(ask=_inquire)
         self.intake = Intake()
         self.store = Store(Path(self.folder.name) / "state.sqlite", clock=self.clock)
@@ -156,7 +156,7 @@ class Desk(Daemon):
     def request(self, payload: bytes) -> bool:
         """Take one request; whether it was carried out."""
         self.answers.clear()
-        self.control.handle(Asked((b"client",), payload, ""))
+        self.control.handle(BusRequest((b"client",), payload, ""))
         self.settle()
         if len(self.answers) != 1:
             raise Defect(f"{len(self.answers)} answers to one request")
@@ -212,7 +212,9 @@ class Desk(Daemon):
     def _ask(self, verb: str, kind: type, args: dict[str, object]) -> None:
         for codec in CODECS:
             self.answers.clear()
-            self.control.handle(Asked((b"viewer",), codec.encode({"v": 1, "id": 1, "verb": verb, "args": args}), ""))
+            self.control.handle(
+                BusRequest((b"viewer",), codec.encode({"v": 1, "id": 1, "verb": verb, "args": args}), "")
+            )
             self.settle()
             response = codec.decode(self.answers[0], type=api.Response)
             if not response.ok:

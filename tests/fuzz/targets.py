@@ -199,7 +199,7 @@ def host_seeds() -> list[bytes]:
         protocol.Export(session="s", start=0, stop=2), protocol.Look(), protocol.Close(session="s"),
         protocol.Pull(session="s", start=0, stop=1, source="o", endpoint="tcp://127.0.0.1:1"),
     ]  # fmt: skip
-    asked = [b"\0" + msgspec.msgpack.encode(protocol.Request(id=i, body=body)) for i, body in enumerate(bodies)]
+    asked = [b"\0" + msgspec.msgpack.encode(protocol.HostRequest(id=i, body=body)) for i, body in enumerate(bodies)]
     report = protocol.HostReport(
         name="h",
         models={},
@@ -211,7 +211,7 @@ def host_seeds() -> list[bytes]:
         refused=0,
         load_s_per_layer=0.0,
     )
-    answer = protocol.Answer(id=1, token=5, node_s=0.1, report=report)
+    answer = protocol.HostAnswer(id=1, token=5, node_s=0.1, report=report)
     return [*asked, b"\1" + msgspec.msgpack.encode(answer)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from cosched.api import messages as api
-from telemetry.bus import Control, Decisions
+from telemetry.bus import ControlSocket, DecisionSocket
 from telemetry.messages import Reserved
 
 Handler = Callable[[api.Args], object]
@@ -75,8 +75,12 @@ STATUS = api.Status(
     submit_ms=api.Quantiles(n=3, p50=1.0, p99=2.0, max=3.0),
     solve_ms=api.Quantiles(),
     telemetry_ms=api.Quantiles(),
-    ingest=api.Ingest(messages=9, reports=9, refused=(api.Counted(source="gnb", reason="dl_cqi outside 0..15", n=2),)),
-    shadow=api.Shadow(baseline="pf-admit", window_s=600.0, offered=10, live=api.Tally(met=6), shadow=api.Tally(met=4)),
+    ingest=api.IngestView(
+        messages=9, reports=9, refused=(api.Counted(source="gnb", reason="dl_cqi outside 0..15", n=2),)
+    ),
+    shadow=api.ShadowView(
+        baseline="pf-admit", window_s=600.0, offered=10, live=api.ShadowTally(met=6), shadow=api.ShadowTally(met=4)
+    ),
 )
 
 
@@ -97,7 +101,7 @@ class Peer:
     """Answers on a thread until it is stopped; keeps the requests that it read."""
 
     def __init__(self, folder: Path) -> None:
-        self.control, self.decisions = Control(), Decisions()
+        self.control, self.decisions = ControlSocket(), DecisionSocket()
         self.control.bind([f"ipc://{folder}/control.sock"])
         self.decisions.bind([f"ipc://{folder}/decisions.sock"])
         self.endpoint = self.control.endpoints[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from cosched.api.client import Client, NoAnswer, Refused
-from cosched.api.messages import Ingest, Lease, Quantiles, Shadow, Status
+from cosched.api.messages import IngestView, Lease, Quantiles, ShadowView, Status
 from telemetry import wire
 from telemetry.bus import Publisher
 from telemetry.messages import LlmSession, Message, UeReport, UeReportBatch, VideoClip
@@ -240,6 +240,7 @@ def a_status(**changes: object) -> Status:
     plain = Status(
         version="0", pid=1, site="s", policy="joint", baseline="pf", mode="STEADY", mode_since_s=1.0, alarms=(),
         uptime_s=1.0, generation=1, tasks=0, promised=0, value=0.0, bound=0.0, gap=0.0, resources=(), counts={},
-        reasons={}, submit_ms=none, solve_ms=none, telemetry_ms=none, ingest=Ingest(), shadow=Shadow(baseline="pf"),
+        reasons={}, submit_ms=none, solve_ms=none, telemetry_ms=none, ingest=IngestView(),
+        shadow=ShadowView(baseline="pf"),
     )  # fmt: skip
     return msgspec.structs.replace(plain, **changes)

@@ -25,7 +25,7 @@ from cosched.daemon import endpoints as places
 from telemetry import bus
 
 
-def sockets_of(folder: Path) -> tuple[bus.Telemetry, bus.Control, bus.Decisions, Any]:
+def sockets_of(folder: Path) -> tuple[bus.TelemetrySocket, bus.ControlSocket, bus.DecisionSocket, Any]:
     keys = None
     if (folder / "daemon.key").exists():
         pair = read_pair(folder / "daemon.key")
@@ -33,7 +33,7 @@ def sockets_of(folder: Path) -> tuple[bus.Telemetry, bus.Control, bus.Decisions,
     if not os.environ.get("DIRECT"):
         found = places.bind(load(None), keys)
         return found.telemetry, found.control, found.decisions, found.gate
-    made = bus.Telemetry(keys), bus.Control(keys), bus.Decisions(keys)
+    made = bus.TelemetrySocket(keys), bus.ControlSocket(keys), bus.DecisionSocket(keys)
     settings = load(None).settings
     for one, bound in zip(
         made, (settings.telemetry.bind, settings.control.bind, settings.control.decisions), strict=True

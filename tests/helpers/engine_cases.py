@@ -10,7 +10,7 @@ import msgspec
 from cosched.api.messages import Lease
 from cosched.children.packing import pack, solve_packed
 from cosched.children.pool import ask_of
-from cosched.config.settings import Capture as CaptureSettings
+from cosched.config.settings import CaptureSettings
 from cosched.config.wiring import Plant
 from cosched.core.commands import Plan, Solve
 from cosched.core.settings import Settings

@@ -23,25 +23,25 @@ from runtime_cases import HIDDEN, LAYERS, PROMPT, SEED, VOCAB
 from cosched.runtime import activation, kv
 from cosched.runtime.chain import Hop, Links, Route
 from cosched.runtime.engine import token_frame, token_ids
-from cosched.runtime.errors import BadFrame, Refused
+from cosched.runtime.errors import BadFrame, HostRefused
 from cosched.runtime.generation import Generation
-from cosched.runtime.host import Host
+from cosched.runtime.host import LayerHost
 from cosched.runtime.kv import KvCache, KvLayout
 from cosched.runtime.link import Link
 from cosched.runtime.model import ModelSource, open_model
 from cosched.runtime.parts import Part
 from cosched.runtime.peers import check_endpoint
 from cosched.runtime.protocol import (
-    Answer,
     Body,
     Close,
     Export,
+    HostAnswer,
+    HostRequest,
     Import,
     Look,
     Onward,
     Open,
     Pull,
-    Request,
     Step,
     answer_of,
     frames_of,
@@ -85,7 +85,7 @@ def decoded(data: bytes) -> str:
                 assert cache.length == kv.claimed(frames[1])
             case Pull():
                 check_endpoint(body.endpoint, "tcp://*")
-    except (BadFrame, Refused) as error:
+    except (BadFrame, HostRefused) as error:
         return type(error).__name__
     return type(body).__name__
 
@@ -125,7 +125,7 @@ class Attacker:
 
     def ask(self, body: Body, *tensors: bytes) -> Message:
         self._number += 1
-        return frames_of(Request(id=self._number, body=body), list(tensors))
+        return frames_of(HostRequest(id=self._number, body=body), list(tensors))
 
     def raw(self, body: dict[str, object], *tensors: bytes) -> Message:
         """A request whose fields no type has held."""
@@ -294,18 +294,18 @@ def opened(source: ModelSource, **other: object) -> Open:
 
 
 def refusal(link: Link, body: object, tensors: tuple[bytes, ...] = ()) -> str:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HostRefused) as caught:
         link.ask(body, tensors)  # type: ignore[arg-type]
     return caught.value.code
 
 
-def asked(caller: Caller, message: list[bytes], patience_s: float) -> list[Answer]:
+def asked(caller: Caller, message: list[bytes], patience_s: float) -> list[HostAnswer]:
     caller.send(message)
     wait_for([caller], patience_s)
     return [answer_of(frames) for frames in caller.drain()]
 
 
-def generates(host: Host, source: ModelSource, expected: list[int], split: int = 2) -> None:
+def generates(host: LayerHost, source: ModelSource, expected: list[int], split: int = 2) -> None:
     """Whoever comes now is served, with the right tokens."""
     links = Links()
     run = Generation(Part(source), "after", PROMPT, Route(split, (Hop(host.endpoint, LAYERS),), 32), links)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from solvers.placement import Demand, Layers, Model, Node, Way
+from solvers.placement import Demand, Layers, PlacementModel, PlacementNode, Way
 
 LAYERS = 32
 STEPS = (0, 1, 4, 8, 12, 16, 20, 24, 28)  # first layers that are considered
@@ -12,16 +12,16 @@ STEPS = (0, 1, 4, 8, 12, 16, 20, 24, 28)  # first layers that are considered
 
 def site(
     seed: int, n_nodes: int, n_models: int, *, classes: int = 2, held: bool = False
-) -> tuple[list[Node], list[Model], list[Demand], list[Layers]]:
+) -> tuple[list[PlacementNode], list[PlacementModel], list[Demand], list[Layers]]:
     """Nodes with room for about 1.5 models; every class may be served on every node from any of STEPS on.
 
     Holding more layers is worth more and takes more of the node's compute. `held`: nodes hold what fits at random.
     """
     rng = np.random.default_rng((seed, n_nodes, n_models))
-    models = [Model(f"m{k}", (float(rng.uniform(0.1e9, 0.3e9)),) * LAYERS) for k in range(n_models)]
+    models = [PlacementModel(f"m{k}", (float(rng.uniform(0.1e9, 0.3e9)),) * LAYERS) for k in range(n_models)]
     room = 1.5 * sum(sum(m.layer_bytes) for m in models) / n_models
     nodes = [
-        Node(
+        PlacementNode(
             f"n{k:03d}", room * float(rng.uniform(0.6, 1.4)), float(rng.uniform(0.5e9, 2e9)), float(rng.uniform(0, 0.3))
         )
         for k in range(n_nodes)

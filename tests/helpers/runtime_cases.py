@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from cosched.runtime.engine import Limits
-from cosched.runtime.host import Host
+from cosched.runtime.engine import HostLimits
+from cosched.runtime.host import LayerHost
 from cosched.runtime.kv import KvCache
 from cosched.runtime.model import ModelSource, open_model
 from cosched.runtime.parts import Part
@@ -136,9 +136,9 @@ class HostProcess:
 
 
 @contextmanager
-def host_threads(source: ModelSource, count: int = 2, limits: Limits | None = None) -> Iterator[list[Host]]:
+def host_threads(source: ModelSource, count: int = 2, limits: HostLimits | None = None) -> Iterator[list[LayerHost]]:
     """Hosts in this process, on real sockets, with all layers loaded."""
-    running = [Host(f"edge{i}", [source], bind=["tcp://127.0.0.1:0"], limits=limits) for i in range(count)]
+    running = [LayerHost(f"edge{i}", [source], bind=["tcp://127.0.0.1:0"], limits=limits) for i in range(count)]
     for host in running:
         host.start()
         host.load(source.name, 0, source.n_layers)

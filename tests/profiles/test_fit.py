@@ -13,8 +13,8 @@ import pytest
 from cosched.errors import BadInput
 from cosched.profiles import batch, fit, heldout, latency, measured
 from cosched.profiles.device import Device, Host, load_device, load_host
-from cosched.profiles.heldout import Claim, Refit
-from cosched.profiles.measured import AttentionRun, EdgeRun, OperatorRun, Served
+from cosched.profiles.heldout import PublishedClaim, Refit
+from cosched.profiles.measured import AttentionRun, EdgeRun, OperatorRun, ServedRuns
 from cosched.profiles.model import load_model
 from cosched.profiles.rewrite import FITTED_FIELDS, fitted_values, rewrite
 from cosched.resources import config_file
@@ -91,10 +91,10 @@ def test_recovers_the_numbers_of_an_edge_device() -> None:
     assert found.layer_overhead_s == pytest.approx(1e-4, rel=1e-3)
 
 
-def served(steps: float, *, prefill: bool) -> Served:
+def served(steps: float, *, prefill: bool) -> ServedRuns:
     batch, prompt = (a.ravel().astype(float) for a in np.meshgrid([1, 4, 16, 64], [128, 512, 2048]))
     n = len(batch)
-    return Served(
+    return ServedRuns(
         models=(load_model("llama-2-7b"),) * n,
         tp=np.ones(n),
         batch=batch,
@@ -106,10 +106,10 @@ def served(steps: float, *, prefill: bool) -> Served:
     )
 
 
-def stacked(first: Served, second: Served) -> Served:
+def stacked(first: ServedRuns, second: ServedRuns) -> ServedRuns:
     fields = ("tp", "batch", "prompt", "context", "steps", "prefill", "seconds")
     columns = {f: np.concatenate([getattr(first, f), getattr(second, f)]) for f in fields}
-    return Served(models=(*first.models, *second.models), **columns)
+    return ServedRuns(models=(*first.models, *second.models), **columns)
 
 
 def test_recovers_the_terms_of_a_host() -> None:
@@ -142,8 +142,8 @@ def test_whole_runs_cannot_tell_prompt_tokens_from_sequences() -> None:
     assert found.prompt_token_s == 0
 
 
-def with_seconds(run: Served, seconds: np.ndarray) -> Served:
-    return Served(run.models, run.tp, run.batch, run.prompt, run.context, run.steps, run.prefill, seconds)
+def with_seconds(run: ServedRuns, seconds: np.ndarray) -> ServedRuns:
+    return ServedRuns(run.models, run.tp, run.batch, run.prompt, run.context, run.steps, run.prefill, seconds)
 
 
 def test_octaves_have_equal_say() -> None:
@@ -157,7 +157,7 @@ def refits(shared_data: Path) -> list[Refit]:
     return list(heldout.refit(shared_data))
 
 
-def claims_of(refits: list[Refit]) -> dict[tuple[str, str], Claim]:
+def claims_of(refits: list[Refit]) -> dict[tuple[str, str], PublishedClaim]:
     return {(claim.what, claim.tested_on): claim for part in refits for claim in part.claims}
 
 

@@ -14,7 +14,7 @@ import runtime_cases as cases
 import torch
 
 from cosched.demo import reference
-from cosched.demo.reference import UNROUNDED, Step
+from cosched.demo.reference import UNROUNDED, ReferenceStep
 from cosched.profiles import latency
 from cosched.profiles.device import load_device
 from cosched.runtime.chain import Hop, Links, Route
@@ -84,7 +84,10 @@ def test_unrounded_the_reference_is_transformers_own_model(tmp_path: Path) -> No
     source = cases.seeded(tmp_path)
     expected = cases.reference_tokens(tmp_path, "llama", 40)
     for split in (0, 2, L):
-        assert reference.tokens(whole(source), cases.PROMPT, [Step(split, UNROUNDED, anew=False)] * 40) == expected
+        assert (
+            reference.tokens(whole(source), cases.PROMPT, [ReferenceStep(split, UNROUNDED, anew=False)] * 40)
+            == expected
+        )
 
 
 def test_rounded_the_reference_is_what_a_split_generation_gives_through_moves(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_rounded_the_reference_is_what_a_split_generation_gives_through_moves(tm
             if done in moves:
                 seen.append(run.resplit(*moves[done]).how)
             run.advance()
-            steps.append(Step(run.route.split, run.route.precision_bits, anew=done == 20))
+            steps.append(ReferenceStep(run.route.split, run.route.precision_bits, anew=done == 20))
         run.close()
         links.close()
     assert seen == [MIGRATED, RECOMPUTED]

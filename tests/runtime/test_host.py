@@ -16,10 +16,10 @@ from cosched.api.access import Access, Identity
 from cosched.api.zap import Authenticator, new_pair
 from cosched.runtime import activation
 from cosched.runtime.chain import Chain, Hop, Links, Route
-from cosched.runtime.engine import Limits, token_frame
-from cosched.runtime.errors import BadModel, HostLost, Refused
+from cosched.runtime.engine import HostLimits, token_frame
+from cosched.runtime.errors import BadModel, HostLost, HostRefused
 from cosched.runtime.generation import Generation
-from cosched.runtime.host import Host
+from cosched.runtime.host import LayerHost
 from cosched.runtime.link import Link
 from cosched.runtime.model import ModelSource
 from cosched.runtime.parts import Part
@@ -29,7 +29,7 @@ from telemetry.bus import Curve
 from telemetry.calls import Caller, wait_for
 
 L = cases.LAYERS
-TIGHT = Limits(sessions=2, kv_bytes=20_000, waiting=4, frame_bytes=100_000)
+TIGHT = HostLimits(sessions=2, kv_bytes=20_000, waiting=4, frame_bytes=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 
 @pytest.fixture
-def host(source: ModelSource) -> Iterator[Host]:
+def host(source: ModelSource) -> Iterator[LayerHost]:
     with cases.host_threads(source, 1, TIGHT) as (one,):
         yield one
 
 
 @pytest.fixture
-def link(host: Host) -> Iterator[Link]:
+def link(host: LayerHost) -> Iterator[Link]:
     found = Link(host.endpoint)
     yield found
     found.close()
@@ -56,7 +56,7 @@ def opened(source: ModelSource, **other: object) -> Open:
 
 
 def refusal(link: Link, body: object, tensors: tuple[bytes, ...] = ()) -> str:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HostRefused) as caught:
         link.ask(body, tensors)  # type: ignore[arg-type]
     assert str(caught.value).startswith("edge0: ")
     return caught.value.code
@@ -116,7 +116,7 @@ def undisturbed(source: ModelSource, prompt: list[int]) -> list[int]:
     return [int(logits.argmax()) for logits in cases.reference_steps(source, 2, prompt)]
 
 
-def test_bytes_that_are_no_request_are_answered_and_the_host_lives(host: Host, link: Link) -> None:
+def test_bytes_that_are_no_request_are_answered_and_the_host_lives(host: LayerHost, link: Link) -> None:
     caller = Caller(host.endpoint)
     for frames in (
         [b""],
@@ -132,7 +132,9 @@ def test_bytes_that_are_no_request_are_answered_and_the_host_lives(host: Host, l
     assert link.ask(Look())[0].report is not None
 
 
-def test_a_frame_that_is_too_long_costs_its_sender_the_connection(host: Host, source: ModelSource, link: Link) -> None:
+def test_a_frame_that_is_too_long_costs_its_sender_the_connection(
+    host: LayerHost, source: ModelSource, link: Link
+) -> None:
     link.ask(opened(source))
     other = Link(host.endpoint, patience_s=20)
     with pytest.raises(HostLost):
@@ -142,7 +144,7 @@ def test_a_frame_that_is_too_long_costs_its_sender_the_connection(host: Host, so
 
 
 def test_loading_unloading_and_the_report(source: ModelSource) -> None:
-    host = Host("edge0", [source], bind=["tcp://127.0.0.1:0"])
+    host = LayerHost("edge0", [source], bind=["tcp://127.0.0.1:0"])
     host.start()
     try:
         assert host.load("llama", 2, 4).layers == 2
@@ -150,7 +152,7 @@ def test_loading_unloading_and_the_report(source: ModelSource) -> None:
         assert refusal(link, opened(source, start=1, stop=L)) == "not_loaded"
         host.load("llama", 4, L)
         link.ask(opened(source, start=3))
-        with pytest.raises(Refused, match="1 sessions run on them") as caught:
+        with pytest.raises(HostRefused, match="1 sessions run on them") as caught:
             host.unload("llama", 3, L)
         assert caught.value.code == "in_use"
         host.unload("llama", 2, 3)
@@ -169,7 +171,7 @@ def test_loading_unloading_and_the_report(source: ModelSource) -> None:
 
 
 def test_sessions_left_behind_make_room(source: ModelSource) -> None:
-    with cases.host_threads(source, 1, Limits(sessions=1, idle_s=0.0)) as (host,):
+    with cases.host_threads(source, 1, HostLimits(sessions=1, idle_s=0.0)) as (host,):
         link = Link(host.endpoint)
         link.ask(opened(source))
         link.ask(opened(source, session="later"))
@@ -197,7 +199,7 @@ def test_a_peer_that_is_gone_is_told(source: ModelSource) -> None:
         run = Generation(Part(source), "t", cases.PROMPT, route, links, max_layers=2)
         run.advance()
         b.stop()
-        with pytest.raises((HostLost, Refused)) as caught:
+        with pytest.raises((HostLost, HostRefused)) as caught:
             run.advance()
         assert b.endpoint in str(caught.value)
         a_link = links.to(route.hops[0])
@@ -273,7 +275,7 @@ def test_with_keys_only_those_allowed_get_in(source: ModelSource) -> None:
     allowed.append(Identity(name="eyes", public=pairs["eyes"].public, role="viewer"))
     server = Curve(pairs["edge0"].public, pairs["edge0"].secret)
     guard = Authenticator(Access(allowed))
-    host = Host("edge0", [source], bind=["tcp://127.0.0.1:0"], keys=server, guard=guard)
+    host = LayerHost("edge0", [source], bind=["tcp://127.0.0.1:0"], keys=server, guard=guard)
     host.start()
     try:
         for name, comes_in in (("ue", True), ("eyes", False), ("stranger", False)):

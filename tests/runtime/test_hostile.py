@@ -28,16 +28,16 @@ from hostile_frames import Attacker, asked, decoded, forged, generates, opened, 
 from cosched.errors import BadInput
 from cosched.runtime import activation
 from cosched.runtime.chain import Hop, Links, Route
-from cosched.runtime.engine import Limits, token_frame
+from cosched.runtime.engine import HostLimits, token_frame
 from cosched.runtime.errors import BadFrame
 from cosched.runtime.generation import Generation
-from cosched.runtime.host import Host
+from cosched.runtime.host import LayerHost
 from cosched.runtime.kv import KvCache
 from cosched.runtime.limits import limits_of
 from cosched.runtime.link import Link
 from cosched.runtime.model import ModelSource
 from cosched.runtime.parts import Part
-from cosched.runtime.protocol import Answer, Import, Look, Step
+from cosched.runtime.protocol import HostAnswer, Import, Look, Step
 from cosched.runtime.sampling import Sampling
 from telemetry.calls import Caller
 from telemetry.errors import BadEndpoint
@@ -53,27 +53,27 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 
 @pytest.fixture
-def host(source: ModelSource) -> Iterator[Host]:
+def host(source: ModelSource) -> Iterator[LayerHost]:
     with cases.host_threads(source, 1) as (one,):
         yield one
 
 
 @pytest.fixture
-def link(host: Host) -> Iterator[Link]:
+def link(host: LayerHost) -> Iterator[Link]:
     found = Link(host.endpoint)
     yield found
     found.close()
 
 
 @pytest.fixture
-def other(host: Host) -> Iterator[Link]:
+def other(host: LayerHost) -> Iterator[Link]:
     """A second connection: somebody else."""
     found = Link(host.endpoint)
     yield found
     found.close()
 
 
-def raw(endpoint: str, *messages: list[bytes], patience_s: float = 20.0) -> list[Answer]:
+def raw(endpoint: str, *messages: list[bytes], patience_s: float = 20.0) -> list[HostAnswer]:
     """Send messages as they are on one connection; return an answer to each."""
     caller = Caller(endpoint)
     try:
@@ -86,7 +86,7 @@ def raw(endpoint: str, *messages: list[bytes], patience_s: float = 20.0) -> list
 
 
 @pytest.mark.parametrize("inner", [b"\x91", b"\x81\xa1x", b"\xc1"], ids=["arrays", "maps", "reserved"])
-def test_nesting_is_answered_however_deep(inner: bytes, host: Host, source: ModelSource) -> None:
+def test_nesting_is_answered_however_deep(inner: bytes, host: LayerHost, source: ModelSource) -> None:
     for depth in (10, 1_000, 20_000, 40_000):
         (answer,) = raw(host.endpoint, [b"\x82\xa1x" + inner * depth])
         assert answer.error == "bad_request"
@@ -120,7 +120,7 @@ def test_values_that_are_not_finite_or_become_so_are_refused(value: float, sourc
 
 
 @pytest.mark.parametrize("temperature", [1e-320, 5e-324, 1e-30, 1e-3, 100.0])
-def test_any_temperature_chooses_a_token(temperature: float, host: Host, source: ModelSource, link: Link) -> None:
+def test_any_temperature_chooses_a_token(temperature: float, host: LayerHost, source: ModelSource, link: Link) -> None:
     link.ask(opened(source, sampling=Sampling(temperature=temperature, seed=3, top_k=9)))
     step = Step(session="s", position=0, tokens=2, choose=True, logits=True)
     answer, frames = link.ask(step, (token_frame([1, 2]),))
@@ -152,7 +152,7 @@ def test_kv_of_some_layers_alone_or_of_no_token_is_not_computed_with(source: Mod
 
 
 def test_steps_have_a_length_and_models_their_positions(source: ModelSource) -> None:
-    with cases.host_threads(source, 1, Limits(step_tokens=300)) as (host,):
+    with cases.host_threads(source, 1, HostLimits(step_tokens=300)) as (host,):
         link = Link(host.endpoint)
         link.ask(opened(source))
         assert refusal(link, Step(session="s", position=0, tokens=301), (token_frame([1] * 301),)) == "too_long"
@@ -177,7 +177,7 @@ def test_a_fuzzers_way_in_says_what_became_of_bytes(source: ModelSource) -> None
 
 
 def test_a_defect_is_answered_logged_and_counted_and_ends_nothing(
-    host: Host, source: ModelSource, link: Link, monkeypatch: pytest.MonkeyPatch
+    host: LayerHost, source: ModelSource, link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link.ask(opened(source))
     step = Step(session="s", position=0, tokens=1, choose=True)
@@ -200,7 +200,7 @@ def test_a_defect_is_answered_logged_and_counted_and_ends_nothing(
 
 
 def test_limits_are_read_or_refused_with_the_nearest() -> None:
-    assert limits_of(["sessions_each=3", "idle_s=2.5"]) == Limits(sessions_each=3, idle_s=2.5)
+    assert limits_of(["sessions_each=3", "idle_s=2.5"]) == HostLimits(sessions_each=3, idle_s=2.5)
     with pytest.raises(BadInput, match=r"limit 'session_each=3': .*nearest is sessions_each"):
         limits_of(["session_each=3"])
     for bad in ("idle_s=nan", "idle_s=inf", "sessions=-1", "sessions=many"):
@@ -236,7 +236,7 @@ def test_more_connections_than_descriptors_end_nothing(tmp_path: Path) -> None:
 
 
 def test_a_host_serves_over_tcp_alone(source: ModelSource, tmp_path: Path) -> None:
-    host = Host("edge0", [source], bind=[f"ipc://{tmp_path}/host.sock"])
+    host = LayerHost("edge0", [source], bind=[f"ipc://{tmp_path}/host.sock"])
     with pytest.raises(BadEndpoint, match="a host serves over tcp"):
         host.start()
 

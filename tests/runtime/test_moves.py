@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosched.runtime.chain import Hop, Links, Route
-from cosched.runtime.engine import Limits
-from cosched.runtime.errors import BadModel, HostLost, Refused
+from cosched.runtime.engine import HostLimits
+from cosched.runtime.errors import BadModel, HostLost, HostRefused
 from cosched.runtime.generation import Generation
-from cosched.runtime.host import Host
+from cosched.runtime.host import LayerHost
 from cosched.runtime.model import ModelSource
 from cosched.runtime.move import MIGRATED, RECOMPUTED, MoveCosts, cheaper, overlaps, volume
 from cosched.runtime.parts import Part
@@ -29,7 +29,7 @@ def generation(source: ModelSource, route: Route, links: Links, **options: objec
     return Generation(Part(source), "t1", cases.PROMPT, route, links, chunk_tokens=cases.CHUNK, **options)  # type: ignore[arg-type]
 
 
-def wander(hosts: list[Host]) -> Iterator[Route]:
+def wander(hosts: list[LayerHost]) -> Iterator[Route]:
     """Routes at all splits, on either host, on both, and on the device alone."""
     a, b = (host.endpoint for host in hosts)
     while True:
@@ -76,8 +76,8 @@ def test_a_move_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
                 run.resplit(Route(4, (hop,), 32))
         with pytest.raises(BadModel, match="does not end with the last of 6 layers"):
             run.resplit(Route(1, (Hop(b.endpoint, 4),), 32))
-        b.engine.limits = Limits(kv_bytes=10)  # the session opens, its cache does not fit
-        with pytest.raises(Refused, match="KV caches hold"):
+        b.engine.limits = HostLimits(kv_bytes=10)  # the session opens, its cache does not fit
+        with pytest.raises(HostRefused, match="KV caches hold"):
             run.resplit(Route(1, (Hop(b.endpoint, L),), 32))
         b.stop()
         with pytest.raises(HostLost):

@@ -21,17 +21,17 @@ from cosched.api.access import Access, Identity
 from cosched.api.zap import Authenticator, new_pair
 from cosched.runtime.accounts import REMEMBERED, Accounts, Who
 from cosched.runtime.chain import Hop, Links, Route
-from cosched.runtime.engine import Limits, token_frame
-from cosched.runtime.errors import BadFrame, HostLost, Refused
+from cosched.runtime.engine import HostLimits, token_frame
+from cosched.runtime.errors import BadFrame, HostLost, HostRefused
 from cosched.runtime.generation import Generation
-from cosched.runtime.host import Host, _Waiting
+from cosched.runtime.host import LayerHost, _Waiting
 from cosched.runtime.kv import KvCache
 from cosched.runtime.link import Link
 from cosched.runtime.model import ModelSource
 from cosched.runtime.parts import Part
-from cosched.runtime.protocol import Answer, Close, Export, Import, Look, Onward, Pull, Step, frames_of
+from cosched.runtime.protocol import Close, Export, HostAnswer, Import, Look, Onward, Pull, Step, frames_of
 from telemetry.bus import Curve
-from telemetry.calls import Caller, Served, wait_for
+from telemetry.calls import Caller, ServedCall, wait_for
 
 L = cases.LAYERS
 FRAMES = int(os.environ.get("COSCHED_HOSTILE_FRAMES", "100000"))  # of the flood
@@ -44,20 +44,20 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 
 @pytest.fixture
-def host(source: ModelSource) -> Iterator[Host]:
+def host(source: ModelSource) -> Iterator[LayerHost]:
     with cases.host_threads(source, 1) as (one,):
         yield one
 
 
 @pytest.fixture
-def link(host: Host) -> Iterator[Link]:
+def link(host: LayerHost) -> Iterator[Link]:
     found = Link(host.endpoint)
     yield found
     found.close()
 
 
 @pytest.fixture
-def other(host: Host) -> Iterator[Link]:
+def other(host: LayerHost) -> Iterator[Link]:
     """A second connection: somebody else."""
     found = Link(host.endpoint)
     yield found
@@ -111,7 +111,7 @@ def test_with_keys_sessions_are_the_keys(source: ModelSource) -> None:
     ]
     server = Curve(pairs["edge0"].public, pairs["edge0"].secret)
     guard = Authenticator(Access(allowed))
-    host = Host("edge0", [source], bind=["tcp://127.0.0.1:0"], keys=server, guard=guard)
+    host = LayerHost("edge0", [source], bind=["tcp://127.0.0.1:0"], keys=server, guard=guard)
     host.start()
     host.load(source.name, 0, L)
     hop, links = Hop(host.endpoint, L, server.public), []
@@ -151,7 +151,7 @@ def test_with_keys_sessions_are_the_keys(source: ModelSource) -> None:
 
 def test_one_connection_cannot_have_all_sessions_or_all_memory(source: ModelSource) -> None:
     per_token = L * 2 * 2 * 8 * 4
-    limits = Limits(sessions=6, sessions_each=4, kv_bytes=300 * per_token, kv_bytes_each=200 * per_token)
+    limits = HostLimits(sessions=6, sessions_each=4, kv_bytes=300 * per_token, kv_bytes_each=200 * per_token)
     with cases.host_threads(source, 1, limits) as (host,):
         greedy, modest = Link(host.endpoint), Link(host.endpoint)
         for i in range(4):
@@ -176,11 +176,11 @@ def test_one_connection_cannot_have_all_sessions_or_all_memory(source: ModelSour
 
 
 def test_connections_that_come_and_go_do_not_leave_a_host_full(source: ModelSource) -> None:
-    with cases.host_threads(source, 1, Limits(sessions=8, sessions_each=4)) as (host,):
+    with cases.host_threads(source, 1, HostLimits(sessions=8, sessions_each=4)) as (host,):
         for _ in range(5):
             gone = Link(host.endpoint)
             for i in range(4):
-                with contextlib.suppress(Refused):
+                with contextlib.suppress(HostRefused):
                     gone.ask(opened(source, session=f"g{i}"))
             gone.close()
         generates(host, source, cases.reference_tokens_of(source, 3))
@@ -188,14 +188,14 @@ def test_connections_that_come_and_go_do_not_leave_a_host_full(source: ModelSour
 
 
 def test_a_flood_of_requests_costs_the_one_who_sends_it(source: ModelSource) -> None:
-    with cases.host_threads(source, 1, Limits(requests_per_s=20.0)) as (host,):
+    with cases.host_threads(source, 1, HostLimits(requests_per_s=20.0)) as (host,):
         flood, calm = Link(host.endpoint), Link(host.endpoint)
         numbers = [flood.post(Look()) for _ in range(300)]
         codes = []
         for number in numbers:
             try:
                 flood.wait(number)
-            except Refused as error:
+            except HostRefused as error:
                 codes.append(error.code)
         assert len(codes) >= 200
         assert set(codes) == {"too_many"}
@@ -207,13 +207,13 @@ def test_a_flood_of_requests_costs_the_one_who_sends_it(source: ModelSource) -> 
 
 
 def test_names_from_outside_leave_nothing_behind(source: ModelSource) -> None:
-    accounts = Accounts(Limits(), lambda _: 0)
+    accounts = Accounts(HostLimits(), lambda _: 0)
     for i in range(3 * REMEMBERED):
         accounts.of(Who("", i.to_bytes(5)), 0.0).refused["bad_frame"] += 1
     assert len(accounts) <= REMEMBERED
     assert sum(reasons["bad_frame"] for reasons in accounts.refused().values()) == 3 * REMEMBERED
     assert len(accounts.refused()) < 300
-    with cases.host_threads(source, 1, Limits(requests_per_s=1e9)) as (host,):
+    with cases.host_threads(source, 1, HostLimits(requests_per_s=1e9)) as (host,):
         caller = Caller(host.endpoint)
         attacker = Attacker(source, ["x"], 1)
         for i in range(2_000):
@@ -269,7 +269,7 @@ def test_a_tasks_weight_is_not_for_whoever_names_it(source: ModelSource) -> None
 
 
 def test_a_weight_that_comes_or_goes_meanwhile_does_not_turn_a_sessions_steps_round(source: ModelSource) -> None:
-    host, who = Host("edge0", [source], bind=["tcp://127.0.0.1:0"]), Who("ann")
+    host, who = LayerHost("edge0", [source], bind=["tcp://127.0.0.1:0"]), Who("ann")
     host.load(source.name, 0, L)
     host.engine.open(who, opened(source), 0.0)
     (session,) = host.engine.sessions
@@ -284,7 +284,7 @@ def test_answers_that_nobody_reads_do_not_pile_up(tmp_path: Path) -> None:
     """A client asks for its KV cache again and again and reads nothing: the host holds two answers' worth at most."""
     source = cases.seeded(tmp_path, max_position_embeddings=8_192)
     size = L * 4_096 * 128
-    limits = Limits(unread_bytes_each=2 * size, requests_per_s=1e9)
+    limits = HostLimits(unread_bytes_each=2 * size, requests_per_s=1e9)
     with cases.host_threads(source, 1, limits) as (host,):
         link = Link(host.endpoint)
         link.ask(opened(source))
@@ -301,7 +301,7 @@ def test_answers_that_nobody_reads_do_not_pile_up(tmp_path: Path) -> None:
         for number in numbers:
             try:
                 ends.append(len(link.wait(number)[1]))
-            except Refused as error:
+            except HostRefused as error:
                 ends.append(error.code)
         assert set(ends) <= {L, "busy"}
         assert L in ends
@@ -309,7 +309,7 @@ def test_answers_that_nobody_reads_do_not_pile_up(tmp_path: Path) -> None:
 
 
 def test_sessions_nobody_uses_are_closed_and_counted(source: ModelSource) -> None:
-    with cases.host_threads(source, 1, Limits(idle_s=0.2)) as (host,):
+    with cases.host_threads(source, 1, HostLimits(idle_s=0.2)) as (host,):
         link = Link(host.endpoint)
         link.ask(opened(source))
         until_s = time.monotonic() + 20
@@ -341,8 +341,8 @@ def test_a_client_cannot_have_a_host_connect_anywhere(endpoint: str, source: Mod
 
 def test_a_bad_key_or_a_silent_host_costs_others_nothing(source: ModelSource) -> None:
     """Hosts of an attacker that take everything and say nothing: a route of somebody else goes on meanwhile."""
-    limits = Limits(hosts=3, hosts_each=2)
-    silent = [Served() for _ in range(4)]
+    limits = HostLimits(hosts=3, hosts_each=2)
+    silent = [ServedCall() for _ in range(4)]
     for one in silent:
         one.bind(["tcp://127.0.0.1:0"])
     with cases.host_threads(source, 2, limits) as (a, b):
@@ -367,14 +367,14 @@ def test_a_bad_key_or_a_silent_host_costs_others_nothing(source: ModelSource) ->
 
 
 def test_a_host_that_answers_nonsense_costs_its_client_a_route_and_no_more() -> None:
-    evil = Served()
+    evil = ServedCall()
     evil.bind(["tcp://127.0.0.1:0"])
     link = Link(evil.endpoints[0], patience_s=0.5)
     first = link.post(Look())
     wait_for([evil], 20)
     (call,) = evil.drain()
     for i in range(500):  # answers to what nobody asked
-        evil.answer(call.route, frames_of(Answer(id=1_000 + i)))
+        evil.answer(call.route, frames_of(HostAnswer(id=1_000 + i)))
     with pytest.raises(HostLost, match="has not answered"):
         link.wait(first)
     assert not link._arrived

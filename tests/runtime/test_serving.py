@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="the extra [llm] is not installed")
 from runtime_cases import LAYERS, checkpoint, seeded
 
 from cosched.cluster import executor
-from cosched.cluster.messages import Layers, Session
+from cosched.cluster.messages import LayersOrder, Session
 from cosched.errors import BadInput, CoschedError
 
 
@@ -28,7 +28,7 @@ def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> executor.Executo
 def test_weights_and_layers_are_in_force_at_the_host(serving: executor.Executor):
     assert serving.endpoint.startswith("tcp://127.0.0.1:")
     assert serving.in_force() == ({}, (), 0.0)
-    upper = Layers("llama", 2, LAYERS)
+    upper = LayersOrder("llama", 2, LAYERS)
     serving.load(upper)
     serving.hold(whole=True, sessions=[session("a", 0.5), session("b", 0.0)], end=())
     serving.hold(whole=False, sessions=[session("c", 0.25)], end=("a",))
@@ -39,7 +39,7 @@ def test_weights_and_layers_are_in_force_at_the_host(serving: executor.Executor)
     serving.unload(upper)
     assert serving.in_force().layers == ()
     with pytest.raises(CoschedError):
-        serving.load(Layers("llama", 0, LAYERS + 1))
+        serving.load(LayersOrder("llama", 0, LAYERS + 1))
     serving.stop()
 
 

@@ -20,11 +20,11 @@ from cosched.runtime.chain import Hop, Links
 from cosched.runtime.errors import CannotContinue
 from cosched.runtime.follow import Following, point_of, route_of
 from cosched.runtime.generation import Generation
-from cosched.runtime.host import Host
+from cosched.runtime.host import LayerHost
 from cosched.runtime.model import ModelSource
 from cosched.runtime.parts import Part
 from cosched.runtime.ue import UeSession
-from telemetry.bus import Decisions, Follower
+from telemetry.bus import DecisionSocket, Follower
 from telemetry.messages import Message, TaskProgress, TaskTiming
 from telemetry.wire import Intake, encode
 
@@ -36,7 +36,7 @@ TOPIC = b"decision/t1"
 class Board:
     """The daemon's end: publishes leases of task t1; the UE's clock stands still until it is moved."""
 
-    decisions: Decisions = field(default_factory=Decisions)
+    decisions: DecisionSocket = field(default_factory=DecisionSocket)
     now_s: float = 0.0
     plan: int = 0
 
@@ -79,7 +79,7 @@ class World:
 
     board: Board
     following: Following
-    hosts: list[Host]
+    hosts: list[LayerHost]
     session: UeSession
     sent: list[Message]
 
@@ -108,7 +108,7 @@ def world(source: ModelSource, *, max_layers: int = L, **lease: object) -> Itera
 
 def dead() -> Hop:
     """Return an endpoint at which nobody listens any more."""
-    gone = Decisions()
+    gone = DecisionSocket()
     gone.bind(["tcp://127.0.0.1:0"])
     endpoint = gone.endpoints[0]
     gone.close()

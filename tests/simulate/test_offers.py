@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from cosched.errors import BadInput
 from cosched.resources import config_file
-from cosched.simulate.offers import Request, assign_devices, channel_reports, draw_offers, usable_channels
+from cosched.simulate.offers import RecordedRequest, assign_devices, channel_reports, draw_offers, usable_channels
 from cosched.site import DeviceShare, Site, Ues, load_site
 from telemetry.messages import LlmSession, TaskOffer, TaskTruth, UeReport, VideoClip
 
 UES = tuple(f"ue{i:02d}" for i in range(24))
 GOLDEN_COUNT, GOLDEN_DIGEST = 339, "e5742c02a5ea7737"
-REQUESTS = tuple(Request(i * 0.5, 100 * (i + 1), 7 * (i + 1)) for i in range(90))
+REQUESTS = tuple(RecordedRequest(i * 0.5, 100 * (i + 1), 7 * (i + 1)) for i in range(90))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def with_mix(site: Site, **changes: object) -> Site:
 
 
 def draw(
-    site: Site, *, seed: int = 1, requests: Sequence[Request] = REQUESTS, **options: object
+    site: Site, *, seed: int = 1, requests: Sequence[RecordedRequest] = REQUESTS, **options: object
 ) -> tuple[list[TaskOffer], list[TaskTruth]]:
     arguments: dict[str, Any] = {"rate_per_s": 5.0, "duration_s": 400.0, "ues": UES} | options
     return draw_offers(site, requests, rng=np.random.default_rng(seed), **arguments)
@@ -73,7 +73,7 @@ def test_bursts_keep_the_mean_and_leave_half_of_the_time_empty(site: Site) -> No
 
 
 def test_recorded_arrivals_keep_their_spacing_at_another_rate(site: Site) -> None:
-    requests = [Request(t, 100, 10) for t in (0.0, 1.0, 1.0, 4.0, 10.0)]  # mean gap 2.5 s
+    requests = [RecordedRequest(t, 100, 10) for t in (0.0, 1.0, 1.0, 4.0, 10.0)]  # mean gap 2.5 s
     offers, _ = draw(site, requests=requests, arrivals="recorded", rate_per_s=4.0, duration_s=50.0)
     gaps = np.diff([o.at_ns for o in offers]) / 1e9
     assert len(offers) == pytest.approx(200, abs=5)

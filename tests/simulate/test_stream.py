@@ -15,7 +15,7 @@ from cosched.resources import config_file
 from cosched.simulate import stream
 from cosched.simulate.arrivals import Lognormal
 from cosched.simulate.reports import LEAST_EFFICIENCY
-from cosched.simulate.scenario import Loaded, load_scenario, parse_scenario
+from cosched.simulate.scenario import LoadedScenario, load_scenario, parse_scenario
 from cosched.traces import simulation
 from telemetry.messages import LlmSession, SiteMessage, TaskOffer, TaskTruth, UeReportBatch
 from telemetry.quality import Quarantine
@@ -27,11 +27,11 @@ SAMPLE = config_file("traces", "sample.mcap")
 
 
 @pytest.fixture(scope="module")
-def urban() -> Loaded:
+def urban() -> LoadedScenario:
     return load_scenario(URBAN)
 
 
-def test_a_trace_has_its_site_reports_and_offers(urban: Loaded):
+def test_a_trace_has_its_site_reports_and_offers(urban: LoadedScenario):
     drawn = stream.messages(urban, seed=3, duration_s=5.0, rate_per_s=6.0)
     assert isinstance(drawn[0], SiteMessage)
     batches = [m for m in drawn if isinstance(m, UeReportBatch)]
@@ -47,7 +47,7 @@ def test_a_trace_has_its_site_reports_and_offers(urban: Loaded):
     assert {c for b in batches for c in b.cell} <= cells
 
 
-def test_every_report_is_plausible(urban: Loaded):
+def test_every_report_is_plausible(urban: LoadedScenario):
     quarantine = Quarantine()
     drawn = stream.messages(urban, seed=4, duration_s=5.0, rate_per_s=6.0)
     assert [quarantine.admit(m) for m in drawn] == drawn
@@ -56,7 +56,7 @@ def test_every_report_is_plausible(urban: Loaded):
     assert low >= LEAST_EFFICIENCY
 
 
-def test_seed_decides_and_another_rate_leaves_the_channel(urban: Loaded):
+def test_seed_decides_and_another_rate_leaves_the_channel(urban: LoadedScenario):
     def batches(**changes: float) -> list[UeReportBatch]:
         arguments = {"seed": 5, "duration_s": 2.0, "rate_per_s": 6.0} | changes
         return [m for m in stream.messages(urban, **arguments) if isinstance(m, UeReportBatch)]
@@ -66,7 +66,7 @@ def test_seed_decides_and_another_rate_leaves_the_channel(urban: Loaded):
     assert batches() != batches(seed=6)
 
 
-def test_whoever_is_indoors_keeps_the_channel(urban: Loaded):
+def test_whoever_is_indoors_keeps_the_channel(urban: LoadedScenario):
     batches = [
         m for m in stream.messages(urban, seed=7, duration_s=10.0, rate_per_s=5.0) if isinstance(m, UeReportBatch)
     ]
@@ -75,7 +75,7 @@ def test_whoever_is_indoors_keeps_the_channel(urban: Loaded):
     assert 0.3 < still < 0.75  # half of the UEs are indoors
 
 
-def test_the_sample_is_what_its_scenario_gives(urban: Loaded, tmp_path: Path):
+def test_the_sample_is_what_its_scenario_gives(urban: LoadedScenario, tmp_path: Path):
     """The command in docs/scenarios.md still makes the file that ships, message by message."""
     write_trace(
         tmp_path / "again.mcap",
@@ -86,7 +86,7 @@ def test_the_sample_is_what_its_scenario_gives(urban: Loaded, tmp_path: Path):
     assert shipped.messages == again.messages
 
 
-def test_summary_counts_what_is_there(urban: Loaded):
+def test_summary_counts_what_is_there(urban: LoadedScenario):
     drawn = stream.messages(urban, seed=1, duration_s=10.0, rate_per_s=6.0)
     summary = simulation.summary(drawn, 10.0)
     assert summary.tasks == summary.sessions + summary.clips == sum(isinstance(m, TaskOffer) for m in drawn)
@@ -135,7 +135,7 @@ def test_load_is_a_multiple_of_what_just_fits():
     assert rates[0] == pytest.approx(7.3, rel=0.4)
 
 
-def test_no_rate_and_nothing_arriving_are_refused(urban: Loaded):
+def test_no_rate_and_nothing_arriving_are_refused(urban: LoadedScenario):
     with pytest.raises(BadInput, match="give rate_per_s or load"):
         simulation.rate_per_s(parse_scenario(WITHOUT_ARRIVALS, "here"), 1)
     with pytest.raises(BadInput, match="nothing arrives"):

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from cosched.api import messages as api
-from cosched.api.messages import Shadow
-from cosched.config.settings import Loaded
+from cosched.api.messages import ShadowView
+from cosched.config.settings import LoadedSettings
 from cosched.core.commands import Plan, Solve
 from cosched.core.planner import resource_ids
 from cosched.core.policy import POLICIES
@@ -25,7 +25,7 @@ from cosched.daemon.board import Board
 from cosched.daemon.capture import Capture
 from cosched.daemon.children import question as question_worker
 from cosched.daemon.children.question import Question, Reply, Why
-from cosched.daemon.control import Control, Refused
+from cosched.daemon.control import Control, RequestRefused
 from cosched.daemon.engine import Engine
 from cosched.daemon.holders import over_quota, over_share
 from cosched.daemon.ingest import Ingest
@@ -89,7 +89,7 @@ class Life:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedSettings,
         folder: Path,
         clock: Callable[[], int],
         wall: Callable[[], int],
@@ -112,7 +112,7 @@ class Life:
         self.bus = Bus()
         gate = SimpleNamespace(counted=lambda: ())
         self.sockets = SimpleNamespace(telemetry=self.bus, control=SimpleNamespace(malformed=0, unread=0), gate=gate)
-        self.shadow = SimpleNamespace(view=lambda: Shadow(baseline=""))
+        self.shadow = SimpleNamespace(view=lambda: ShadowView(baseline=""))
         self.cluster = SimpleNamespace(view=api.ClusterView, adopt=_nothing)
         self.placer = SimpleNamespace(view=api.PlacementView, adopt=lambda: None)
         self.pool = SimpleNamespace(budget_s=settings.solver.budget_s)
@@ -194,7 +194,7 @@ class Life:
         try:
             self.store.set_policy(name)
         except StoreFailed as error:
-            raise Refused("not_done", str(error)) from None
+            raise RequestRefused("not_done", str(error)) from None
         self.policy_chosen = name
         self.watch_input()
 
@@ -228,7 +228,7 @@ class Life:
     async def whatif(self, args: api.WhatifArgs) -> api.WhatifResult:
         offers = tuple(map(self.control.sound_offer, args.submit))
         if living := [o.task for o in offers if o.task in self.engine.trackers]:
-            raise Refused("conflict", f"a task '{living[0]}' lives")
+            raise RequestRefused("conflict", f"a task '{living[0]}' lives")
         return self._inquire(api.WhatifResult, whatif=args, offers=offers)
 
     async def explain(self, task: str) -> api.Explanation:
@@ -253,7 +253,7 @@ class Life:
         )
         reply = msgspec.msgpack.decode(question_worker.answer(msgspec.msgpack.encode(question)), type=Reply)
         if reply.fault is not None:
-            raise Refused(reply.fault.code, reply.fault.message)
+            raise RequestRefused(reply.fault.code, reply.fault.message)
         return msgspec.msgpack.decode(reply.result, type=kind)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

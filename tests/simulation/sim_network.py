@@ -11,7 +11,7 @@ from sim_script import Step
 
 from cosched.api.messages import Request, SubmitArgs
 from cosched.core.reasons import Reason
-from telemetry.bus import Asked, Frame
+from telemetry.bus import BusRequest, Frame
 from telemetry.messages import (
     Message,
 )
@@ -76,7 +76,7 @@ def requested(world: World, payloads: list[bytes]) -> None:
     for payload in payloads:
         route = str(world.number()).encode()
         world.witness.requests(route, submitted(payload))
-        life.control.queue(Asked((route,), payload, ""), world.now_ns * NS)
+        life.control.queue(BusRequest((route,), payload, ""), world.now_ns * NS)
     while life.control.work(world.now_ns * NS):
         pass
 

@@ -19,7 +19,7 @@ from solvers.problem import Floats, Ints, Problem
 from solvers.referees import exact, mip
 from solvers.referees.columns import loads, pareto_columns
 from solvers.registry import Solver
-from solvers.solution import Status
+from solvers.solution import SolveStatus
 
 
 def options_of(problem: Problem, j: int, grid: Ints) -> list[Floats]:
@@ -73,7 +73,7 @@ def test_optimum_is_that_of_plain_enumeration(seed: int):
     )
     grid = np.array([6, 5, 4][:n_resources])
     solution = exact.solve_on_grid(problem, grid)
-    assert solution.status is Status.OK
+    assert solution.status is SolveStatus.OK
     assert check.verify(problem, solution) == []
     assert solution.certificate.value == pytest.approx(enumerated(problem, grid), abs=1e-9)
     assert solution.certificate.gap == pytest.approx(0.0, abs=1e-5)
@@ -114,7 +114,7 @@ def test_a_search_cut_short_still_has_a_plan_and_a_bound(seed: int):
     problem = random_problem(seed, 60, 4, 3, load=2.0, coupled=seed % 2 == 0)
     short = exact.solve(problem, options={"limit_s": 0.001, "steps": 30})
     longer = exact.solve(problem, options={"limit_s": 0.5, "gap": 0.02, "steps": 30})
-    assert short.status is Status.LIMIT
+    assert short.status is SolveStatus.LIMIT
     assert check.verify(problem, short) == []
     assert check.verify(problem, longer) == []
     assert short.certificate.bound >= longer.certificate.value - 1e-9
@@ -159,7 +159,7 @@ def test_nobody_can_be_served():
     problem = random_problem(1, 5, 2, 2, load=2.0)
     full = dataclasses.replace(problem, background=np.ones(2))
     solution = exact.solve(full)
-    assert solution.status is Status.OK
+    assert solution.status is SolveStatus.OK
     assert (solution.chosen == -1).all()
     assert solution.certificate.value == solution.certificate.bound == 0.0
 

@@ -25,7 +25,7 @@ from solvers.grid.columns import list_columns, raw_arrays, steps_of
 from solvers.problem import Floats, Ints, Problem
 from solvers.referees import exact
 from solvers.referees.columns import loads, pareto_columns
-from solvers.solution import Solution, Status
+from solvers.solution import Solution, SolveStatus
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 SMALL = st.builds(
@@ -110,7 +110,7 @@ def test_small_problems_are_solved_nearly_to_the_optimum(seed: int):
     steps = np.array([12, 9])
     best = exact.solve_on_grid(problem, steps)
     plan = grid.solve_on_grid(problem, steps)
-    assert best.status is Status.OK
+    assert best.status is SolveStatus.OK
     assert plan.certificate.bound >= best.certificate.value - 1e-6
     assert plan.certificate.value >= best.certificate.value - 1.0  # one task
 

@@ -13,18 +13,18 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_matrix
 
 from solvers.errors import BadProblem
-from solvers.placement import DROP, PARTS, Demand, Layers, Model, Node, Placement, Way, place
+from solvers.placement import DROP, PARTS, Demand, Layers, Placement, PlacementModel, PlacementNode, Way, place
 
 HORIZON_S = 10.0
 
 
 def random_case(
     seed: int,
-) -> tuple[list[Node], list[Model], list[Demand], list[Layers]]:
+) -> tuple[list[PlacementNode], list[PlacementModel], list[Demand], list[Layers]]:
     """Two nodes, two models of three layers, four classes with two or three ways each; some layers are there."""
     rng = np.random.default_rng(seed)
-    models = [Model(m, tuple(rng.uniform(1.0, 3.0, 3))) for m in ("a", "b")]
-    nodes = [Node(n, rng.uniform(3.0, 9.0), rng.uniform(0.3, 3.0), rng.uniform(0, 0.3)) for n in ("n0", "n1")]
+    models = [PlacementModel(m, tuple(rng.uniform(1.0, 3.0, 3))) for m in ("a", "b")]
+    nodes = [PlacementNode(n, rng.uniform(3.0, 9.0), rng.uniform(0.3, 3.0), rng.uniform(0, 0.3)) for n in ("n0", "n1")]
     demands = []
     for d in range(4):
         model = ("a", "b")[int(rng.integers(2))]
@@ -43,13 +43,17 @@ def random_case(
     return nodes, models, demands, held
 
 
-def new_bytes(model: Model, wanted: Layers | None, held: Layers | None) -> float:
+def new_bytes(model: PlacementModel, wanted: Layers | None, held: Layers | None) -> float:
     inside = set(range(held.first, held.end)) if held else set()
     return sum(model.layer_bytes[k] for k in range(wanted.first, wanted.end) if k not in inside) if wanted else 0.0
 
 
 def best_value(
-    nodes: list[Node], models: list[Model], demands: list[Demand], held: Sequence[Layers], cost_per_byte: float
+    nodes: list[PlacementNode],
+    models: list[PlacementModel],
+    demands: list[Demand],
+    held: Sequence[Layers],
+    cost_per_byte: float,
 ) -> float:
     """Enumerate: for every (node, model) nothing or any range; then the linear program of what is served."""
     keys = [(n, m) for n in nodes for m in models]
@@ -72,7 +76,7 @@ def best_value(
 
 
 def served_value(
-    nodes: list[Node],
+    nodes: list[PlacementNode],
     demands: list[Demand],
     layers: dict[tuple[str, str], Layers],
     wait: dict[tuple[str, str], float],
@@ -109,7 +113,7 @@ def test_value_is_that_of_enumeration(seed: int, cost_per_byte: float):
     holds(found, nodes, models, demands)
 
 
-def holds(found: Placement, nodes: list[Node], models: list[Model], demands: list[Demand]) -> None:
+def holds(found: Placement, nodes: list[PlacementNode], models: list[PlacementModel], demands: list[Demand]) -> None:
     """Memory, compute, and layers of everything served, with nothing of the solver."""
     held = {(x.node, x.model): x for x in found.layers}
     assert len(held) == len(found.layers)
@@ -138,11 +142,13 @@ def test_order_of_inputs_changes_nothing(seed: int):
 
 def one_node(value_b_per_s: float, *, cost_per_byte: float) -> Placement:
     """A node with room for one of two models; it holds `a`, worth 1 a second."""
-    models = [Model("a", (1e9, 1e9)), Model("b", (1e9, 1e9))]
+    models = [PlacementModel("a", (1e9, 1e9)), PlacementModel("b", (1e9, 1e9))]
     ways = {m: Way((Layers("n", m, 0, 2),), value, (0.5,)) for m, value in (("a", 1.0), ("b", value_b_per_s))}
     demands = [Demand(m, (way,)) for m, way in ways.items()]
     held = [Layers("n", "a", 0, 2)]
-    return place([Node("n", 3e9, 1e9)], models, demands, current=held, horizon_s=20.0, cost_per_byte=cost_per_byte)
+    return place(
+        [PlacementNode("n", 3e9, 1e9)], models, demands, current=held, horizon_s=20.0, cost_per_byte=cost_per_byte
+    )
 
 
 def test_loading_pays_only_where_the_gain_over_the_horizon_is_more_than_its_time_and_cost():
@@ -158,9 +164,9 @@ def test_loading_pays_only_where_the_gain_over_the_horizon_is_more_than_its_time
 
 
 def test_what_nobody_asks_for_stays_while_there_is_room():
-    model = Model("a", (1.0, 1.0))
+    model = PlacementModel("a", (1.0, 1.0))
     held = [Layers("n", "a", 0, 2)]
-    found = place([Node("n", 2.0, 1.0)], [model], [], current=held, cost_per_byte=1.0)
+    found = place([PlacementNode("n", 2.0, 1.0)], [model], [], current=held, cost_per_byte=1.0)
     assert found.layers == tuple(held)
     assert found.value == 0.0
 
@@ -168,8 +174,8 @@ def test_what_nobody_asks_for_stays_while_there_is_room():
 def test_a_site_of_the_size_that_is_met_is_placed_within_its_budget():
     """8 nodes, 6 models of 32 layers, 40 classes with ways on every node: an optimum or a plan with an honest bound."""
     rng = np.random.default_rng(7)
-    models = [Model(f"m{k}", (0.15e9,) * 32) for k in range(6)]
-    nodes = [Node(f"n{k}", 10e9, 2e9) for k in range(8)]
+    models = [PlacementModel(f"m{k}", (0.15e9,) * 32) for k in range(6)]
+    nodes = [PlacementNode(f"n{k}", 10e9, 2e9) for k in range(8)]
     demands = []
     for d in range(40):
         model, cut = f"m{int(rng.integers(6))}", int(rng.choice([0, 1, 8, 16]))
@@ -183,22 +189,22 @@ def test_a_site_of_the_size_that_is_met_is_placed_within_its_budget():
 @pytest.mark.parametrize(
     ("change", "place_named"),
     [
-        ({"nodes": [Node("n", -1.0, 1.0)]}, "n.memory_bytes"),
-        ({"nodes": [Node("n", 1.0, 0.0)]}, "n.load_bytes_per_s"),
-        ({"nodes": [Node("n", 1.0, 1.0), Node("n", 1.0, 1.0)]}, "same id"),
+        ({"nodes": [PlacementNode("n", -1.0, 1.0)]}, "n.memory_bytes"),
+        ({"nodes": [PlacementNode("n", 1.0, 0.0)]}, "n.load_bytes_per_s"),
+        ({"nodes": [PlacementNode("n", 1.0, 1.0), PlacementNode("n", 1.0, 1.0)]}, "same id"),
         ({"demands": [Demand("d", (Way((Layers("x", "a", 0, 1),), 1.0, (0.1,)),))]}, "a on x"),
         ({"demands": [Demand("d", (Way((Layers("n", "a", 0, 9),), 1.0, (0.1,)),))]}, "0 .. 9"),
         ({"demands": [Demand("d", (Way((Layers("n", "a", 0, 1),), 1.0, ()),))]}, "one load per piece"),
-        ({"models": [Model("a", (float("nan"),))]}, "a.layer_bytes"),
+        ({"models": [PlacementModel("a", (float("nan"),))]}, "a.layer_bytes"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, list[object]], place_named: str):
-    good = {"nodes": [Node("n", 1.0, 1.0)], "models": [Model("a", (1.0,))], "demands": []}
+    good = {"nodes": [PlacementNode("n", 1.0, 1.0)], "models": [PlacementModel("a", (1.0,))], "demands": []}
     with pytest.raises(BadProblem, match=place_named):
         place(**(good | change))
 
 
-def most(nodes: list[Node], demands: list[Demand], horizon_s: float) -> float:
+def most(nodes: list[PlacementNode], demands: list[Demand], horizon_s: float) -> float:
     """What could be served if nodes held all layers: a linear program, above every placement of nothing held before."""
     worth, rows, columns, loads, place = [], [], [], [], {n.id: k for k, n in enumerate(nodes)}
     for d, demand in enumerate(demands):
@@ -212,7 +218,7 @@ def most(nodes: list[Node], demands: list[Demand], horizon_s: float) -> float:
     return -float(linprog(-np.array(worth), A_ub=matrix, b_ub=limits, bounds=(0, None), method="highs").fun)
 
 
-def cost_of(nodes: list[Node], demands: list[Demand], horizon_s: float) -> float:
+def cost_of(nodes: list[PlacementNode], demands: list[Demand], horizon_s: float) -> float:
     """As cosched/core/placement.py reckons it."""
     worth = math.fsum(max(w.value_per_s for w in d.ways) for d in demands)
     return 0.2 * worth * horizon_s / math.fsum(n.memory_bytes for n in nodes)

@@ -24,7 +24,7 @@ from solvers.jit import COMPILED
 from solvers.price import solver as price
 from solvers.price.numpy_oracle import costs_and_shares
 from solvers.problem import Problem
-from solvers.solution import Status
+from solvers.solution import SolveStatus
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -313,7 +313,7 @@ def test_the_bound_is_near_the_least_dual():
 
 def test_hopeless_and_empty_problems():
     nobody = price.solve(one_point([0.02, 0.03], 0.01))
-    assert nobody.status is Status.OK
+    assert nobody.status is SolveStatus.OK
     assert (nobody.certificate.value, nobody.certificate.bound) == (0.0, 0.0)
     empty = price.solve(problem_from_data({"resources": [{"id": "r"}], "tasks": []}))
     assert len(empty.chosen) == 0
@@ -414,7 +414,7 @@ def test_cut_short_the_plan_fits_and_its_bound_is_honest(evaluations: int):
     best = price.solve(problem)
     short = price.solve(problem, options={"evaluations": evaluations})
     assert check.verify(problem, short) == []
-    assert short.status is Status.LIMIT
+    assert short.status is SolveStatus.LIMIT
     assert best.certificate.bound <= short.certificate.bound + 1e-9
     assert short.certificate.bound >= best.certificate.value - 1e-9
 

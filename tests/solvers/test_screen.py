@@ -9,7 +9,7 @@ from cosched.bench import instances
 from solvers import check
 from solvers.codec import problem_from_data
 from solvers.price import solver as price
-from solvers.solution import Solution, Status
+from solvers.solution import Solution, SolveStatus
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, -1.0, 0.0, 1e200, 1e-200])
@@ -53,6 +53,6 @@ def test_where_all_slopes_are_nearly_parallel_the_dual_settles(n_tasks: int):
     tasks = [{"id": f"t{i:04d}", "points": points} for i in range(n_tasks)]
     problem = problem_from_data({"resources": [{"id": r} for r in "ab"], "tasks": tasks})
     solution = price.solve(problem)
-    assert solution.status is Status.OK
+    assert solution.status is SolveStatus.OK
     assert check.verify(problem, solution, dual=n_tasks == 800) == []
     assert solution.certificate.gap < 1.0  # less than one task

@@ -19,7 +19,7 @@ from solvers.problem import Ints, Problem
 from solvers.referees import exact, mip
 from solvers.referees.columns import loads, pareto_columns
 from solvers.registry import Solver
-from solvers.solution import Solution, Status
+from solvers.solution import Solution, SolveStatus
 
 SOLVERS: dict[str, Solver] = {"exact": exact.solve, "grid": grid.solve, "joint": price.solve, "auto": auto.solve}
 few = settings(max_examples=30, deadline=None, derandomize=True)
@@ -93,7 +93,7 @@ def test_every_bound_holds_and_the_referees_optimum_is_one_where_capacities_are_
         if name in {"exact", "auto"}:
             assert found.certificate.value == pytest.approx(most, rel=1e-9), name
             assert found.certificate.gap <= 1e-5 * most, name
-            assert found.status is Status.OK
+            assert found.status is SolveStatus.OK
     if seed < 20:
         assert mip.solve(problem).certificate.value == pytest.approx(most, rel=1e-4)
 

@@ -23,7 +23,7 @@ from cosched.api.zap import Authenticator, new_pair
 from cosched.cli import main
 from telemetry import quality
 from telemetry.agent import Gpu, Nvml, Reading, Reporter, read, tcp_rtt
-from telemetry.bus import Curve, Telemetry
+from telemetry.bus import Curve, TelemetrySocket
 from telemetry.messages import NodeReport
 from telemetry.wire import Intake
 
@@ -159,7 +159,7 @@ def agent(*args: str, **environ: str) -> subprocess.Popen[str]:
     )
 
 
-def heard(bus: Telemetry, process: subprocess.Popen[str], gate: Authenticator | None = None) -> list[NodeReport]:
+def heard(bus: TelemetrySocket, process: subprocess.Popen[str], gate: Authenticator | None = None) -> list[NodeReport]:
     intake, reports = Intake(), []
     end_s = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < end_s and len(reports) < 5:
@@ -177,7 +177,7 @@ def heard(bus: Telemetry, process: subprocess.Popen[str], gate: Authenticator | 
 
 
 def test_the_agent_publishes_on_the_bus_until_it_is_told_to_stop() -> None:
-    bus = Telemetry()
+    bus = TelemetrySocket()
     bus.bind(["tcp://127.0.0.1:*"])
     process = agent("--connect", bus.endpoints[0], "--json")
     reports = heard(bus, process)
@@ -196,7 +196,7 @@ def test_the_agent_speaks_under_its_key(tmp_path: Path) -> None:
     daemon, edge0 = new_pair("daemon"), new_pair("edge0")
     keys.write_pair(tmp_path, edge0)
     gate = Authenticator(Access([Identity(name="edge0", public=edge0.public, role="publisher", nodes=("edge0",))]))
-    bus = Telemetry(Curve(daemon.public, daemon.secret))
+    bus = TelemetrySocket(Curve(daemon.public, daemon.secret))
     bus.bind(["tcp://127.0.0.1:*"])
     args = ("--connect", bus.endpoints[0], "--key", "edge0", "--server", daemon.public)
     process = agent(*args, COSCHED_KEYS=str(tmp_path))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from telemetry import radio
 from telemetry.errors import BadFile, UnknownSource
 from telemetry.importers import azure_llm, mooncake, oai_kpm, registry, uccmisl
-from telemetry.importers.base import Request
+from telemetry.importers.base import RecordedRequest
 
 # ---- azure-llm
 
@@ -31,7 +31,7 @@ def azure_file(tmp_path: Path, *rows: str) -> Path:
 def test_seven_fractional_digits_are_kept(tmp_path: Path) -> None:
     path = azure_file(tmp_path, "2023-11-16 18:15:46.6805900,374,44", "2023-11-16 18:15:46.6805901,396,109")
     recording = azure_llm.read([path])
-    assert recording.requests == (Request(0.0, 374, 44), Request(1e-7, 396, 109))
+    assert recording.requests == (RecordedRequest(0.0, 374, 44), RecordedRequest(1e-7, 396, 109))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_bad_azure_rows_are_counted_and_late_ones_sorted(tmp_path: Path) -> None
         "2023-11-16 18:1",
     )
     recording = azure_llm.read([path])
-    assert recording.requests == (Request(0.0, 30, 40), Request(1.0, 10, 20))
+    assert recording.requests == (RecordedRequest(0.0, 30, 40), RecordedRequest(1.0, 10, 20))
     assert recording.tally.dropped == {
         "time is not of the form 2023-11-16 18:15:46.6805900": 2,
         "a token count is empty or not a number": 2,
@@ -110,7 +110,7 @@ def test_mooncake_lines(tmp_path: Path) -> None:
         '{"timestamp": 4000, "input_le'
     )
     recording = mooncake.read([path])
-    assert recording.requests == (Request(0.0, 5, 6), Request(0.0, 7, 8), Request(0.5005, 9, 1))
+    assert recording.requests == (RecordedRequest(0.0, 5, 6), RecordedRequest(0.0, 7, 8), RecordedRequest(0.5005, 9, 1))
     assert recording.tally.rows == 8
     assert sum(recording.tally.dropped.values()) == 5
 
@@ -119,7 +119,7 @@ def test_the_mooncake_recording(shared_data: Path) -> None:
     recording = mooncake.read([shared_data / "llm-mooncake" / "conversation_trace_lines1-4000.jsonl.gz"])
     assert len(recording.requests) == 4_000
     assert not recording.tally.dropped
-    assert recording.requests[0] == Request(0.0, 6758, 500)
+    assert recording.requests[0] == RecordedRequest(0.0, 6758, 500)
     assert max(Counter(r.at_s for r in recording.requests).values()) > 1
 
 

@@ -18,7 +18,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from cosched.cli import main
 from telemetry.adapters.sources import payloads
-from telemetry.bus import Telemetry
+from telemetry.bus import TelemetrySocket
 from telemetry.errors import BadEndpoint
 from telemetry.messages import Message
 from telemetry.wire import Intake
@@ -31,15 +31,17 @@ PATIENCE_S = 30.0
 
 
 @pytest.fixture
-def bus() -> Iterator[Telemetry]:
-    made = Telemetry()
+def bus() -> Iterator[TelemetrySocket]:
+    made = TelemetrySocket()
     made.bind(["tcp://127.0.0.1:*"])
     yield made
     made.close()
 
 
 @contextmanager
-def running(bus: Telemetry, folder: Path, name: str, source: str, options: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    bus: TelemetrySocket, folder: Path, name: str, source: str, options: str
+) -> Iterator[subprocess.Popen[bytes]]:
     file = folder / "options.toml"
     file.write_text(options)
     command = [sys.executable, "-m", "cosched.cli.main", "adapter", name, "--from", source, "--options", str(file)]
@@ -52,7 +54,7 @@ def running(bus: Telemetry, folder: Path, name: str, source: str, options: str) 
         process.wait(PATIENCE_S)
 
 
-def heard(bus: Telemetry, n: int, poke: Callable[[], object] = lambda: None) -> list[Message]:
+def heard(bus: TelemetrySocket, n: int, poke: Callable[[], object] = lambda: None) -> list[Message]:
     """The first `n` messages; `poke` is done again and again meanwhile."""
     intake, found = Intake(), []
     end_s = time.monotonic() + PATIENCE_S
@@ -65,7 +67,7 @@ def heard(bus: Telemetry, n: int, poke: Callable[[], object] = lambda: None) -> 
     return [message for message in found if message is not None]
 
 
-def test_a_websocket_is_subscribed_to_and_found_again(bus: Telemetry, tmp_path: Path) -> None:
+def test_a_websocket_is_subscribed_to_and_found_again(bus: TelemetrySocket, tmp_path: Path) -> None:
     asked: list[str] = []
 
     def gnb(peer: ServerConnection) -> None:
@@ -93,7 +95,7 @@ def test_a_websocket_is_subscribed_to_and_found_again(bus: Telemetry, tmp_path: 
     assert told == "cosched: warning: srsran: dl_cqi outside 0..15\n", "once, however often it comes"
 
 
-def test_udp(bus: Telemetry, tmp_path: Path) -> None:
+def test_udp(bus: TelemetrySocket, tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -106,7 +108,7 @@ def test_udp(bus: Telemetry, tmp_path: Path) -> None:
     assert (first.ue, first.ul_mcs) == ("4601", 28)  # type: ignore[union-attr]
 
 
-def test_a_foreign_publisher(bus: Telemetry, tmp_path: Path) -> None:
+def test_a_foreign_publisher(bus: TelemetrySocket, tmp_path: Path) -> None:
     gnb = zmq.Context.instance().socket(zmq.PUB)
     gnb.bind(f"ipc://{tmp_path}/metrics_data")
     payload = (GOLDEN / "edgeric-tti.bin").read_bytes()
@@ -116,7 +118,7 @@ def test_a_foreign_publisher(bus: Telemetry, tmp_path: Path) -> None:
     gnb.close(linger=0)
 
 
-def test_lines_on_stdin(bus: Telemetry, tmp_path: Path) -> None:
+def test_lines_on_stdin(bus: TelemetrySocket, tmp_path: Path) -> None:
     line = (GOLDEN / "kpm-oai.json").read_bytes().replace(b"\n", b" ") + b"\n"
 
     with running(bus, tmp_path, "e2sm-kpm", "-", KPM) as process:

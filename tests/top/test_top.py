@@ -220,7 +220,7 @@ def task(name: str = "t", phase: int = 1, **changes: object) -> api.TaskView:
     )  # fmt: skip
 
 
-def shown(row: view.Row) -> dict[str, str]:
+def shown(row: view.TableRow) -> dict[str, str]:
     return {name: cell.text for name, cell in zip(view.COLUMNS, row.cells, strict=True)}
 
 
@@ -268,7 +268,7 @@ def test_the_filter_looks_into_every_column():
 
 def test_more_alarms_than_lines_are_counted():
     counted = tuple(api.Counted(source=f"s{i}", reason="cqi", n=i) for i in range(1, 9))
-    ingest = api.Ingest(refused=counted, lost={"ran": 3}, stale_ues=2)
+    ingest = api.IngestView(refused=counted, lost={"ran": 3}, stale_ues=2)
     status = a_status(mode="DEGRADED", alarms=("telemetry: none",), ingest=ingest)
     lines = view.alarms(status)
     assert lines[:3] == [
@@ -277,6 +277,11 @@ def test_more_alarms_than_lines_are_counted():
         "REFUSED 8 from s8: cqi",
     ]
     assert lines[3] == "and 8 more: 'cosched ctl status'"
-    gained = api.Shadow(baseline="pf", window_s=600.0, offered=60, live=api.Tally(met=45), shadow=api.Tally(met=36))
+    gained = api.ShadowView(
+        baseline="pf", window_s=600.0, offered=60, live=api.ShadowTally(met=45), shadow=api.ShadowTally(met=36)
+    )
     assert view.gain(gained) == "over pf: 1.25 x met (45, 36 of 60 in 10 min)"
-    assert "x" not in view.gain(msgspec.structs.replace(gained, shadow=api.Tally())).partition(":")[2].split("met")[0]
+    assert (
+        "x"
+        not in view.gain(msgspec.structs.replace(gained, shadow=api.ShadowTally())).partition(":")[2].split("met")[0]
+    )

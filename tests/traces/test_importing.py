@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from cosched.cli.main import app
 from cosched.errors import BadInput
 from cosched.resources import config_dir
-from cosched.traces.importing import Options, best_window, import_trace, read_site
+from cosched.traces.importing import ImportOptions, best_window, import_trace, read_site
 from telemetry.errors import BadFile, TelemetryError, UnknownSource
 from telemetry.messages import LlmSession, Message, SiteMessage, TaskOffer, TaskTruth, UeReport, VideoClip
 from telemetry.trace import read_trace
@@ -55,14 +55,16 @@ def azure(tmp_path: Path) -> Path:
     return path
 
 
-def options(ran: Path, azure: Path | None = None, **changes: object) -> Options:
-    plain = Options(source="tractor", files=(ran,), requests=f"azure-llm:{azure}" if azure else None, duration_s=30.0)
+def options(ran: Path, azure: Path | None = None, **changes: object) -> ImportOptions:
+    plain = ImportOptions(
+        source="tractor", files=(ran,), requests=f"azure-llm:{azure}" if azure else None, duration_s=30.0
+    )
     return replace(plain, **changes)
 
 
-def replace(plain: Options, **changes: object) -> Options:
-    fields = {name: getattr(plain, name) for name in Options.__slots__}
-    return Options(**(fields | changes))
+def replace(plain: ImportOptions, **changes: object) -> ImportOptions:
+    fields = {name: getattr(plain, name) for name in ImportOptions.__slots__}
+    return ImportOptions(**(fields | changes))
 
 
 def of_kind(messages: list[Message], kind: type) -> list[Message]:

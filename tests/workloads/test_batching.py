@@ -9,7 +9,7 @@ from workload_cases import CLIP, SESSION, offer, shipped
 
 from cosched.bench import batching as suite
 from cosched.errors import BadInput
-from cosched.simulate.offers import Request
+from cosched.simulate.offers import RecordedRequest
 from cosched.workloads import llm
 from cosched.workloads.base import LOCAL
 from cosched.workloads.batching import batched
@@ -44,7 +44,7 @@ def test_what_does_not_decode_is_refused() -> None:
         batched(offer(CLIP), URBAN.context_of(0, 0))
 
 
-REQUESTS = [Request(at_s=0.1 * k, context_tokens=200 + 37 * k, output_tokens=50 + k) for k in range(40)]
+REQUESTS = [RecordedRequest(at_s=0.1 * k, context_tokens=200 + 37 * k, output_tokens=50 + k) for k in range(40)]
 
 
 def test_the_chosen_step_admits_as_much_as_any_other_and_a_larger_batch_is_promised_more() -> None:

@@ -85,7 +85,7 @@ class Entry:
         return min(self.pace_bps, self.all_pace_bps / max(1, len(self.fast)) / max(1, self.fast[who]))
 
 
-class Link:
+class Relay:
     """One connection: the peer's socket, ours to the daemon, and what of either waits for the other.
 
     up: towards the daemon. `peer` is None when the peer has gone or was cut; then what comes down is dropped.
@@ -115,15 +115,15 @@ class Door:
     def __init__(self, entries: list[Entry], caps: dict[str, int]) -> None:
         self.entries, self.caps = entries, caps
         self.epoll = select.epoll()
-        self.links: dict[int, Link] = {}  # by both descriptors
+        self.links: dict[int, Relay] = {}  # by both descriptors
         self.open: Counter[str] = Counter()  # connections by name
         self.crowds: Counter[tuple[str, str]] = Counter()  # by name and who
         self.held: Counter[str] = Counter()  # bytes that connected peers have sent, of entries that bound them
         self.refused: Counter[tuple[str, str]] = Counter()  # by name and reason
         self.muted: list[Entry] = []  # not listened to for a turn
-        self.unjoined: deque[Link] = deque()  # the daemon's backlog was full
-        self.stalled: set[Link] = set()
-        self.held_up: list[Link] = []
+        self.unjoined: deque[Relay] = deque()  # the daemon's backlog was full
+        self.stalled: set[Relay] = set()
+        self.held_up: list[Relay] = []
         self.listening = {entry.listener.fileno(): entry for entry in entries}
         for fd in self.listening:
             self.epoll.register(fd, IN)
@@ -145,7 +145,7 @@ class Door:
                 self.refused[entry.name, reason] += 1
                 peer.close()
             else:
-                self._join(Link(entry, peer, who, now_s))
+                self._join(Relay(entry, peer, who, now_s))
         self.epoll.unregister(entry.listener.fileno())
         self.muted.append(entry)
 
@@ -155,7 +155,7 @@ class Door:
             return FULL
         return CROWDED if self.crowds[name, who] >= max(1, int(CROWD * cap)) else ""
 
-    def _join(self, link: Link) -> None:
+    def _join(self, link: Relay) -> None:
         """Connect to the daemon; where its backlog is full, later."""
         if link.peer is not None and link.peer.fileno() not in self.links:
             self.links[link.peer.fileno()] = self.links[link.inner.fileno()] = link
@@ -174,7 +174,7 @@ class Door:
 
     # --- carrying -----------------------------------------------------------------------------------------------
 
-    def happened(self, link: Link, fd: int, events: int, now_s: float) -> None:
+    def happened(self, link: Relay, fd: int, events: int, now_s: float) -> None:
         """Carry the way that can go on; a hang-up is looked into both ways."""
         is_up = (fd == link.inner.fileno()) == bool(events & OUT)
         if events & ~(IN | OUT) or events == IN | OUT:
@@ -184,7 +184,7 @@ class Door:
         else:
             self.move(link, now_s, up=False)
 
-    def move(self, link: Link, now_s: float, *, up: bool = True, down: bool = True) -> None:
+    def move(self, link: Relay, now_s: float, *, up: bool = True, down: bool = True) -> None:
         """Carry what can be carried, a chunk each way."""
         if up:
             try:
@@ -196,7 +196,7 @@ class Door:
         else:
             self.watch(link)
 
-    def _up(self, link: Link, now_s: float) -> None:
+    def _up(self, link: Relay, now_s: float) -> None:
         if link.up:
             link.up = _send(link.inner, link.up)
         if link.up or link.is_over:
@@ -221,12 +221,12 @@ class Door:
         link.inner.shutdown(socket.SHUT_WR)  # never more than half: see above
         link.is_over = True
 
-    def _pace(self, link: Link, size: int, now_s: float) -> None:
+    def _pace(self, link: Relay, size: int, now_s: float) -> None:
         """Charge what was read: as time in which its peer has had its part."""
         if link.entry.pace_bps:
             link.paid_s = max(link.paid_s, now_s - PACE_BURST_S) + size / link.entry.share_bps(link.who)
 
-    def _hold_up(self, link: Link, now_s: float) -> None:
+    def _hold_up(self, link: Relay, now_s: float) -> None:
         """Leave what comes with its peer for a while; one that goes on too fast is counted once in FAST_S."""
         link.is_held_up = True
         self.held_up.append(link)
@@ -239,7 +239,7 @@ class Door:
             self.refused[link.entry.name, FAST] += 1
         link.held_s = now_s
 
-    def _beyond(self, link: Link, size: int, now_s: float) -> str:
+    def _beyond(self, link: Relay, size: int, now_s: float) -> str:
         """Why a peer may not send so much more, "" when it may."""
         entry = link.entry
         if not entry.burst_bytes:
@@ -251,7 +251,7 @@ class Door:
         fair = entry.burst_bytes / 8
         return TOPICS if mine or (self.held[entry.name] > entry.held_bytes and link.got > fair) else ""
 
-    def _down(self, link: Link, now_s: float) -> bool:
+    def _down(self, link: Relay, now_s: float) -> bool:
         """Carry from the daemon to the peer; True when the daemon has closed and all is carried."""
         peer = link.peer
         if link.down and peer is not None:
@@ -267,7 +267,7 @@ class Door:
         (self.stalled.add if link.down else self.stalled.discard)(link)
         return False
 
-    def watch(self, link: Link) -> None:
+    def watch(self, link: Relay) -> None:
         """Tell epoll what is waited for. A socket of which nothing is, is not watched: its hang-up would be told."""
         readable = link.peer is not None and link.is_joined and not (link.up or link.is_over or link.is_held_up)
         peer = (IN if readable else 0) | (OUT if link.down else 0)
@@ -286,7 +286,7 @@ class Door:
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
-    def _leave(self, link: Link) -> None:
+    def _leave(self, link: Relay) -> None:
         """Close the peer's end; the daemon's stays until libzmq has read all."""
         peer = link.peer
         if peer is None:
@@ -299,7 +299,7 @@ class Door:
         link.peer, link.down = None, b""
         self.stalled.discard(link)
 
-    def cut(self, link: Link, reason: str) -> None:
+    def cut(self, link: Relay, reason: str) -> None:
         """Have the peer go."""
         self.refused[link.entry.name, reason] += 1
         self._leave(link)
@@ -313,7 +313,7 @@ class Door:
             if link.is_joined:
                 self.move(link, now_s)
 
-    def end(self, link: Link) -> None:
+    def end(self, link: Relay) -> None:
         """Close both ends."""
         self._leave(link)
         if link.masks[1]:

@@ -31,7 +31,7 @@ Held = tuple[str, str, int, int]
 """Node, model, first layer, and the layer that it ends before."""
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class PlacementQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """What nodes are to hold from here on. `current`: what they are to hold at present."""
 
     site_toml: str
@@ -43,7 +43,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     load_bytes_per_s: dict[str, float]
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class PlacementAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What to hold, with what it is worth; `why`: there is no answer, for this reason."""
 
     layers: tuple[Held, ...] = ()
@@ -64,12 +64,12 @@ def main() -> None:
         sys.stdout.buffer.flush()
 
 
-def _read(stream: BinaryIO) -> Question | None:
+def _read(stream: BinaryIO) -> PlacementQuestion | None:
     data = read_framed(stream)
-    return None if data is None else msgspec.msgpack.decode(data, type=Question)
+    return None if data is None else msgspec.msgpack.decode(data, type=PlacementQuestion)
 
 
-def answer(question: Question) -> Answer:
+def answer(question: PlacementQuestion) -> PlacementAnswer:
     """Choose what nodes are to hold. Equal questions have equal answers, on any machine."""
     try:
         plant = _plant(question.site_toml, tuple(sorted(question.ue_devices.items())))
@@ -79,11 +79,11 @@ def answer(question: Question) -> Answer:
         current = [Layers(*one) for one in question.current]
         found = choose(core.state, core.bids, question.core, stock, current, question.load_bytes_per_s)
     except (CoschedError, SolverError) as error:
-        return Answer(why=str(error))
+        return PlacementAnswer(why=str(error))
     if found is None:
-        return Answer(why=NO_DEMAND)
+        return PlacementAnswer(why=NO_DEMAND)
     layers = tuple((x.node, x.model, x.first, x.end) for x in found.layers)
-    return Answer(layers=layers, value=found.value, bound=found.bound, moved_bytes=found.moved_bytes)
+    return PlacementAnswer(layers=layers, value=found.value, bound=found.bound, moved_bytes=found.moved_bytes)
 
 
 NO_DEMAND: Final = "nobody has asked for anything of late"

@@ -17,11 +17,11 @@ from typing import BinaryIO, Final
 import msgspec
 import numpy as np
 
-from cosched.api.messages import Tally
+from cosched.api.messages import ShadowTally
 from cosched.children.framing import read_framed
 from cosched.config import wiring as build
 from cosched.core.policy import policy
-from cosched.daemon.shadow_feed import Frame, Item, Outcome, Window
+from cosched.daemon.shadow_feed import Item, ShadowFrame, ShadowWindow, WindowOutcome
 from cosched.errors import CoschedError
 from cosched.replay.outcome import outcome
 from cosched.replay.replayer import Replayer, Run, Workbook, channel_truth, units_of
@@ -54,12 +54,12 @@ def main() -> None:
             items = []
 
 
-def _read(stream: BinaryIO) -> Frame | None:
+def _read(stream: BinaryIO) -> ShadowFrame | None:
     data = read_framed(stream)
-    return None if data is None else msgspec.msgpack.decode(data, type=Frame)
+    return None if data is None else msgspec.msgpack.decode(data, type=ShadowFrame)
 
 
-def compare(items: list[Item], window: Window) -> Outcome:
+def compare(items: list[Item], window: ShadowWindow) -> WindowOutcome:
     """Replay both policies on one window."""
     seconds = (window.ended_ns - window.begun_ns) * NS
     try:
@@ -67,15 +67,15 @@ def compare(items: list[Item], window: Window) -> Outcome:
         names = window.policy, window.baseline
         runs = [Replayer(book, policy(name), window.core, verify=False).run() for name in names]
     except CoschedError as error:
-        empty = Tally()
-        return Outcome(
+        empty = ShadowTally()
+        return WindowOutcome(
             ended_ns=window.ended_ns, window_s=seconds, offered=0, live=empty, shadow=empty, error=str(error)
         )
     live, shadow = (_tally(book, run) for run in runs)
-    return Outcome(ended_ns=window.ended_ns, window_s=seconds, offered=len(book.offers), live=live, shadow=shadow)
+    return WindowOutcome(ended_ns=window.ended_ns, window_s=seconds, offered=len(book.offers), live=live, shadow=shadow)
 
 
-def _tally(book: Workbook, run: Run) -> Tally:
+def _tally(book: Workbook, run: Run) -> ShadowTally:
     met = [
         offer.weight
         for _, offer in book.offers
@@ -84,10 +84,10 @@ def _tally(book: Workbook, run: Run) -> Tally:
         and offer.task in run.served
         and outcome(run.served[offer.task], offer) == "met"
     ]
-    return Tally(admitted=len(run.admitted), met=len(met), value_met=sum(met))
+    return ShadowTally(admitted=len(run.admitted), met=len(met), value_met=sum(met))
 
 
-def _book(items: list[Item], window: Window) -> Workbook:
+def _book(items: list[Item], window: ShadowWindow) -> Workbook:
     """Return the window as a trace that begins at 0."""
     plant = build.plant(window.site_toml, "shadow", window.ue_devices)
     cells = {c.id: i for i, c in enumerate(plant.site.cells)}
@@ -123,7 +123,7 @@ def _book(items: list[Item], window: Window) -> Workbook:
     )
 
 
-def _moved(item: Item, window: Window) -> TaskOffer | None:
+def _moved(item: Item, window: ShadowWindow) -> TaskOffer | None:
     """Return the item's offer on the window's clock; what waited while the last one was closed comes at its begin."""
     if item.offer is None:
         return None
