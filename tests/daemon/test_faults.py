@@ -20,9 +20,10 @@ from daemon_cases import PATIENCE_S, SESSION, Daemon, Place, cosched, mode, radi
 from cosched.api.client import Refused
 from cosched.config.settings import load
 from cosched.core.channel import ChannelRow
+from cosched.core.events import Tick
 from cosched.core.snapshot import TaskRow
 from cosched.daemon.capture import Capture
-from cosched.daemon.journal import TOPICS, Tick
+from cosched.daemon.journal import TOPICS
 from cosched.daemon.store import Kept, Store, StoreFailed
 from cosched.daemon.verify import verify
 from cosched.errors import BadInput
