@@ -137,6 +137,9 @@ def source_digest(*packages: str) -> int:
     """Fingerprint of what entries are made of: all files of packages of solvers, and what every one of them uses."""
     here = Path(__file__).resolve().parent
     whole = hashlib.sha256()
-    for path in (here / "jit.py", here / "problem.py", *(f for p in packages for f in sorted((here / p).glob("*.py")))):
+    for path in (
+        *(here / name for name in ("jit.py", "problem.py", "tolerances.py")),
+        *(f for p in packages for f in sorted((here / p).glob("*.py"))),
+    ):
         whole.update(path.read_bytes())
     return int.from_bytes(whole.digest()[:7], "big")

@@ -15,13 +15,12 @@ import numpy.typing as npt
 from solvers.errors import BadProblem
 from solvers.jit import cached, lean, plain
 from solvers.problem import Floats, Ints, Problem
+from solvers.tolerances import WHOLE
 
 Shorts = npt.NDArray[np.int32]
 
-EPS: Final = 1e-9  # of a step: what is whole but for rounding
 NEVER: Final = 1 << 30  # steps
 FINE: Final = 1 << 44  # units of a resource on which a step does not count as one unit: products with it are exact
-OVER: Final = 1e-9  # of a resource: what a plan may take too much, to solvers/check.py
 MESH: Final = 20_000  # combinations of steps in all slots of a point but one, at most
 EACH: Final = 16  # columns to a point that there is room for at first; 2 to 13 are common
 LEAST: Final = 4_000  # ... and to all of them
@@ -83,11 +82,11 @@ def _least_y(x: int, a: Floats, b: Floats, left: Floats, low: int) -> int:
         if b[q] > 0.0:
             if rest <= 0.0:
                 return NEVER
-            want = b[q] / rest - EPS
+            want = b[q] / rest - WHOLE
             if want >= NEVER:
                 return NEVER
             need = max(need, math.ceil(want))
-        elif rest < -EPS:
+        elif rest < -WHOLE:
             return NEVER
     return need
 
@@ -165,9 +164,9 @@ def _limit(raw: GridRaw, j: int, least: Ints, most: Ints, works: Ints) -> bool:
             alone, room = 1.0, raw.room[r] - raw.rigid[j, s]
             if raw.activity[j, s] > 0.0:
                 alone = max(room, 0.0) / raw.activity[j, s]
-            most[s] = math.floor(min(raw.cap[j, s], alone, 1.0) * raw.grid[r] + EPS)
-            least[s] = math.ceil(raw.floor[j, s] * raw.grid[r] - EPS)
-            usable = usable and least[s] <= most[s] and not (raw.rigid[j, s] > 0.0 and room < -EPS)
+            most[s] = math.floor(min(raw.cap[j, s], alone, 1.0) * raw.grid[r] + WHOLE)
+            least[s] = math.ceil(raw.floor[j, s] * raw.grid[r] - WHOLE)
+            usable = usable and least[s] <= most[s] and not (raw.rigid[j, s] > 0.0 and room < -WHOLE)
         for q in range(raw.work.shape[1]):
             if raw.work[j, q, s] > 0.0:
                 works[s] = 1

@@ -13,16 +13,12 @@ from solvers.jit import cached, lean, nopython, source_digest
 from solvers.price.dual import Bundle, _direction, _greatest, _shorten
 from solvers.price.tables import rounded
 from solvers.problem import Floats, Ints
+from solvers.tolerances import ARMIJO, GRID_FADED, GRID_LEAST_TRUST, GRID_RIDGE, GRID_TOLERANCE
 
-TOLERANCE: Final = 5e-5  # of the bound: descent that is not worth another evaluation
 EVALUATIONS: Final = 100  # at most; 20 to 40 are used
 KEPT: Final = 12  # evaluations that the bundle keeps, above one per price
-ARMIJO: Final = 0.05  # part of the promised descent that makes a step a serious one
 LONGEST: Final = 2.0  # no log price moves by more in one step
-SHORTEST: Final = 1e-6  # trust region at kinks does not shrink below
 FLAT: Final = 0.5  # of the ceiling: what all room is worth at the cold start
-FADED: Final = 1e-9  # of the bound: what a resource's room is worth at least
-RIDGE: Final = 1e-6  # of the bound, added to the metric
 
 
 class GridEvaluation(NamedTuple):
@@ -110,7 +106,7 @@ def _start(room: Floats, warm: Floats, ceiling: float) -> Floats:
 def _metric(room: Floats, price: Floats, bound: float, inverse: Floats) -> None:
     """Inverse of the second derivative in log prices where demand falls as prices rise: use is about the room."""
     for r in range(room.shape[0]):
-        inverse[r, r] = 1.0 / (price[r] * room[r] + RIDGE * bound)
+        inverse[r, r] = 1.0 / (price[r] * room[r] + GRID_RIDGE * bound)
 
 
 @lean
@@ -118,7 +114,7 @@ def _moved(room: Floats, price: Floats, step: Floats, bound: float, new: Floats)
     for r in range(room.shape[0]):
         new[r] = price[r]
         if room[r] > 0.0:
-            new[r] = rounded(max(price[r] * math.exp(step[r]), FADED * bound / room[r]))
+            new[r] = rounded(max(price[r] * math.exp(step[r]), GRID_FADED * bound / room[r]))
 
 
 @nopython
@@ -144,7 +140,7 @@ def _minimised(c: GridColumns, room: Floats, warm: Floats, limits: tuple[int, fl
         used += 1
         _keep(bundle, room, new, trial, other.use)
         if trial > bound + ARMIJO * descent:
-            longest = max(SHORTEST, 0.5 * min(longest, _greatest(step)))
+            longest = max(GRID_LEAST_TRUST, 0.5 * min(longest, _greatest(step)))
             continue
         longest, bound = min(LONGEST, 2.0 * longest), trial
         price, new, look, other = new, price, other, look
@@ -172,4 +168,4 @@ def minimise(c: GridColumns, room: Floats, warm: Floats) -> GridDual:
     capacities); the least is returned, and no more than its value at prices 0.
     """
     with np.errstate(all="ignore"):  # as in compiled code
-        return _entry(c, room, warm, (EVALUATIONS, TOLERANCE))
+        return _entry(c, room, warm, (EVALUATIONS, GRID_TOLERANCE))

@@ -15,6 +15,7 @@ from solvers.grid.columns import FINE, GridColumns
 from solvers.grid.dual import GridEvaluation
 from solvers.jit import cached, lean, nopython
 from solvers.problem import Floats, Ints
+from solvers.tolerances import SAME, UNIT_SLIP
 
 CREDITS: Final = (0.8, 0.4, 0.0)  # parts of the prices, in turn
 KEPT: Final = 1_000  # columns that take part, and ...
@@ -22,8 +23,6 @@ KEPT_EACH: Final = 2  # ... so many more for each task
 BUCKETS: Final = 4_096  # of regrets up to the greatest value, to find which are the least
 LOOKS: Final = 100_000  # at tasks and columns, and ...
 LOOKS_EACH: Final = 100  # ... so many more for each task
-SAME: Final = 1e-9  # of the greatest value: what two plans may differ by and be the same
-SLIP: Final = 1e-6  # of a unit: what is whole but for rounding
 TOO_MUCH: Final = 2.0 * FINE  # units that no resource has: more is not counted, so that sums of whole numbers hold it
 
 
@@ -77,7 +76,7 @@ def _write(o: Choices, at: int, c: GridColumns, m: int, k: int, bill: float) -> 
     for e in range(c.entry[m], c.entry[m + 1]):
         w = e - c.entry[m]
         o.resource[at, w] = c.resource[e]
-        units = c.base[e] + c.per_x[e] * c.x[k] + c.per_y[e] * c.y[k] - SLIP
+        units = c.base[e] + c.per_x[e] * c.x[k] + c.per_y[e] * c.y[k] - UNIT_SLIP
         o.units[at, w] = math.ceil(min(units, TOO_MUCH))
 
 
@@ -358,4 +357,4 @@ def search(c: GridColumns, room: Floats, price: Floats, look: GridEvaluation) ->
     A part of a unit is of no use: what a task takes is rounded up.
     """
     with np.errstate(all="ignore"):  # as in compiled code
-        return _search(c, np.floor(room + SLIP).astype(np.int64), price, look.net, look.pick.copy())
+        return _search(c, np.floor(room + UNIT_SLIP).astype(np.int64), price, look.net, look.pick.copy())

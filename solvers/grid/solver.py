@@ -14,16 +14,16 @@ from typing import Final
 import numpy as np
 
 from solvers.errors import BadProblem
-from solvers.grid.columns import FINE, OVER, list_columns, raw_arrays, steps_of
+from solvers.grid.columns import FINE, list_columns, raw_arrays, steps_of
 from solvers.grid.dual import minimise
 from solvers.grid.search import search
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, SolveStatus
+from solvers.tolerances import KEEP, OVER
 
 PRBS: Final = 273  # of a cell: 100 MHz at 30 kHz, TS 38.101-1 Table 5.3.2-1
 STEPS: Final = 100  # of a node
 FINEST: Final = 1_000_000  # steps of a resource
-KEEP: Final = 0.9  # part of OVER that a plan uses: sums in another order differ a little
 
 
 def solve(problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None) -> Solution:

@@ -18,9 +18,7 @@ from solvers.jit import cached, inlined, nopython, source_digest
 from solvers.objectives.columns import BOTH, EASED, EASY, THETA, TIGHT, WEIGHT, StageColumns, StageProblem, gather, move
 from solvers.objectives.task import (
     ACTIVITY,
-    BINDS,
     CAP,
-    FINE,
     FLOOR,
     INNER,
     LATENCY,
@@ -44,17 +42,13 @@ from solvers.objectives.task import (
 )
 from solvers.price.fit import solve_linear
 from solvers.problem import Floats
+from solvers.tolerances import BINDS, DEADLINE_SLIP, INNER_FINE, STAGE_CALM, STAGE_GOAL, STAGE_LEAST_PRICE, STAGE_STIFF
 
 STEPS: Final = 80  # Newton steps; 5 to 12 are used
 JUMP: Final = 3.0  # no log price moves by more in one step
 FADE: Final = 0.4  # of the slope where there is room left: prices that matter to nobody fall by e^-2.5 a step
-GOAL: Final = 1.0 - 1e-8  # part of the room that is aimed at, so that it is reached from within
-CALM: Final = 1e-9  # part of the worth of all room: slopes below it are none
-STIFF: Final = 1e-6  # part of price x room added to the second derivative
 SCALED: Final = 5  # of the steps in which all prices may also be scaled at once
 NEAR: Final = 1e-2  # common move of all log prices up to which Newton's is right
-SLIP: Final = 5e-10  # of a deadline: half of what solvers.check forgives
-LEAST: Final = 1e-200  # no price that was above 0 falls to 0
 
 
 class Now(NamedTuple):
@@ -152,7 +146,7 @@ def _look(t: StageColumns, now: Now, aim: Aim, price: Floats, target: float) -> 
 def _worth(t: StageColumns, price: Floats) -> float:
     total = 0.0
     for r in range(price.shape[0]):
-        total += GOAL * price[r] * t.room[r]
+        total += STAGE_GOAL * price[r] * t.room[r]
     return total
 
 
@@ -169,7 +163,7 @@ def _climb_max(t: StageColumns, now: Now, aim: Aim, price: Floats, least: float,
     z, low, high = math.log(max(least, hint)), math.log(least), math.inf
     for _ in range(INNER):
         gap = math.log(_look(t, now, aim, price, math.exp(z)) / worth)
-        if abs(gap) <= FINE:
+        if abs(gap) <= INNER_FINE:
             break
         if gap > 0.0:
             low = z
@@ -201,10 +195,10 @@ def _start(t: StageColumns, price: Floats) -> None:
 @nopython
 def _settled(t: StageColumns, now: Now, price: Floats, lowest: bool) -> bool:
     """Nothing is overfilled, and what is not full has no price; at the `lowest` maximum the first will do."""
-    calm = CALM * _worth(t, price)
+    calm = STAGE_CALM * _worth(t, price)
     for r in range(price.shape[0]):
-        over = now.use[r] - GOAL * t.room[r]
-        if price[r] * over > calm or over > 0.5 * (1.0 - GOAL) * t.room[r]:
+        over = now.use[r] - STAGE_GOAL * t.room[r]
+        if price[r] * over > calm or over > 0.5 * (1.0 - STAGE_GOAL) * t.room[r]:
             return False
         if -price[r] * over > calm and not lowest:
             return False
@@ -218,8 +212,8 @@ def _step(t: StageColumns, now: Now, price: Floats, step: Floats) -> None:
     matrix = now.bend.copy()
     longest = 0.0
     for r in range(n):
-        step[r] = price[r] * (now.use[r] - GOAL * t.room[r])
-        matrix[r, r] += STIFF * price[r] * t.room[r] + max(0.0, -FADE * step[r])
+        step[r] = price[r] * (now.use[r] - STAGE_GOAL * t.room[r])
+        matrix[r, r] += STAGE_STIFF * price[r] * t.room[r] + max(0.0, -FADE * step[r])
         if matrix[r, r] <= 0.0:
             matrix[r, r] = 1.0
     solve_linear(matrix, step)
@@ -258,7 +252,7 @@ def _rescale(t: StageColumns, price: Floats, step: Floats) -> None:
     worth = _worth(t, price)
     factor, mean = _scale(t, worth), 0.0
     for r in range(price.shape[0]):
-        mean += GOAL * price[r] * t.room[r] / worth * step[r]
+        mean += STAGE_GOAL * price[r] * t.room[r] / worth * step[r]
     if max(abs(factor), abs(mean)) > NEAR and factor != 0.0:
         step += min(JUMP, max(-JUMP, factor)) - mean
 
@@ -298,7 +292,7 @@ def _keep_late(t: StageColumns, now: Now, x: Floats) -> None:
     for i in range(t.own.shape[0]):
         low, high = t.first[i], t.first[i + 1]
         late = max(latency(t.cell, now.x, low, high, A), latency(t.cell, now.x, low, high, A + 1))
-        if late > 1.0 + SLIP:
+        if late > 1.0 + DEADLINE_SLIP:
             now.x[low:high] = x[low:high]
 
 
@@ -334,11 +328,11 @@ def _climb(t: StageColumns, now: Now, aim: Aim) -> tuple[float, int]:
         used += 1
         if aim.kind == MAX_LATENCY:
             height, target = _climb_max(t, now, aim, price, least, target)
-            proven = GOAL * math.exp(height)
+            proven = STAGE_GOAL * math.exp(height)
         else:
             height = _look(t, now, aim, price, 1.0) - _worth(t, price)
-            proven = height - _worth(t, price) * (1.0 / GOAL - 1.0)
-        if height >= top - CALM * abs(top) * 1e-3:
+            proven = height - _worth(t, price) * (1.0 / STAGE_GOAL - 1.0)
+        if height >= top - STAGE_CALM * abs(top) * 1e-3:
             top = max(top, height)
             bound = max(bound, proven)
             if _settled(t, now, price, aim.kind == MAX_LATENCY and target <= least):
@@ -350,7 +344,7 @@ def _climb(t: StageColumns, now: Now, aim: Aim) -> tuple[float, int]:
         else:
             step *= 0.3
         for r in range(n):
-            price[r] = max(LEAST, old[r] * math.exp(step[r])) if old[r] > 0.0 else 0.0
+            price[r] = max(STAGE_LEAST_PRICE, old[r] * math.exp(step[r])) if old[r] > 0.0 else 0.0
     return bound, used
 
 

@@ -12,16 +12,13 @@ from typing import Final, NamedTuple
 
 from solvers.jit import inlined, nopython
 from solvers.problem import Floats, Ints
+from solvers.tolerances import BINDS, FLAT, INNER_FINE, TINY_MULTIPLIER
 
 LATENCY: Final = 0  # and energy
 ALPHA_FAIR: Final = 1
 MAX_LATENCY: Final = 2
 
 INNER: Final = 60  # steps of a search in one number; 2 to 8 are used
-FINE: Final = 1e-13  # where it ends
-BINDS: Final = 1e-9  # a latency nearer to its deadline than this answers prices as if it were there
-TINY: Final = 1e-200  # a multiplier to begin with where nothing has a weight
-FLAT: Final = 1e-12  # a determinant below this part of its terms is 0
 
 # What Stage.cell holds of slot k; one array, because every array costs in every call of compiled code.
 A: Final = 0  # work / deadline, two phases
@@ -92,7 +89,7 @@ def _meet(cell: Floats, x: Floats, low: int, high: int, target: float, m: float)
     for _ in range(INNER):
         late, slope = _shares(cell, x, low, high, 1.0 / (y * y))
         gap = late - target
-        if abs(gap) <= FINE * target:
+        if abs(gap) <= INNER_FINE * target:
             break
         if gap > 0.0:
             most = y
@@ -122,7 +119,7 @@ def _fair(cell: Floats, x: Floats, low: int, high: int, aim: Aim, w: float) -> f
         late, slope = _shares(cell, x, low, high, math.exp(z))
         spare = max(top - late, 0.5 * aim.headroom)
         gap = z - math.log(w) + aim.alpha * math.log(spare)
-        if abs(gap) <= FINE:
+        if abs(gap) <= INNER_FINE:
             break
         if gap < 0.0:
             least = z
@@ -160,7 +157,7 @@ def _free_fair(aim: Aim, total: float, w: float) -> float:
         new = z - gap / (1.0 + 0.5 * aim.alpha * late / spare)
         if not least < new < most:
             new = 0.5 * (least + most) if most < math.inf else z + 1.0
-        if abs(new - z) <= FINE:
+        if abs(new - z) <= INNER_FINE:
             break
         z = new
     return math.exp(z)
@@ -184,7 +181,7 @@ def one(cell: Floats, x: Floats, low: int, high: int, aim: Aim, w: float, target
     late, _ = _shares(cell, x, low, high, m)
     if late <= target:
         return m
-    return _meet(cell, x, low, high, target, max(m, 1e-6 * w, TINY))
+    return _meet(cell, x, low, high, target, max(m, 1e-6 * w, TINY_MULTIPLIER))
 
 
 @nopython
@@ -210,7 +207,7 @@ def both(cell: Floats, x: Floats, low: int, high: int, aim: Aim, w: float, targe
         mix(cell, low, high, theta)
         m = one(cell, x, low, high, aim, w, target)
         gap = latency(cell, x, low, high, A) - latency(cell, x, low, high, A + 1)
-        if abs(gap) <= FINE:
+        if abs(gap) <= INNER_FINE:
             break
         if gap > 0.0:
             ends, gaps = (theta, ends[1]), (gap, 0.5 * gaps[1] if kept > 0 else gaps[1])
@@ -238,7 +235,7 @@ def even(cell: Floats, low: int, high: int, theta: float) -> float:
             gap += part
             size += abs(part)
             slope -= 0.5 * part * d / a
-        if not abs(gap) > FINE * size:
+        if not abs(gap) > INNER_FINE * size:
             break
         if gap > 0.0:
             least = theta

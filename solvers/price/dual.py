@@ -16,21 +16,23 @@ from solvers.price.point import Point
 from solvers.price.screen import Screen
 from solvers.price.tables import DEAD, OTHER, RIGID, Prices, Table, at_least, prices_of, rounded
 from solvers.problem import Floats, Ints
+from solvers.tolerances import (
+    ARMIJO,
+    DUAL_RIDGE,
+    FADED_PRICE,
+    FAINT_PRICE,
+    LEAST_TRUST,
+    MISMATCH,
+    MISMATCH_TASKS,
+    NEAR_CEILING,
+    SETTLED_USE,
+)
 
 SAMPLE: Final = 2000  # tasks that the cold start looks at: about as many are enough to know the whole
 SCALE_STEPS: Final = 24  # tangents tried for the common scale of the prices; 6 to 10 are used
 LONGEST: Final = 2.0  # no log price moves by more in one step: a factor of 7
-SHORTEST: Final = 1e-4  # trust region at kinks does not shrink below
 KEPT: Final = 6  # evaluations that the bundle keeps, above one per price
 PAIRS: Final = 300  # pairs of weights that are balanced for one direction
-ARMIJO: Final = 0.05  # part of the promised descent that makes a step a serious one
-NEAR: Final = 0.3  # part of the tolerance that is kept close to the ceiling
-MISMATCH: Final = 4e-3  # of the worth of all room: use that is off by more is worth another evaluation ...
-MISMATCH_TASKS: Final = 8.0  # ... beside what so many tasks take
-FINE: Final = 0.01  # part of the tolerance at which the use does not matter any more
-FAINT: Final = 1e-6  # part of the worth of all room below which a warm price is as good as none
-RIDGE: Final = 0.05  # of price x room added to the second derivative, which kinks leave unknown
-FADED: Final = 1e-8  # a price times room below this part of the bound is as good as nothing
 
 
 class Dual(NamedTuple):
@@ -95,7 +97,7 @@ def starting_prices(t: Table, warm: Floats) -> Floats:
     whole, least = worth(t, warm), math.inf
     for r in range(warm.shape[0]):
         least = min(least, warm[r] * t.room[r])
-    if 0.0 < whole < math.inf and least > FAINT * whole:
+    if 0.0 < whole < math.inf and least > FAINT_PRICE * whole:
         return warm.copy()
     flat = flat_prices(t)
     flat_whole = worth(t, flat)
@@ -372,7 +374,7 @@ def _metric(t: Table, price: Floats, bend: Floats, inverse: Floats) -> None:
     n = price.shape[0]
     matrix, whole = bend.copy(), worth(t, price)
     for r in range(n):
-        matrix[r, r] += RIDGE * price[r] * t.room[r] + 1e-6 * whole
+        matrix[r, r] += DUAL_RIDGE * price[r] * t.room[r] + 1e-6 * whole
         if price[r] <= 0.0:
             matrix[r, r] = 1.0
     _invert(matrix, inverse)
@@ -401,18 +403,18 @@ def minimise(
     used, longest, converged = start.evaluations, LONGEST, False
     while used < limits[0]:
         descent = _direction(bundle, inverse, price, bound, step)
-        least = limits[1] * min(bound, 10.0 * abs(ceiling - bound) + NEAR * bound)
-        matched = _mismatch(bundle, price) <= loose * worth(t, price) or -descent <= FINE * least
+        least = limits[1] * min(bound, 10.0 * abs(ceiling - bound) + NEAR_CEILING * bound)
+        matched = _mismatch(bundle, price) <= loose * worth(t, price) or -descent <= SETTLED_USE * least
         converged = matched and -descent <= least
         if converged:
             break
         descent *= _shorten(step, longest)
-        _moved(price, step, FADED * bound, t, new)
+        _moved(price, step, FADED_PRICE * bound, t, new)
         trial = evaluate(t, new, screen, other, o)
         used += 1
         _keep(bundle, t, new, trial, other)
         if trial > bound + ARMIJO * descent:
-            longest = max(SHORTEST, 0.5 * min(longest, _greatest(step)))
+            longest = max(LEAST_TRUST, 0.5 * min(longest, _greatest(step)))
             continue
         longest = min(LONGEST, 2.0 * longest)
         bound = trial

@@ -18,34 +18,24 @@ import numpy as np
 
 from solvers.jit import inlined, lean, nopython
 from solvers.price.point import ACT, CAP, FLOOR, Point, bill, cheapest, latency, legs, load, mixed, stretch
-from solvers.price.tables import (
-    ACTIVITY,
-    DOUBLE,
-    EDGE,
-    HIGH,
-    KEEP,
-    LOW,
-    OVER,
-    RIGID,
-    Prices,
-    Table,
-    prices_of,
-    rounded,
-    with_couplings,
-)
+from solvers.price.tables import ACTIVITY, DOUBLE, HIGH, LOW, RIGID, Prices, Table, prices_of, rounded, with_couplings
 from solvers.problem import Floats, Ints
+from solvers.tolerances import (
+    BILL_ASTRAY,
+    CLOSE,
+    DUAL_SLIP,
+    EDGE,
+    FADING,
+    FIT_GOAL,
+    FIT_STIFF,
+    KEEP,
+    LEAST_WORTH,
+    OVER,
+    PROOF_GAIN,
+)
 
 STEPS: Final = 20  # of one search; 1 to 6 are used
 JUMP: Final = 3.0  # no log price moves by more in one step
-GOAL: Final = 1.0 - 1e-6  # part of the room that is aimed at, so that it is reached from within
-CLOSE: Final = 1e-7  # part of the room by which the goal may be missed when shares are settled
-ASTRAY: Final = 0.1  # part of the worth of all room that the bill of wide shares may be off
-CALM: Final = 1e-5  # part of the dual's value: when a step of a set that fits gains less, it is settled
-FADING: Final = 1e-3  # of the worth of all room: a price below it that still falls is on its way to 0
-LEAST: Final = 1e-7  # ... and below it no price falls: two phases at prices too far apart are beyond rounding
-SLIP: Final = 1e-9  # part of the dual's value that a step may lose to rounding
-STIFF: Final = 1e-4  # of price x room added to the second derivative: use that does not respond moves no price far
-LEVEL: Final = 0.1  # a proof of no fit is sharpened until it gains less than this part of the excess
 FIT: Final = 1
 NO_FIT: Final = 0  # proven, by the prices returned
 UNKNOWN: Final = -1  # on the edge: treated as no fit
@@ -284,19 +274,19 @@ def newton(k: Set, price: Floats, step: Floats) -> float:
     n = price.shape[0]
     matrix = np.empty((n, n))
     for r in range(n):
-        step[r] = 2.0 * price[r] * (k.use[1, r] - GOAL * k.room[r])
+        step[r] = 2.0 * price[r] * (k.use[1, r] - FIT_GOAL * k.room[r])
         for q in range(n):
             matrix[r, q] = k.pull[r, q]
-        matrix[r, r] += STIFF * price[r] * k.room[r]
+        matrix[r, r] += FIT_STIFF * price[r] * k.room[r]
         if matrix[r, r] <= 0.0:
             matrix[r, r] = 1.0
     solve_linear(matrix, step)
     whole, gain = worth_of(k, price), 0.0
     for r in range(n):
         step[r] = min(JUMP, max(-JUMP, step[r]))
-        if price[r] * k.room[r] < FADING * whole and k.use[1, r] < GOAL * k.room[r]:
+        if price[r] * k.room[r] < FADING * whole and k.use[1, r] < FIT_GOAL * k.room[r]:
             step[r] = -JUMP
-        gain += 0.5 * step[r] * price[r] * (k.use[1, r] - GOAL * k.room[r])
+        gain += 0.5 * step[r] * price[r] * (k.use[1, r] - FIT_GOAL * k.room[r])
     return gain
 
 
@@ -315,7 +305,7 @@ def settled(k: Set, price: Floats) -> bool:
     """Wide shares fill every resource that has a price that matters."""
     whole = worth_of(k, price)
     for r in range(price.shape[0]):
-        over = k.use[1, r] - GOAL * k.room[r]
+        over = k.use[1, r] - FIT_GOAL * k.room[r]
         if over > CLOSE * k.room[r] or (over < -CLOSE * k.room[r] and price[r] * k.room[r] > 1e-9 * whole):
             return False
     return True
@@ -355,7 +345,7 @@ def advance(old: Floats, step: Floats, risen: bool, k: Set, price: Floats) -> No
     else:
         for r in range(price.shape[0]):
             step[r] *= 0.3
-    least = LEAST * worth_of(k, old)
+    least = LEAST_WORTH * worth_of(k, old)
     for r in range(price.shape[0]):
         lowest = least / k.room[r] if k.room[r] > EDGE else 1e-200
         price[r] = rounded(max(lowest, 1e-200, old[r] * math.exp(step[r]))) if old[r] > 0.0 else 0.0
@@ -410,7 +400,7 @@ def scaled(t: Table, k: Set, price: Floats, c: Climb, o: Point) -> Climb:
     whole, wide = worth_of(k, price), 0.0
     for r in range(price.shape[0]):
         wide += price[r] * k.use[1, r]
-    if c.roots <= 0.0 or whole <= 0.0 or abs(wide - GOAL * whole) <= ASTRAY * whole:
+    if c.roots <= 0.0 or whole <= 0.0 or abs(wide - FIT_GOAL * whole) <= BILL_ASTRAY * whole:
         return c
     factor = _scale(t, k, whole, c)
     for r in range(price.shape[0]):
@@ -438,11 +428,11 @@ def fit(t: Table, k: Set, price: Floats, sharp: bool, o: Point) -> int:
         ratio = _ratio(k, price, c.spent)
         if ratio > 1.0 + EDGE and not sharp:
             return NO_FIT
-        height = c.height - GOAL * worth_of(k, price)
-        risen = height >= top - SLIP * abs(top)
+        height = c.height - FIT_GOAL * worth_of(k, price)
+        risen = height >= top - DUAL_SLIP * abs(top)
         if risen:
             sharper, before = ratio - before, ratio
-            if ratio > 1.0 + EDGE and sharper < LEVEL * (ratio - 1.0):
+            if ratio > 1.0 + EDGE and sharper < PROOF_GAIN * (ratio - 1.0):
                 return NO_FIT
         top = max(top, height)
         if risen:

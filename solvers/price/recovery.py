@@ -7,8 +7,6 @@ task, which part chooses what (Feltenmark & Kiwiel 2000). It is rounded task by 
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from solvers.jit import fetch, inlined, lean, nopython
@@ -19,8 +17,7 @@ from solvers.price.point import Point, price_point
 from solvers.price.search import shift
 from solvers.price.tables import Prices, Table, prices_of
 from solvers.problem import Floats, Ints
-
-COUNTS: Final = 1e-6  # weight from which an evaluation has a say
+from solvers.tolerances import COUNTS
 
 
 @inlined

@@ -19,8 +19,9 @@ from solvers.price.oracle import Evaluation
 from solvers.price.point import Point, price_point
 from solvers.price.screen import Screen, holds
 from solvers.price.settle import balance
-from solvers.price.tables import DEAD, EDGE, HIGH, LOW, PLAIN, RIGID, WIDTH, Prices, Table, prices_of
+from solvers.price.tables import DEAD, HIGH, LOW, PLAIN, RIGID, WIDTH, Prices, Table, prices_of
 from solvers.problem import Floats, Ints
+from solvers.tolerances import EDGE, GONE, NEARLY, SAME, TINY_EXCESS
 
 Bools = npt.NDArray[np.bool_]
 
@@ -31,18 +32,12 @@ BINS: Final = 256  # of margins, to find the least ones
 SMALL: Final = 2000  # points: up to here all are looked at, above those of the screen's lists
 SWITCH_ROUNDS: Final = 6  # rounds of repair that may change points; after them tasks are only dropped
 ROUNDS: Final = 40  # of repair; towards the end it drops by halves
-FADED: Final = 1e-9  # part of the others' change by which a price has as good as gone
 HALVINGS: Final = 30  # of the ratio below which tasks are dropped in bulk
 FAILURES: Final = 12  # fillings that may fail before it stops, with up to 100 tasks
 LEAST_FAILURES: Final = 1  # ... and with any number
 FILL_ROUNDS: Final = 8  # of filling, with few tasks ...
 LEAST_ROUNDS: Final = 1  # ... and with any number
 ROUNDS_TASKS: Final = 8000  # ... in all rounds together, between these two
-NEARLY: Final = (
-    1e-6  # of the worth of the room: less than that need not be saved at once (GOAL in solvers/price/fit.py)
-)
-TINY: Final = 1e-3  # part of what a change saves: an excess below it does not call for that change
-SAME: Final = 1e-9  # values that differ by less are the same
 
 
 class SearchOptions(NamedTuple):
@@ -293,7 +288,7 @@ def _lessen(
             break
         m = to[best]
         saved = opt.cost[now[best]] - (opt.cost[m] if m >= 0 else 0.0)
-        if TINY * saved >= excess and saved >= least:
+        if TINY_EXCESS * saved >= excess and saved >= least:
             _close(t, k, opt, now, ratio, net, paid, max(excess, least), switch)
             return 0.0
         excess -= saved
@@ -320,7 +315,7 @@ def _drop(t: Table, k: Set, net: Floats, paid: Floats, excess: float) -> None:
             low = middle
     for i in t.order:
         if excess > 0.0 and k.chosen[i] >= 0 and net[i] <= high * paid[i]:
-            last = _least(t, k, net, paid, excess) if TINY * paid[i] >= excess else i
+            last = _least(t, k, net, paid, excess) if TINY_EXCESS * paid[i] >= excess else i
             excess -= paid[last]
             put(t, k, last, -1)
 
@@ -332,7 +327,7 @@ def _revive(price: Floats, start: Floats) -> None:
     for r in range(price.shape[0]):
         if start[r] > 0.0:
             least, most = min(least, price[r] / start[r]), max(most, price[r] / start[r])
-    if least < FADED * most:
+    if least < GONE * most:
         for r in range(price.shape[0]):
             price[r] = start[r]
 

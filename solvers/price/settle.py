@@ -9,10 +9,7 @@ import numpy as np
 from solvers.jit import lean, nopython
 from solvers.price.fit import (
     ACTS,
-    CALM,
-    GOAL,
     ROOT,
-    SLIP,
     STEPS,
     Set,
     advance,
@@ -26,8 +23,9 @@ from solvers.price.fit import (
     worth_of,
 )
 from solvers.price.point import Point
-from solvers.price.tables import DOUBLE, EDGE, HIGH, LOW, Prices, Table, prices_of
+from solvers.price.tables import DOUBLE, HIGH, LOW, Prices, Table, prices_of
 from solvers.problem import Floats
+from solvers.tolerances import DUAL_SLIP, EDGE, FIT_CALM, FIT_GOAL
 
 
 @nopython
@@ -63,12 +61,12 @@ def _climb(t: Table, k: Set, price: Floats, o: Point) -> tuple[Floats, bool]:
         if fits:
             for r in range(n):
                 good[r] = price[r]  # the latest: nearest to the wide shares
-        height = c.height - GOAL * worth_of(k, price)
-        gain, risen = height - top, height >= top - SLIP * abs(top)
-        if risen and (gain < CALM * worth_of(k, price) or settled(k, price)):
+        height = c.height - FIT_GOAL * worth_of(k, price)
+        gain, risen = height - top, height >= top - DUAL_SLIP * abs(top)
+        if risen and (gain < FIT_CALM * worth_of(k, price) or settled(k, price)):
             break
         top = max(top, height)
-        if risen and newton(k, price, step) < CALM * worth_of(k, price):
+        if risen and newton(k, price, step) < FIT_CALM * worth_of(k, price):
             break
         advance(old, step, risen, k, price)
         c, fits = serve(t, k, prices_of(t, price), o), False

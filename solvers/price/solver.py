@@ -18,20 +18,17 @@ from solvers.price.oracle import evaluate, new_look
 from solvers.price.point import Point, bill, cheapest, load, new_point, price_point, stretch
 from solvers.price.recovery import recover
 from solvers.price.screen import Screen, forget, new_screen, prepare
-from solvers.price.search import SAME, fill, options, repair, value_of
+from solvers.price.search import fill, options, repair, value_of
 from solvers.price.settle import settle
 from solvers.price.spread import spread
 from solvers.price.tables import DEAD, DOUBLE, FIELDS, Prices, Raw, Table, at_least, prices_of, rigid_bill
 from solvers.price.tree import improve
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, SolveStatus
+from solvers.tolerances import SAME, TOLERANCE, WARM_ASTRAY, WARM_WORTH, ZERO_WORTH
 
 EVALUATIONS: Final = 40  # of the dual: 2 to 6 reach 0.01% at city scale, kinks of small problems take more
 NODES: Final = 1000  # of the search that closes the gap on small problems
-TOLERANCE: Final = 2e-5  # of the bound: prices that miss it by more have tasks choose in vain
-ASTRAY: Final = 2.0  # bill over worth of the room, or its inverse, from which warm prices are scaled first
-FAINT: Final = 1e-9  # worth of all room at prices that stand for 0
-NOTHING: Final = 1e-6  # ... and, as part of the bound there, from which warm prices are only a direction
 CROWDED: Final = 0.97  # part of what all tasks need that a site has whose prices tell their points apart
 BETTER: Final = 1.02  # ... when another look at what they need is worth it
 GUIDES: Final = 3
@@ -93,7 +90,7 @@ def _scaled(price: Floats, factor: float) -> Floats:
 def _faint(t: Table, price: Floats) -> Floats:
     """Prices so small that the bound is that of prices 0, ratios kept for the next warm start."""
     whole = worth(t, price)
-    return _scaled(price, FAINT / whole if whole > 0.0 else 0.0)
+    return _scaled(price, ZERO_WORTH / whole if whole > 0.0 else 0.0)
 
 
 @nopython
@@ -109,14 +106,14 @@ def _well_scaled(t: Table, price: Floats, ceiling: float) -> Floats:
 def _begin(t: Table, warm: Floats, ceiling: float, screen: Screen, o: Point) -> Dual:
     """First look: at the warm prices, or at well scaled ones where there are none or they are far off."""
     price, look = starting_prices(t, warm), new_look(t)
-    if not worth(t, warm) > NOTHING * ceiling:
+    if not worth(t, warm) > WARM_WORTH * ceiling:
         price = _well_scaled(t, price, ceiling)
     bound = evaluate(t, price, screen, look, o)
     spent = 0.0
     for r in range(price.shape[0]):
         spent += price[r] * look.use[r]
     whole = worth(t, price)
-    if bound < ceiling and not whole < ASTRAY * spent < ASTRAY * ASTRAY * whole:
+    if bound < ceiling and not whole < WARM_ASTRAY * spent < WARM_ASTRAY * WARM_ASTRAY * whole:
         price = _well_scaled(t, price, ceiling)
         bound = evaluate(t, price, screen, look, o)
         return Dual(bound, price, look, 2, False)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from solvers.jit import lean, merged, nopython
 from solvers.price.fit import ACTS, ROOT, Set
 from solvers.price.tables import HIGH, OTHER, Table, with_couplings
 from solvers.problem import Floats
-
-SCRAP: Final = 1e-5  # part of a resource: less that is left is not worth handing out
+from solvers.tolerances import SCRAP
 
 
 @merged

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from solvers.jit import merged, nopython
 from solvers.problem import Floats, Ints
+from solvers.tolerances import EDGE, LEAST_ACTIVITY, OVER
 
 Modes = npt.NDArray[np.int8]
 
@@ -28,12 +29,8 @@ REACH: Final = 0.1  # part by which prices may move until every point is looked 
 WIDTH: Final = 0.08  # of a task's greatest value: what two choices differ by when the task is said to waver
 AWAY: Final = 1.000001 * WIDTH  # what points that are not listed (solvers/price/screen.py) are worse by
 PAIR: Final = 2  # slots of most problems' points, the air and a node: loops are compiled for it apart
-EDGE: Final = 1e-12  # rounding that a comparison with a limit forgives
-OVER: Final = 1e-9  # of a resource: what rigid demand may take too much, to solvers/check.py ...
-KEEP: Final = 0.9  # ... of which a plan uses this part: sums in another order differ a little
 BITS: Final = 2.0**40  # prices keep this many bits: last-bit differences of exp() between machines vanish
 
-LEAST_ACTIVITY: Final = 1e-30  # what does not count is as good as free, and no case of its own
 
 # What Table.cell holds of point j and slot s: cell[j, FIELD, s].
 LOW: Final = 0  # limits of counted shares

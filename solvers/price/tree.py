@@ -16,9 +16,10 @@ from solvers.jit import lean, merged, nopython
 from solvers.price.dual import Dual
 from solvers.price.fit import FIT, NO_FIT, Set, fit, put
 from solvers.price.point import Point, price_point
-from solvers.price.search import SAME, SearchOptions, value_of
-from solvers.price.tables import EDGE, Prices, Table, prices_of
+from solvers.price.search import SearchOptions, value_of
+from solvers.price.tables import Prices, Table, prices_of
 from solvers.problem import Floats, Ints
+from solvers.tolerances import EDGE, SAME
 
 OPTIONS: Final = 1500  # that the search looks at, least loss first
 CUTS: Final = 24  # kept; the oldest makes place

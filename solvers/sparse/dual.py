@@ -19,19 +19,15 @@ from solvers.price.dual import worth
 from solvers.price.point import Point, legs, price_point
 from solvers.price.tables import DEAD, RIGID, Prices, Table, at_least, prices_of, rounded, with_couplings
 from solvers.problem import Floats
+from solvers.tolerances import MATCHED, SPARSE_ARMIJO, SPARSE_CALM, SPARSE_FADED, SPARSE_RIDGE
 
 HEATS: Final = (0.05, 0.015, 0.004)  # temperatures, parts of a task's greatest value
 STEPS: Final = 100  # looks at one temperature at most; 10 to 40 are used
 BEYOND: Final = 18.0  # temperatures below the best: exp(-18) is nothing
 MEMORY: Final = 12  # steps that are remembered
 LONGEST: Final = 1.0  # no log price moves by more in one step
-ARMIJO: Final = 1e-4  # part of the promised descent that makes a step good enough
 HALVES: Final = 8  # of a step
-RIDGE: Final = 0.02  # of price x room added to the second derivative
-FADED: Final = 1e-9  # a price times room below this part of the worth of all room is as good as nothing
-CALM: Final = 2e-5  # of the dual: where a step gains less ...
 PATIENCE: Final = 3  # ... so often in a row, the prices are settled
-MATCHED: Final = 3e-3  # of the worth of all room: use that is off by less is as good as right
 
 
 class Blur(NamedTuple):
@@ -160,7 +156,7 @@ def blurred(t: Table, price: Floats, heat: float, b: Blur, o: Point) -> tuple[fl
     with_couplings(t, b.use)
     for r in range(n):
         b.use[r] += b.rigid[r]
-        b.bend[r] = max(0.0, b.bend[r]) + RIDGE * price[r] * t.room[r]
+        b.bend[r] = max(0.0, b.bend[r]) + SPARSE_RIDGE * price[r] * t.room[r]
     return bound + total, bound
 
 
@@ -222,7 +218,7 @@ def remember(tail: Tail, head: int, old: Floats, new: Floats, before: Floats, af
 @nopython
 def moved(t: Table, price: Floats, step: Floats, part: float, new: Floats) -> None:
     """Prices (R,) a part of a step away, rounded, none below what matters."""
-    least = FADED * worth(t, price)
+    least = SPARSE_FADED * worth(t, price)
     for r in range(price.shape[0]):
         new[r] = 0.0
         if price[r] > 0.0 and t.room[r] > 0.0:
@@ -249,12 +245,12 @@ def _at_heat(t: Table, start: Least, heat: float, most: int, b: Blur, o: Point) 
             moved(t, price, step, part, new)
             height, bound = blurred(t, new, heat, b, o)
             looks += 1
-            if height <= before + ARMIJO * part * falls or looks >= most:
+            if height <= before + SPARSE_ARMIJO * part * falls or looks >= most:
                 break
             part *= 0.4
         off = _slope(t, new, b, then)
         head = remember(tail, head, price, new, slope, then)
-        calm = calm + 1 if before - height < CALM * abs(height) else 0
+        calm = calm + 1 if before - height < SPARSE_CALM * abs(height) else 0
         price[:], slope[:] = new, then
     if bound < least:
         least = bound

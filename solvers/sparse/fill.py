@@ -17,34 +17,20 @@ import numpy as np
 from solvers.jit import lean, nopython
 from solvers.price.fit import Set, elastic_room, new_set, put, scaled, serve, worth_of
 from solvers.price.point import ACT, CAP, FLOOR, A, Point, load
-from solvers.price.search import SAME, value_of
+from solvers.price.search import value_of
 from solvers.price.settle import _write
 from solvers.price.tables import ACTIVITY, DEAD, RIGID, Prices, Table, at_least, prices_of
 from solvers.problem import Floats, Ints
-from solvers.sparse.dual import (
-    ARMIJO,
-    BEYOND,
-    HEATS,
-    MEMORY,
-    RIDGE,
-    Blur,
-    Tail,
-    descent,
-    moved,
-    nets,
-    new_blur,
-    remember,
-)
+from solvers.sparse.dual import BEYOND, HEATS, MEMORY, Blur, Tail, descent, moved, nets, new_blur, remember
 from solvers.sparse.plan import Pack, best_place, cost_of, new_pack, place, reprice, shift, take_out
+from solvers.tolerances import ENOUGH, MOVE_SLIP, SAME, SPARSE_ARMIJO, SPARSE_RIDGE
 
 ROUNDS: Final = 10  # of balancing and putting in
 UPGRADES: Final = 3  # the last rounds, in which tasks may get more valuable points and push others out
-ENOUGH: Final = 0.002  # part of the worth of all room: where less is left, nobody is asked to move
 BALANCE: Final = 25  # looks at those served for prices that leave room everywhere
 SCARCE: Final = 20.0  # growth of a log price per part of a resource that is not left, once everybody has been asked
 VICTIMS: Final = 16  # that one point may try to push out
 PUSH: Final = 0.2  # part of a resource that somebody else is to have: what is there costs more by so much
-SLIP: Final = 1e-11  # part of a resource that a move of all shares may overfill it by: rounding
 LOOKS: Final = 20  # at tasks to push out, per task and round, on average
 
 
@@ -119,7 +105,7 @@ def _balance(t: Table, k: Pack, z: Set, price: Floats, o: Point) -> None:
             moved(t, price, step, part, new)
             height = serve(t, z, prices_of(t, new), o).height - worth_of(z, new)
             looks += 1
-            if height >= before - ARMIJO * part * falls:
+            if height >= before - SPARSE_ARMIJO * part * falls:
                 break
             part *= 0.3
         _pulled(z, new, then, bend)
@@ -134,7 +120,7 @@ def _pulled(z: Set, price: Floats, slope: Floats, bend: Floats) -> int:
     """Slope and diagonal of the second derivative (R,) of minus the second stage's dual in log prices."""
     for r in range(price.shape[0]):
         slope[r] = price[r] * (z.room[r] - z.use[1, r])
-        bend[r] = 0.5 * z.pull[r, r] + RIDGE * price[r] * z.room[r]
+        bend[r] = 0.5 * z.pull[r, r] + SPARSE_RIDGE * price[r] * z.room[r]
     return 0
 
 
@@ -152,7 +138,7 @@ def _towards(t: Table, k: Pack, share: Floats) -> None:
                 if t.link[c, 0] == r:
                     other[t.link[c, 1]] += t.kappa[c] * more
     for r in range(n - 1):
-        free = max(0.0, k.left[r]) + SLIP * t.room[r]
+        free = max(0.0, k.left[r]) + MOVE_SLIP * t.room[r]
         if other[r] > free:
             part = min(part, free / other[r])
     for i in range(share.shape[0]):

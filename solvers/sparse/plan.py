@@ -14,8 +14,9 @@ import numpy as np
 
 from solvers.jit import lean, nopython
 from solvers.price.point import ACT, CAP, FLOOR, A, Point, bill, cheapest, load, stretch
-from solvers.price.tables import ACTIVITY, DEAD, DOUBLE, EDGE, RIGID, Prices, Table, at_least
+from solvers.price.tables import ACTIVITY, DEAD, DOUBLE, RIGID, Prices, Table, at_least
 from solvers.problem import Floats, Ints
+from solvers.tolerances import EDGE
 
 DRIFT: Final = 5.0  # growth of the log price of a resource of which more is taken than planned, per part of it
 SWING: Final = 3.0  # no log price is further from that of the bound

@@ -21,10 +21,10 @@ from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Certificate, Solution, SolveStatus
 from solvers.sparse.dual import HEATS, STEPS, least_prices
 from solvers.sparse.fill import pack
+from solvers.tolerances import ZERO_WORTH
 
 NAME: Final = "joint-sparse"
 LOOKS: Final = STEPS * len(HEATS)  # at the dual at most; 20 to 150 are used
-NOTHING: Final = 1e-9  # worth of all room at prices that stand for 0
 
 
 class PricedPlan(NamedTuple):
@@ -78,7 +78,7 @@ def _bounded(t: Table, warm: Floats, most: int, o: Point) -> tuple[Floats, Float
         return d.price, d.price, d.bound, d.looks, d.converged
     faint, whole = d.price.copy(), worth(t, d.price)
     for r in range(faint.shape[0]):
-        faint[r] *= NOTHING / whole
+        faint[r] *= ZERO_WORTH / whole
     return d.price, faint, ceiling, d.looks, True
 
 
