@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from solvers.errors import BadProblem
-from solvers.power import seconds
+from solvers.latency import seconds
 from solvers.problem import KINDS, PHASES, Floats, Problem
 from solvers.solution import Solution
 

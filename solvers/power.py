@@ -28,6 +28,7 @@ from typing import Final
 import numpy as np
 
 from solvers.errors import BadProblem
+from solvers.latency import seconds
 from solvers.objectives.second_stage import Goal
 from solvers.problem import Floats, Problem
 from solvers.registry import Solver
@@ -37,15 +38,6 @@ ROUNDS: Final = 6  # of tangents; 2 to 4 are used
 SHARE_ROUNDS: Final = 3  # of tangents when shares are handed out: more change little
 STILL: Final = 1e-4  # of the bound: when a round lowers it by less, the next would hardly find more
 BACK: Final = (0.0, *(10.0**-k for k in range(9, 0, -1)), 1.0)  # way back from a cone solver's shares to those that fit
-
-
-def seconds(work_s: Floats, snr: Floats, share: Floats) -> Floats:
-    """Seconds that work (seconds at full share) takes with a share; arrays of one shape, snr inf: work / share."""
-    limited = np.isfinite(snr)
-    s = np.where(limited, snr, 1.0)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        slow = work_s * np.log1p(s) / (share * np.log1p(s / share))
-        return np.asarray(np.where(work_s > 0, np.where(limited, slow, work_s / share), 0.0), dtype=np.float64)
 
 
 def tangents(problem: Problem, snr: Floats, at: Floats) -> Problem:

@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from solvers.errors import BadProblem, SolverError
+from solvers.latency import seconds as true_seconds
 from solvers.objectives.second_stage import HEADROOM, Goal, Leftover, Objective, leftover
-from solvers.power import seconds as true_seconds
 from solvers.problem import Floats, Ints, Problem
 
 PARAMETERS: Final = 500  # tasks: up to here problems are compiled with parameters (docs/exact.md)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from cosched.cli.main import app
 from solvers import check, codec, power, registry
 from solvers.errors import BadProblem
+from solvers.latency import seconds
 from solvers.objectives import convex
 from solvers.objectives.second_stage import Goal, leftover, parse_goal
 from solvers.price import solver as price
@@ -42,7 +43,7 @@ def shannon_s(bits: float, hz: float, snr: float, share: float) -> float:
 def test_seconds_are_those_of_the_law(snr: float, share: float, bits: float):
     whole = shannon_s(bits, 1e7, snr, 1.0)
     one = [np.array([x]) for x in (whole, snr, share)]
-    assert power.seconds(*one)[0] == pytest.approx(shannon_s(bits, 1e7, snr, share), rel=1e-9)
+    assert seconds(*one)[0] == pytest.approx(shannon_s(bits, 1e7, snr, share), rel=1e-9)
 
 
 def alone(snr: float | None, **more: dict[str, float]) -> tuple[Problem, Floats]:
@@ -174,12 +175,12 @@ def test_the_second_stage_is_the_cone_solvers_within_all_limits(name: str):
     def worth(share: Floats) -> float:
         left = leftover(problem, plan.chosen, goal, None)
         x, each = share[left.task, left.slot], snr[plan.chosen[left.task], left.slot]
-        late = [power.seconds(a, each, x) for a in left.a]
+        late = [seconds(a, each, x) for a in left.a]
         per_task = np.stack([np.bincount(left.owner, weights=a, minlength=len(left.weight)) for a in late]).max(axis=0)
         return (
             float(per_task.max())
             if name == "max-latency"
-            else float(left.weight @ per_task + power.seconds(left.energy, each, x).sum())
+            else float(left.weight @ per_task + seconds(left.energy, each, x).sum())
         )
 
     _, least = convex.second_stage(problem, plan.chosen, objective=goal, snr=snr)
@@ -208,7 +209,7 @@ def loose(times: float, seed: int) -> tuple[Problem, Floats]:
 def latest(problem: Problem, snr: Floats, plan: Solution) -> Floats:
     """(N,) latency over deadline of each task, true."""
     j = plan.chosen
-    each = power.seconds(problem.work[j, 0], snr[j], plan.share).sum(axis=1)
+    each = seconds(problem.work[j, 0], snr[j], plan.share).sum(axis=1)
     return np.asarray(each / problem.slack[j, 0])
 
 
