@@ -7,10 +7,11 @@ also closes over `source_digest()` of the files it is made of: editing any of th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -93,6 +94,31 @@ def cached(function: Function) -> Function:
         return cast("Function", numba.njit(error_model="numpy", cache=True)(function))
     except RuntimeError:  # no folder to write to: neither beside the source nor in the user's cache
         return cast("Function", numba.njit(error_model="numpy")(function))
+
+
+@contextlib.contextmanager
+def watched(began: Callable[[], None], ended: Callable[[], None]) -> Iterator[None]:
+    """Have `began` and `ended` called around the compiling of what is not on disk: it takes minutes in all."""
+    if not COMPILED:
+        yield
+        return
+    from numba.core import event
+
+    class Listener(event.Listener):
+        under_way = 0  # what is compiled has others compiled that it calls
+
+        def on_start(self, _: object) -> None:
+            self.under_way += 1
+            if self.under_way == 1:
+                began()
+
+        def on_end(self, _: object) -> None:
+            self.under_way -= 1
+            if self.under_way == 0:
+                ended()
+
+    with event.install_listener("numba:compile", Listener()):
+        yield
 
 
 def _prefetching() -> Callable[[npt.NDArray[Any], int], None]:

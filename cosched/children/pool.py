@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -24,7 +26,10 @@ from cosched.errors import CoschedError
 from solvers.solution import Solution
 
 INLINE: Final = "local"  # the end of the fallback chain: trivial, solved where the daemon runs
-START_S: Final = 60.0  # a worker that is not ready by then (cold cache: it compiles) is started anew
+START_S: Final = 60.0  # a worker that has not said by then that it is there is started anew
+IDLE_S: Final = 60.0  # ... and one that does nothing for so long while it gets ready
+BUSY_S: Final = 3600.0  # ... and one that gets ready for so long: compiling takes minutes, many on a busy machine
+LOOK_S: Final = 10.0  # between two looks at what it does
 RETRY_S: Final = 1.0  # between two starts
 MOST_BYTES: Final = 1 << 30  # of an answer: a plan of 100 000 tasks has some 20 MB
 GARBAGE: Final = "its process answered what is no answer"
@@ -71,7 +76,7 @@ class Worker(asyncio.SubprocessProtocol):
         try:
             await worker.begin()
             for ask in rehearsal:
-                await worker.solve(ask, START_S)
+                await worker.rehearse(ask)
         except SolveLost:
             await worker.kill()
             raise
@@ -90,6 +95,22 @@ class Worker(asyncio.SubprocessProtocol):
             self._forget()  # also where nobody waits any more, for the daemon is ending
         if hello != READY:
             raise SolveLost("the worker did not start")
+
+    async def rehearse(self, ask: bytes) -> None:
+        """Have it solve something, for as long as it works at it: it may have to compile first. Raises SolveLost."""
+        solving = asyncio.ensure_future(self.solve(ask, BUSY_S))
+        try:
+            used_s, since_s = 0.0, self._loop.time()
+            while not (await asyncio.wait([solving], timeout=LOOK_S))[0]:
+                now_s, before_s = self._loop.time(), used_s
+                used_s = _cpu_s(self._process.get_pid())
+                if used_s > before_s:
+                    since_s = now_s
+                elif now_s - since_s >= IDLE_S:
+                    raise SolveLost(f"the worker did nothing for {IDLE_S:g} s while it was to get ready")
+            solving.result()
+        finally:
+            solving.cancel()
 
     def ask(self, data: bytes, budget_s: float, done: Callable[[Answer | None, str], None]) -> None:
         """Have a packed Ask solved; `done(answer, "")`, or `done(None, why)` and the process is gone or going."""
@@ -198,6 +219,15 @@ class Worker(asyncio.SubprocessProtocol):
         self.end()
         await self._gone.wait()
         self._process.close()
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time of a process; ever more where that is not known."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return asyncio.get_running_loop().time()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Pool:

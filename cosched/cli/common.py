@@ -27,6 +27,8 @@ EXIT_USAGE: Final = 2  # wrong usage or bad input
 
 PATIENCE_S: Final = 2.0  # what is done sooner needs no bar
 
+COMPILING: Final = "the solvers' inner loops are being compiled, once after an install: some minutes in all"
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 OUR_ERRORS: Final = (CoschedError, SolverError, TelemetryError)
@@ -84,6 +86,26 @@ def told_if_slow(text: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextlib.contextmanager
+def told_of_compiling() -> Iterator[None]:
+    """Say on stderr when the solvers' inner loops have to be compiled first, and how long that has taken."""
+    from solvers import jit
+
+    begun_s: list[float] = []
+
+    def began() -> None:
+        begun_s.append(time.monotonic())
+        if len(begun_s) == 1:
+            typer.echo(f"cosched: {COMPILING}", err=True)
+
+    def ended() -> None:
+        if (took_s := time.monotonic() - begun_s[-1]) >= PATIENCE_S:
+            typer.echo(f"cosched: compiled one of them in {took_s:.0f} s", err=True)
+
+    with jit.watched(began, ended):
+        yield
 
 
 def print_json(value: object) -> None:

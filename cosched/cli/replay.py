@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cosched.cli.common import EXIT_FAILED, complain, warn
+from cosched.cli.common import EXIT_FAILED, complain, told_of_compiling, warn
 
 if TYPE_CHECKING:
     from cosched.core.policy import Policy
@@ -55,7 +55,8 @@ def replay(
     results = []
     for path in traces or [sample_trace()]:
         book, sha256 = read_book(path)
-        results.append(run(book, policies, path=path, sha256=sha256, speed=pace))
+        with told_of_compiling():
+            results.append(run(book, policies, path=path, sha256=sha256, speed=pace))
         if record is not None and policies[0].name not in results[-1].failed:
             _record(path, record, book, policies[0], aloud=aloud)
     if aloud:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.markup import escape
 
-from cosched.cli.common import JsonFlag, own_stdout, progress, told_if_slow, warn
+from cosched.cli.common import JsonFlag, own_stdout, progress, told_of_compiling, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,12 +60,11 @@ def solve(
     if snr is not None and solver == "auto":  # the referee does not know power
         function = registry.get("joint")
     notes: list[str] = []
-    with own_stdout():
+    with own_stdout(), told_of_compiling():
         first, first_snr = codec.read(FIRST % ((LIMITED,) * 2 if snr is not None else ("", "")))
         _solved(first, first_snr, function, goal, lambda _: None)
         if joint.is_sparse(parsed):
-            with told_if_slow("loading the solver of many resources; not compiled yet, that takes minutes, once"):
-                joint.load(first)
+            joint.load(first)
     with own_stdout():
         started = time.perf_counter()
         solution = _solved(parsed, snr, function, goal, notes.append)

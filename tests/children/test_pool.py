@@ -55,6 +55,40 @@ def test_an_answer_that_is_none_loses_the_solve_and_the_process(
     asyncio.run(main())
 
 
+SLOW = """
+import sys, time
+from cosched.children.framing import framed, read_framed
+from cosched.children.packing import Answer, pack
+sys.stdout.buffer.write(framed(b"ready")); sys.stdout.buffer.flush()
+read_framed(sys.stdin.buffer)
+{how}
+sys.stdout.buffer.write(framed(pack(Answer(request=1, error="late")))); sys.stdout.buffer.flush()
+sys.stdin.buffer.read()
+"""
+BUSY = "end = time.process_time() + 3.0\nwhile time.process_time() < end: pass"
+
+
+@pytest.mark.parametrize(("how", "is_given_up"), [(BUSY, False), ("time.sleep(60)", True)], ids=["compiles", "hangs"])
+def test_a_worker_may_compile_for_as_long_as_it_works_at_it(
+    how: str, is_given_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_worker.py").write_text(SLOW.format(how=how))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(pool, "IDLE_S", 1.5)
+    monkeypatch.setattr(pool, "LOOK_S", 0.1)
+
+    async def main() -> None:
+        asked = [pack(ask_of(solve(1)))]
+        if is_given_up:
+            with pytest.raises(SolveLost, match="did nothing for"):
+                await Worker.start(asked, "slow_worker")
+        else:
+            worker = await Worker.start(asked, "slow_worker")
+            await worker.kill()
+
+    asyncio.run(main())
+
+
 def test_a_pool_replaces_a_worker_that_answers_garbage_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

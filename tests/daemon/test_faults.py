@@ -253,7 +253,8 @@ def test_a_daemon_that_compiles_ends_at_once(tmp_path: Path) -> None:
     place = Place(tmp_path, extra={"NUMBA_CACHE_DIR": str(tmp_path / "empty")})
     with place.daemon() as daemon, daemon.client() as client:
         assert client.status().mode == "STARTING"
-        time.sleep(2.0)  # in the midst of it; before it, there is nothing to wait for
+        until(lambda: "for_s=2" in daemon.log())  # in the midst of it; it says why it is not ready yet
+        assert "make it where it is not there: minutes, once" in daemon.log()
         assert client.status().mode == "STARTING"
         code, took_s = daemon.stop()
     assert code == 0

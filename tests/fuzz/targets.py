@@ -389,8 +389,7 @@ def problems(data: bytes) -> None:
 
 
 def problems_seeds() -> list[bytes]:
-    from solver_cases import random_problem
-    from test_solvers_codec import EXAMPLE
+    from solver_cases import EXAMPLE, random_problem
 
     rng = np.random.default_rng(1)
     made = [codec.problem_to_json(random_problem(rng, n, 3, 4)) for n in (1, 2, 3, 5)]

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from solvers.problem import Problem
+
+# A problem file with everything in it (docs/solve-format.md).
+EXAMPLE: dict[str, Any] = {
+    "v": 1,
+    "resources": [{"id": "cell0/ul", "background": 0.1}, {"id": "node0"}, {"id": "node0/mem"}],
+    "tasks": [
+        {
+            "id": "t1",
+            "points": [
+                {
+                    "id": "k=4",
+                    "value": 1.0,
+                    "phases": [{"slack_s": 0.08, "work_s": {"cell0/ul": 0.002, "node0": 0.004}}],
+                    "floor": {"cell0/ul": 0.01},
+                    "cap": {"cell0/ul": 0.2},
+                    "rigid": {"node0/mem": 0.05},
+                    "activity": {"cell0/ul": 0.2},
+                }
+            ],
+        },
+        {"id": "t2", "points": []},
+    ],
+    "couplings": [{"from": "cell0/ul", "to": "node0", "per_share": 0.2}],
+}
 
 
 def random_problem(

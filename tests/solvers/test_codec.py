@@ -12,35 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solver_cases import random_problem
+from solver_cases import EXAMPLE, random_problem
 
 from solvers.codec import kind_of, problem_from_data, problem_from_json, problem_to_json, solution_to_json
 from solvers.errors import BadProblem
 from solvers.price import solver as price
 from solvers.problem import Problem
-
-EXAMPLE: dict[str, Any] = {
-    "v": 1,
-    "resources": [{"id": "cell0/ul", "background": 0.1}, {"id": "node0"}, {"id": "node0/mem"}],
-    "tasks": [
-        {
-            "id": "t1",
-            "points": [
-                {
-                    "id": "k=4",
-                    "value": 1.0,
-                    "phases": [{"slack_s": 0.08, "work_s": {"cell0/ul": 0.002, "node0": 0.004}}],
-                    "floor": {"cell0/ul": 0.01},
-                    "cap": {"cell0/ul": 0.2},
-                    "rigid": {"node0/mem": 0.05},
-                    "activity": {"cell0/ul": 0.2},
-                }
-            ],
-        },
-        {"id": "t2", "points": []},
-    ],
-    "couplings": [{"from": "cell0/ul", "to": "node0", "per_share": 0.2}],
-}
 
 POINT = ("tasks", 0, "points", 0)
 PHASE = (*POINT, "phases", 0)
