@@ -20,7 +20,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-PHASES: Final = 2  # end to end, or (TTFT, TPOT); model.md section 3 has closed forms for one and two
+PHASES: Final = 2  # end to end, or (TTFT, TPOT); docs/model.md, section 2, has closed forms for both
 KINDS: Final = ("comm", "compute", "memory", "other")
 
 

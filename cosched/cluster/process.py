@@ -1,9 +1,9 @@
 """The dispatcher's process: Ray may block, log and even end its process of its own accord, but not the daemon's.
 
-Started by the daemon (cluster_link.py) as `python -m cosched.cluster.process`; messages travel behind their length. It
-ends when its stdin does, that is, with the daemon, however that ends, and a local cluster ends with it. The main thread
-looks after the local cluster's processes, which takes seconds at times; the dispatcher works in an event loop beside
-it.
+Started by the daemon (cosched/daemon/cluster_link.py) as `python -m cosched.cluster.process`; messages travel behind
+their length. It ends when its stdin does, that is, with the daemon, however that ends, and a local cluster ends with
+it. The main thread looks after the local cluster's processes, which takes seconds at times; the dispatcher works in an
+event loop beside it.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ def fill(
 def unbeaten(value: Floats, seconds: Floats) -> Bools:
     """(n,) which points no other beats: none of more value or as much (n,) takes no more seconds (n, R).
 
-    Of equal ones the first. solvers/prune.py does the same for any columns; this one is called at every submit.
+    Of equal ones the first. Compiled, since it is called at every submit.
     """
     n = value.shape[0]
     keep = np.ones(n, dtype=np.bool_)

@@ -184,7 +184,7 @@ def node_weights(share: Floats, mean_use: Floats, own: Floats) -> Floats:
 
 
 def _variance(planned: Planned, rows: Ints, share: Floats) -> Floats:
-    """(R,) sum of u (x - u) over points `rows`: the variance of the use of each resource (model.md 2a)."""
+    """(R,) sum of u (x - u) over points `rows`: the variance of the use of each resource (docs/model.md, section 6)."""
     variance = np.zeros(planned.problem.n_resources + 1)
     u = planned.mean_use[rows]
     np.add.at(variance, planned.problem.slot[rows].ravel(), (u * np.maximum(share - u, 0.0)).ravel())

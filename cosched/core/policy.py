@@ -21,7 +21,7 @@ def _frozen(**options: float) -> Mapping[str, float]:
 class Policy:
     """How one policy decides.
 
-    statistical: the planner hands it the effective-bandwidth problem (model.md 2a) instead of hard reservations.
+    statistical: the planner hands it the effective-bandwidth problem (docs/model.md, section 6), not reservations.
     weighs_load: newcomers' points are weighed at congestion prices (cosched/core/congestion.py).
     bids: newcomers pay bid prices for their whole life (cosched/core/bids.py).
     drops_lost: a session whose promise can no longer be kept loses its lease (else it is served to its end).

@@ -9,13 +9,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Configuration of the core; equal settings and equal events give equal decisions."""
 
     period_s: float = 0.1
-    """Near-RT period: at 20 ms a prototype met .73 of its tasks, at 100 ms .72, at 500 ms .68 (model.md 7)."""
+    """Near-RT period: at 20 ms a prototype met .73 of its tasks, at 100 ms .72, at 500 ms .68."""
 
     lease_s: float = 0.5
     """A decision is valid this long; renewed every period."""
 
     deadline_margin: float = 0.95
-    """Deadlines are planned at this part of their length (model.md 7)."""
+    """Deadlines are planned at this part of their length (docs/daemon.md)."""
 
     ewma: float = 0.3
     """Weight of a new channel sample in the running mean and variance."""
@@ -35,8 +35,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """... up to this."""
 
     z: float = 0.6
-    """Safety of statistical admission: standard deviations of the use of a resource kept free (docs/model.md, 6).
-    Smaller than for hard deadlines, as TPOT is a mean over a session (docs/decisions/0010 has the trade)."""
+    """Safety of statistical admission: standard deviations of the use of a resource kept free (docs/model.md,
+    section 6). Smaller than for hard deadlines, as TPOT is a mean over a session (the trade: docs/decisions/0010)."""
 
     stickiness: float = 1.0
     """Value added, in multiples of its weight, for going on serving an admitted session: who wants its place must be

@@ -1,8 +1,8 @@
 """The slow loop: which layers nodes are to hold, and what of it the core may plan with.
 
 Where nodes have room for all models they hold all, and nothing moves. Else every few seconds another process
-(placement.py) is asked, and nodes are told through the link to the cluster. Layers that sessions run on are held
-until those have ended or moved, whatever was chosen. What nodes report to hold is fed to the core, as an event.
+(children/placement.py) is asked, and nodes are told through the link to the cluster. Layers that sessions run on are
+held until those have ended or moved, whatever was chosen. What nodes report to hold is fed to the core, as an event.
 """
 
 from __future__ import annotations

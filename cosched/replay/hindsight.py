@@ -1,7 +1,7 @@
-"""The hindsight bound of a trace: what any policy could have reached, arrivals and channel known (model.md 8).
+"""The hindsight bound of a trace: what any policy could have reached, arrivals and channel known.
 
 Counts only what no policy can avoid: a task's work at the best channel of its life, for the tokens that it really had,
-each deadline at full shares, and capacity without any safety margin.
+each deadline at full shares, and capacity without any safety margin (docs/model.md, section 7).
 """
 
 from __future__ import annotations

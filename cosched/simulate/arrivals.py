@@ -43,7 +43,7 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """When tasks arrive, and how long prompts and answers are.
 
     `poisson` draws instants, `recorded` keeps the spacing of `requests`; both at `rate_per_s`, or at `load` times the
-    rate whose least work just fits the site (cosched/simulate/load.py). Without `requests` lengths are drawn.
+    rate whose least work just fits the site (cosched/replay/load.py). Without `requests` lengths are drawn.
     """
 
     kind: Literal["poisson", "recorded"] = "poisson"

@@ -1,7 +1,9 @@
 """Pareto columns of a grid problem, compiled: what each task can be given in whole steps (docs/exact.md).
 
-The same columns as solvers/referees/columns.py lists, found another way: where two slots share the deadlines, the least
-steps of one for given steps of the other form a staircase, and one jumps from stair to stair.
+Once they are listed there are no deadlines any more: a task is a choice of one column among few, and prices, repair
+and swaps are plain loops. A column that another one of the task beats in every slot and in value is never needed. The
+same columns as solvers/referees/columns.py lists, found another way: where two slots share the deadlines, the least
+steps of one for given steps of the other form a staircase, and one jumps from stair to stair, not from step to step.
 """
 
 from __future__ import annotations

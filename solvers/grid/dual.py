@@ -1,4 +1,10 @@
-"""Prices of grid steps: the Lagrangian dual over Pareto columns, by the price solver's bundle (docs/exact.md)."""
+"""Prices of grid steps: the Lagrangian dual over Pareto columns, by the price solver's bundle (docs/exact.md).
+
+Columns hold their deadlines already, so at prices of a step each task takes its best in one scan: nothing is solved
+inside. Only the capacities are relaxed, and the bound is that of the linear relaxation over columns: tighter than the
+dual of the problem without the grid, and proven for grid plans alone. The dual is piecewise linear and has no second
+derivative to speak of; the metric is that of a demand that falls as prices rise, the bundle does the rest.
+"""
 
 from __future__ import annotations
 

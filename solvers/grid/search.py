@@ -1,7 +1,9 @@
 """A plan on the grid from the columns that prices nearly choose: repair, then moves of one task or two (docs/exact.md).
 
-While the search runs, room that is left is credited with a part of its price: a swap that frees a third of a step is
-worth something, since two more like it let a task in. The part falls to nothing, and only value counts at the end.
+Whole steps leave gaps that no price closes, so the plan is improved by trying; only columns of little regret take part,
+and looks are counted. While the search runs, room that is left is credited with a part of its price: a swap that frees
+a third of a step is worth something, since two more like it let a task in. The part falls to nothing, and only value
+counts at the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""What the second stage decides on: the slots with work of the points chosen, side by side (stage.py)."""
+"""What the second stage decides on: the slots with work of the points chosen, side by side (stage.py).
+
+The climb looks at all of them at every step, so what prices do not change is worked out once: work over slack, limits,
+the room that rigid demand leaves, and which phase can be the later one. Slots without work are left out: more would
+gain them nothing, so they hold their floors.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is left over after admission (docs/model.md, section 5)."""
+"""What is left over after admission (docs/model.md, section 5).
+
+The price solver's second stage for a plan of whoever made it: the tests' reference.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 """Minimising the dual over prices: a bundle in log prices with the smoothed second derivative as its metric.
 
-docs/model.md, section 3, and docs/decisions/0007.
+Every evaluation is a proven bound, so what counts is how few find a good one. Where tasks are many and differ the dual
+looks smooth, and Newton steps with the second derivative that a look estimates need a few. Where tasks are tied it has
+kinks: there such a step overshoots, and the slopes kept from earlier looks tell the way down. Steps are in logarithms,
+since a share falls with the root of its price, whatever the scale. The weights of the last direction say over which
+choices tied tasks are to be dealt out (recovery.py). docs/model.md, section 3, and docs/decisions/0007.
 """
 
 from __future__ import annotations

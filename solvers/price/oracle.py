@@ -1,4 +1,12 @@
-"""The dual function: every task's best point at given prices, and what they use together (docs/model.md, section 3)."""
+"""The dual function: every task's best point at given prices, and what they use together (docs/model.md, section 3).
+
+At prices the tasks separate: each takes the point of most value less cost, or none. Points are ranked by lower bounds
+of their costs, one product a slot; only the best by that is priced exactly, and where another's bound then beats it,
+all points of that task are gone through. So nothing is missed, and little is computed twice. A look also says what the
+minimiser needs beside the bound: the use (the slope), who wavers between two choices, and the second derivative. In
+that a jump of a wavering task counts as spread over a width of margins, and it comes from a sample of tasks: it only
+steers.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 """Short lists of points that may be their tasks' best while prices move little (docs/model.md, section 3).
 
-A look at all points waits for memory; lists hold copies of what a look reads, side by side, task after task.
+A look at all points waits for memory, not for arithmetic; lists hold copies of what a look reads, side by side, task
+after task. Costs are homogeneous in prices: while no price moves by more than `REACH`, each cost stays within that
+part of itself, and a point that cannot be the best even then is left out. It is worse by `AWAY` of its task's value at
+least, so bounds stay proven. Dropping dominated points once would not last: the channel moves them every tick
+(docs/decisions/0017).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """From prices to a plan: repair what does not fit, then fill what is left (docs/model.md, section 4).
 
-At good prices all but about as many tasks as there are resources are settled; only those that waver most between two
-choices are looked at, each, if they are many, with the points that lose little against the bound.
+At good prices all but about as many tasks as there are resources are settled: with so many separate choices the gap
+is about one task for each resource that is full. So only those that waver most between two choices are looked at,
+each, if they are many, with the points that lose little against the bound. Repair takes what loses least for what it
+saves, fill what gains most for what it costs; whether a set fits is not guessed from prices, but asked of fit.py.
 """
 
 from __future__ import annotations

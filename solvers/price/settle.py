@@ -1,4 +1,11 @@
-"""Balanced prices and the second stage of a set that fits (docs/model.md, section 5)."""
+"""Balanced prices and the second stage of a set that fits (docs/model.md, section 5).
+
+Both are one climb, fit.py's, towards the prices of the second stage; they part at its end. On the way the nearest
+prices are kept at which the tight shares, those that deadlines need, fit. `balance` moves there: room is then left
+everywhere, not all on one resource beside a full one, and fill can use it. `settle` writes both ends down: tight
+shares, which fit, and wide ones, which use up the room and may be a little too much. spread.py goes from one to the
+other.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,11 @@
 """The price solver: joint admission, choice of points and shares, with a certificate (docs/model.md).
 
-`solve` is registered as `joint`. The other functions are its parts, for baselines, bounds and tests; all of them
-run one compiled entry.
+To choose for all tasks together is hard; at prices each chooses alone, and any prices prove a bound on every plan. So:
+prices of the least bound (dual.py), what tasks choose there, tied ones dealt out (recovery.py), repair and fill
+(search.py), on small problems a search within the gap (tree.py), and what is left shared out (settle.py, spread.py).
+Where all fits in fractions the prices are 0 and tell no points apart: those of a somewhat smaller site guide then.
+`joint` (solvers/joint.py) calls `solve`; the other functions are its parts, for baselines, bounds and tests; all of
+them run one compiled entry.
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""The second stage's last step: settled shares made exactly feasible (docs/model.md, section 5)."""
+"""The second stage's last step: settled shares made exactly feasible (docs/model.md, section 5).
+
+Prices that are nearly right leave wide shares that fit nearly, and a plan must fit. Use is linear and latency convex
+in the shares: what the tight and the wide shares keep, everything between them keeps. So wide shares of overfilled
+resources are moved towards the tight ones, by one factor each; then all go from tight towards wide as far as the
+scarcest resource allows; what then is left is handed to whoever is below his cap, on resources that couplings load
+last, since shares elsewhere load those too.
+"""
 
 from __future__ import annotations
 

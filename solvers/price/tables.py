@@ -1,10 +1,10 @@
 """A problem made ready for the price solver (docs/model.md, section 2).
 
-Plain arithmetic on arrays, as everything in these files, compiled by numba (solvers/jit.py). `Table` holds for every
+Every evaluation reads every point, so what does not depend on prices is worked out once. `Table` holds for every
 point what each evaluation reads: roots of work / slack, so that a deadline reads `sum_s a[s] / x[s] <= 1` and the
 cheapest shares of one phase are products. Hopeless points are marked, shares capped by what the resource can give at
-most; padding slots point at an extra resource that is free. "Counted" shares are shares
-times activity: what they take of the resource.
+most; padding slots point at an extra resource that is free. "Counted" shares are shares times activity: what they
+take of the resource. Plain arithmetic on arrays, as everything in these files, compiled by numba (solvers/jit.py).
 """
 
 from __future__ import annotations

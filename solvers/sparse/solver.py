@@ -1,6 +1,10 @@
 """`joint` where resources are many: no matrices of resources x resources (docs/model.md, section 4).
 
-solvers/joint.py hands a problem over from `MANY` resources up. Prices: dual.py; plan: plan.py.
+The price solver keeps such matrices in its bundle and in every question whether a set fits, and inverts them: fine for
+dozens of resources, not for thousands. Here prices come from a blurred dual by limited-memory steps (dual.py), and no
+set is ever asked about: tasks are put in one by one, so the plan fits at every moment (plan.py, in the order that
+fill.py says). What is left is handed out by solvers/price/spread.py. solvers/joint.py hands a problem over from `MANY`
+resources up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models from config.json: latency.md's check table, published parameter counts, each family's quirk, bad files."""
+"""Models from config.json: a table worked out by hand, published parameter counts, each family's quirk, bad files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cosched.profiles.families import FAMILIES
 from cosched.profiles.model import Model, load_model, parse_model
 from cosched.resources import config_dir
 
-# latency.md: key, MFLOP/token, C, weights MB at 16 bit, KV B/token, activation B/token, parameters in all, tied
+# docs/profiles.md: key, MFLOP/token, C, weights MB at 16 bit, KV B/token, activation B/token, parameters in all, tied
 CHECK_TABLE = [
     ("llama-3-8b", 32, 436.21, 16384, 436.22, 4096, 8192, 8_030_261_248, False),
     ("llama-3.2-3b", 28, 201.33, 12288, 201.34, 4096, 6144, 3_212_749_824, True),

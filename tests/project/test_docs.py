@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pointers import Tree, dead
 
 from cosched.cli.main import COMMANDS
 
@@ -56,6 +57,62 @@ def test_pages_that_the_code_points_to_exist() -> None:
         if not (ROOT / page).is_file()
     }
     assert missing == set()
+
+
+TREE = Tree(ROOT)
+POINTING = sorted(
+    file
+    for file in TREE.files - {"CHANGELOG.md"}
+    if file.endswith((".py", ".md"))
+    or (file.startswith(("config/", "systemd/")) and file.endswith((".toml", ".service", ".conf")))
+)
+
+
+@pytest.mark.parametrize("top", ["cosched", "solvers", "telemetry", "tests", "tools", "docs", "config", "systemd", ""])
+def test_comments_docstrings_and_pages_point_to_what_is_there(top: str) -> None:
+    """Files by path or bare name, modules, sections, headings, anchors, decisions. The changelog speaks of the past."""
+    files = [file for file in POINTING if (file.partition("/")[0] if "/" in file else "") == top]
+    assert files
+    assert [found for file in files for found in dead(TREE, file)] == []
+
+
+PAGE = """# Model\n\n## 1. Prices\n\n**What it is.** More.\n"""
+PLANTED = {
+    "docs/model.md, section 2": ["model.md, section 2"],
+    "see model.md 2a, and (docs/model.md, 1)": ["model.md 2a"],
+    "docs/model.md, sections 1 and 3": ["model.md, sections 1 and 3"],
+    "section 4 of the model": ["section 4 of model"],
+    "nodes.md has it, docs/model.md too": ["nodes.md"],
+    "other.py beside live.py and core/other.py": ["live.py"],
+    "cosched/core/gone.py": ["cosched/core/gone.py"],
+    "cosched.core.other.there, cosched.core.other.away, cosched.old.one": [
+        "cosched.core.other.away",
+        "cosched.old.one",
+    ],
+    'model.md, "What it is", model.md, "What it was"': ['model.md, "What it was"'],
+    "[this](../../docs/model.md#1-prices) and [that](../../docs/model.md#2-gaps)": ["../../docs/model.md#2-gaps"],
+    "docs/decisions/0001 and decision 0002": ["decision 0002"],
+    "config.json, https://example.org/x.md, ray.py3, 0.5 s": [],
+}
+
+
+@pytest.mark.parametrize("text", PLANTED)
+def test_planted_dead_pointers_are_found(tmp_path: Path, text: str) -> None:
+    """In a docstring and in a comment of a small tree."""
+    for file, content in {
+        "docs/model.md": PAGE,
+        "docs/decisions/0001-one.md": "# 0001 One\n",
+        "cosched/__init__.py": "",
+        "cosched/core/__init__.py": "",
+        "cosched/core/other.py": "there = 1\n",
+        "cosched/core/one.py": f"'''{text}'''\nx = 1\n\n# {text}\n",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(content, encoding="utf-8")
+    found = dead(Tree(tmp_path), "cosched/core/one.py")
+    expected = sorted(PLANTED[text])
+    assert sorted(one.split(":", 2)[2].strip() for one in found if one.startswith("cosched/core/one.py:1:")) == expected
+    assert sorted(one.split(":", 2)[2].strip() for one in found if one.startswith("cosched/core/one.py:4:")) == expected
 
 
 def test_decisions_are_numbered_and_short() -> None:

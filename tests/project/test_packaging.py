@@ -89,7 +89,7 @@ def test_wheel_metadata(wheel: Path) -> None:
 
 @pytest.mark.slow
 def test_shipped_files_are_found_after_a_plain_install(wheel: Path, tmp_path: Path) -> None:
-    """A bare environment: the wheel alone, outside the checkout."""
+    """A bare environment: the wheel alone, outside the checkout, whatever PYTHONPATH says."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     pip("--python", str(python), "install", "--no-index", "--no-deps", str(wheel), cwd=tmp_path)
@@ -97,7 +97,9 @@ def test_shipped_files_are_found_after_a_plain_install(wheel: Path, tmp_path: Pa
         "from cosched import resources as r\n"
         "print(r.__file__, r.config_dir(), r.systemd_dir(), r.config_file('devices', 'a100.toml').read_text(), sep='|')"
     )
-    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [python, "-E", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
     module, config, systemd, text = done.stdout.split("|", 3)
     assert Path(module).is_relative_to(tmp_path)
     assert Path(config) == Path(module).parent / "_config"

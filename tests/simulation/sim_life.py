@@ -1,4 +1,4 @@
-"""One life of a daemon without sockets, processes and clocks: all else is the daemon's code, wired as daemon.py does.
+"""One life of a daemon without sockets, processes and clocks: all else is the daemon's code, wired as there.
 
 It is a `Host` of the control verbs and what status and reload need of a daemon.
 """

@@ -43,7 +43,7 @@ def test_contexts_differ_by_device_and_cell() -> None:
 
 
 def test_node_memory_is_the_slice_less_the_weights() -> None:
-    """8B at 4 bit on a quarter of 80 GB: layers at 4.156 bits, embedding and head at 16 (quant.py, group128)."""
+    """8B at 4 bit on a quarter of 80 GB: layers at 4.156 bits, embedding and head at 16 (cosched/profiles/quant.py)."""
     weights = 32 * (218_103_808 * (4 + 20 / 128) / 8 + 2 * 2 * 4096) + 2 * 128_256 * 4096 * 2 + 2 * 4096
     assert session_memory_bytes(NODE_BOUND) == pytest.approx([20e9 - weights])
     node = msgspec.structs.replace(NODE_BOUND.site.nodes[0], memory_bytes=1e9)

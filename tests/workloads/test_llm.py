@@ -156,7 +156,7 @@ def test_memory_holds_weights_embedding_and_cache(session: object, memory_bytes:
     device = msgspec.structs.replace(base.device, memory_bytes=memory_bytes)
     table = llm.all_points(offer(session), dataclasses.replace(base, device=device))
     tokens = session.context_tokens + session.new_tokens + session.max_output_tokens
-    layer = 218_103_808 * 4.85 / 8 + 2 * 8192 + 4096 * tokens  # latency.md: KV bytes of a token and layer
+    layer = 218_103_808 * 4.85 / 8 + 2 * 8192 + 4096 * tokens  # docs/profiles.md: KV bytes of a token and layer
     embedding, head, norm = 128_256 * 4096 * 4.5 / 8, 128_256 * 4096 * 6.56 / 8, 2 * 4096
     most = min(int((memory_bytes - embedding - norm) / layer), 31) if memory_bytes > embedding + norm else 0
     networked = table.split[table.node != LOCAL]

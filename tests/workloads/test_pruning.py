@@ -81,7 +81,7 @@ def test_local_feasible_needs_a_local_point_in_time() -> None:
 
 
 def best_value(table: PointTable, prices: Floats, bits_per_s: float, weight: float) -> float:
-    """Greatest of weight x quality - cost over the points, 0 when none is worth it; model.md section 3, both phases.
+    """Greatest of weight x quality - cost over the points, 0 when none is worth it; docs/model.md, sections 2 and 3.
 
     prices: (nodes + 1, 3) of uplink, node and node memory share. Cost of both phases: the greatest over theta of
     (sum_r sqrt(lambda_r (theta a_1r / tau_1 + (1 - theta) a_2r / tau_2)))^2; mean use is priced on top.

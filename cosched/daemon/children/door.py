@@ -5,8 +5,9 @@ when a peer is gone whose queue was full and whose last bytes held a PING (strea
 connection, nor bound what a subscriber has it remember. So it never sees a stranger's socket: here connections are
 counted, capped and cut, and the daemon's end of one is only ever half closed, until libzmq has read all and closes it.
 
-`python -m cosched.daemon.children.door SPEC` is started by gate.py. On stdin come lines `cut NAME`; its end is ours. On
-stdout go counts as JSON lines. Nothing but the standard library is imported: it has to be up at once, and stay small.
+cosched/daemon/gate.py starts it: `python -m cosched.daemon.children.door SPEC`. On stdin come lines `cut NAME`; its end
+is ours. On stdout go counts as JSON lines. Nothing but the standard library is imported: it has to be up at once, and
+stay small.
 """
 
 from __future__ import annotations

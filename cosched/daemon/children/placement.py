@@ -1,7 +1,8 @@
 """The slow loop's arithmetic in a process of its own: a state of the core in, what nodes are to hold out.
 
-CP-SAT takes its time, and so do the operating points of a minute's arrivals. Niced, started by placing.py as
-`python -m cosched.daemon.children.placement`; questions travel behind their length, an answer is a line of JSON.
+CP-SAT takes its time, and so do the operating points of a minute's arrivals. Niced, started by
+cosched/daemon/placing.py as `python -m cosched.daemon.children.placement`; questions travel behind their length, an
+answer is a line of JSON.
 """
 
 from __future__ import annotations
