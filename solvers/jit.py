@@ -91,9 +91,29 @@ def cached(function: Function) -> Function:
     import numba
 
     try:
-        return cast("Function", numba.njit(error_model="numpy", cache=True)(function))
+        made = numba.njit(error_model="numpy", cache=True)(function)
     except RuntimeError:  # no folder to write to: neither beside the source nor in the user's cache
         return cast("Function", numba.njit(error_model="numpy")(function))
+    cache: Any = made._cache  # type: ignore[attr-defined]  # noqa: SLF001  # numba's own name for it
+    cache.load_overload = _or_nothing(cache.load_overload, cache.flush)
+    return cast("Function", made)
+
+
+def _or_nothing(load: Callable[..., object], flush: Callable[[], None]) -> Callable[..., object]:
+    """Load, or where what is on disk cannot be read have it made again.
+
+    Numba unpickles an index before it looks whether the source is still the same, and fails where a type that was
+    named in it is not there any more: after an update, or when a file was damaged.
+    """
+
+    def loaded(*args: object) -> object:
+        try:
+            return load(*args)
+        except Exception:  # noqa: BLE001  # unpickling raises whatever there is
+            flush()
+            return None
+
+    return loaded
 
 
 @contextlib.contextmanager

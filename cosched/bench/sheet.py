@@ -52,10 +52,3 @@ def cpu_ms(function: Callable[[], Answer]) -> tuple[Answer, float]:
     started = time.process_time_ns()
     answer = function()
     return answer, (time.process_time_ns() - started) * 1e-6
-
-
-def wall_ms(function: Callable[[], Answer]) -> tuple[Answer, float]:
-    """Call it; also return the time that it took in ms, for what works in other processes."""
-    started = time.perf_counter_ns()
-    answer = function()
-    return answer, (time.perf_counter_ns() - started) * 1e-6

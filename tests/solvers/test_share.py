@@ -11,7 +11,6 @@ from solver_cases import random_problem
 
 from solvers import check
 from solvers.codec import problem_from_data
-from solvers.objectives.share import share_out
 from solvers.price import solver as price
 from solvers.problem import Floats, Ints, Problem
 
@@ -76,24 +75,17 @@ def test_caps_stop_what_is_left_over():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_share_out_improves_any_feasible_plan(seed: int):
+def test_serving_a_plans_points_is_never_later_than_their_cheapest_shares(seed: int):
     problem = random_problem(seed, 10, 3, 3, load=1.0)
     solution = price.solve(problem)
     costs, tight = price.point_costs(problem, np.maximum(solution.prices, 1e-3))
     assert np.isfinite(costs).any()
-    admitted = solution.chosen >= 0
-    bare = np.where(admitted[:, None], tight[np.maximum(solution.chosen, 0)], 0.0)
-    plan = dataclasses.replace(solution, share=bare)
-    again = share_out(problem, plan)
+    bare = np.where((solution.chosen >= 0)[:, None], tight[np.maximum(solution.chosen, 0)], 0.0)
+    served = price.serve(problem, solution.chosen, warm=solution.prices)
+    assert served is not None
+    again = dataclasses.replace(solution, share=served[0])
     assert check.verify(problem, again) == []
-    assert lateness(problem, plan.chosen, again.share) <= lateness(problem, plan.chosen, bare) * (1 + 1e-6)
-
-
-def test_share_out_leaves_plans_without_promises_alone():
-    problem = random_problem(1, 6, 2, 2, load=1.0)
-    solution = price.solve(problem)
-    unpromised = dataclasses.replace(solution, promised=np.zeros(6, dtype=bool))
-    assert share_out(problem, unpromised) is unpromised
+    assert lateness(problem, solution.chosen, again.share) <= lateness(problem, solution.chosen, bare) * (1 + 1e-6)
 
 
 def test_serve_says_when_points_do_not_fit_together():
