@@ -21,6 +21,7 @@ from cosched.core.commands import Decision, Plan
 from cosched.core.decisions import Needs, Row, decision_message, grant, needs_of, rows_of
 from cosched.core.reasons import describe
 from cosched.core.state import Task
+from cosched.errors import hold
 from cosched.site import Site
 from telemetry.messages import DecisionMessage, TaskOffer
 
@@ -200,6 +201,23 @@ class Board:
                 first = bisect.bisect_left(living, task)
                 found |= dict.fromkeys(itertools.takewhile(lambda t: t.startswith(task), living[first:]))
         return list(found)
+
+    def validate(self) -> None:
+        """Hold what is held, and what is remembered, against the site and each other. Raises Broken."""
+        n_cells, n_nodes = len(self.site.cells), len(self.site.nodes)
+        for name, held in self.held.items():
+            decision, lease = held.decision, held.lease
+            hold(held.offer.task == decision.task == name, "the lease of", held.offer.task, "is filed as", name)
+            hold(0 <= decision.point < decision.table.n_points, "task", name, "holds a lease without a point")
+            hold(0 <= decision.cell < n_cells, "task", name, "is decided in cell", decision.cell, "of", n_cells)
+            hold(decision.table.node[decision.point] < n_nodes, "task", name, "is decided on no node of the site")
+            hold(held.needs in {None, needs_of(self.site, decision)}, "task", name, "needs what another point does")
+            if lease is not None:
+                hold(
+                    lease.task == name and bool(lease.point), "task", name, "was told of another, or of an end:", lease
+                )
+                hold(lease.plan == lease.seq, "task", name, "was told plan", lease.plan, "as number", lease.seq)
+        hold(len(self._ended) <= ENDED, "the ended are not forgotten:", len(self._ended))
 
     def _remember(self, offer: TaskOffer, lease: Lease) -> None:
         self._ended[offer.task] = msgspec.msgpack.encode(Ended(offer, lease))

@@ -49,6 +49,7 @@ def day() -> list[Event]:
 def feed(core: Core, event: Event, *, fail: bool = False) -> list[Plan]:
     plans: list[Plan] = []
     todo: list[Command] = core.handle(event)
+    core.validate()
     while todo:
         command = todo.pop(0)
         if isinstance(command, Dispatch):
@@ -59,6 +60,7 @@ def feed(core: Core, event: Event, *, fail: bool = False) -> list[Plan]:
             solve = registry.get(command.policy.solver)
             solution = solve(command.problem, warm=command.warm, options=command.policy.options)
             todo += core.handle(Solved(event.at_s, command.request, solution))
+            core.validate()
     return plans
 
 
