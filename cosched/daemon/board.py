@@ -1,7 +1,7 @@
 """The board of leases: what consumers were told last, and what they are to be told now.
 
-A consumer hears of a task when its decision changes, when its share changes by more than a tenth, and before half of
-its lease is over.
+A consumer hears of a task when its decision changes, when its share changes by more than a tenth, when it is planned in
+another cell, and before half of its lease is over.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Board:
         """Tell those whose share has changed or whose lease is half over; the others' leases are renewed later."""
         half_ns = round((plan.at_s + plan.valid_until_s) / 2 / NS)
         generation, held_by = plan.generation, self.held.get
+        cells = [cell.id for cell in self.site.cells]
         least, most = 1 - CHANGE, 1 / (1 - CHANGE)  # of what is planned now, that what was told is still near to
         for number, (task, row) in enumerate(zip(plan.tasks, rows_of(plan), strict=True)):
             held = held_by(task)
@@ -99,10 +100,11 @@ class Board:
                 continue
             lease = held.lease
             if lease is None:
-                held.lease = self._first(held, plan, number)
+                held.lease = self._first(_moved(held, row.cell), plan, number)
             elif lease.plan == generation or (
                 lease.valid_until_ns > half_ns
                 and lease.promised == row.promised
+                and lease.cell == cells[row.cell]
                 and least * row.prbs <= lease.weight_prb <= most * row.prbs
                 and least * row.share[1] <= held.share <= most * row.share[1]
             ):
@@ -121,7 +123,7 @@ class Board:
         return self._lease_of(held.offer, message, decision, plan, row)
 
     def _renewed(self, held: Held, lease: Lease, plan: Plan, row: Row) -> Lease:
-        if held.needs is None:
+        if _moved(held, row.cell).needs is None:
             held.needs = needs_of(self.site, held.decision)
         endpoint, key = self.endpoints.get(lease.node, NOT_SERVED)
         return msgspec.structs.replace(
@@ -129,6 +131,7 @@ class Board:
             at_ns=round(plan.at_s / NS),
             seq=plan.generation,
             plan=plan.generation,
+            cell=self.site.cells[row.cell].id,
             efficiency_bps_hz=row.efficiency_bps_hz,
             promised=row.promised,
             valid_for_ms=1e3 * (plan.valid_until_s - plan.at_s),
@@ -241,6 +244,13 @@ def lease_of(offer: TaskOffer, message: DecisionMessage, decision: Decision, lea
         at_unix_s=time.time(),
         text=describe(decision.reason),
     )
+
+
+def _moved(held: Held, cell: int) -> Held:
+    """Note the cell that a task is planned in: its UE may have gone on to another one, and the task with it."""
+    if held.decision.cell != cell:
+        held.decision, held.needs = replace(held.decision, cell=cell), None
+    return held
 
 
 def _aged(lease: Lease, now_ns: int) -> Lease:
