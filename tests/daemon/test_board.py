@@ -133,6 +133,17 @@ def test_a_plan_with_somebody_whom_the_board_does_not_hold_tells_nobody_of_him()
     assert [lease.task for lease in found] == ["t1"]
 
 
+def test_a_plan_in_another_cell_is_told_at_once_though_no_share_has_changed():
+    told = Told()
+    other = msgspec.structs.replace(TWO.site.cells[0], id="other", scs_khz=15)
+    told.board.site = msgspec.structs.replace(TWO.site, cells=(*TWO.site.cells, other))
+    moved = later(told.plan, 0.1, cell=np.array([1, 0]))
+    (lease,) = told.renewed(moved)
+    assert (lease.task, lease.cell) == ("t0", "other")
+    assert lease.bandwidth_hz == pytest.approx(lease.weight_prb * 12 * 15e3)
+    assert told.renewed(later(moved, 0.1)) == []
+
+
 def test_whoever_goes_on_to_another_cell_is_told_of_that_and_of_its_bandwidth(tmp_path: Path):
     """PRBs of the new cell are half as wide, and others."""
     home = Home(tmp_path)

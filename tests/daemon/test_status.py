@@ -14,6 +14,7 @@ from cosched.api import messages as api
 from cosched.daemon import status as statuses
 from telemetry.bus import Frame
 
+HEAVY = msgspec.structs.replace(CLIP, frame_flop=5e12, deadline_s=1.0)  # more than a phone does in time
 EASY = msgspec.structs.replace(SESSION, new_tokens=1, max_output_tokens=5, ttft_s=100.0, tpot_s=10.0)
 
 
@@ -43,12 +44,13 @@ def test_a_site_without_tasks_has_no_plan_and_no_figures_of_one(home: Home):
 
 def test_resources_are_those_of_the_plan_with_who_holds_a_share(home: Home):
     home.submit("a", "b")
-    home.submit("c", ue="ue1", work=CLIP)
+    home.submit("c", ue="ue1", work=HEAVY)
     now, plan = status(home), home.plans[-1]
     assert [r.id for r in now.resources] == ["cell0/ul", "cell1/ul", "edge0", "edge1", "edge0/mem", "edge1/mem"]
     assert [r.kind for r in now.resources] == ["comm", "comm", "compute", "compute", "memory", "memory"]
     assert [r.planned for r in now.resources] == plan.planned_use.tolist()
     held = {r.id: r.tasks for r in now.resources}
+    assert all(lease.node for lease in home.published)
     by_hand = dict.fromkeys(held, 0)
     for lease in home.published:
         if lease.node:
