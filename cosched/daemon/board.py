@@ -123,8 +123,9 @@ class Board:
         return self._lease_of(held.offer, message, decision, plan, row)
 
     def _renewed(self, held: Held, lease: Lease, plan: Plan, row: Row) -> Lease:
-        if _moved(held, row.cell).needs is None:
-            held.needs = needs_of(self.site, held.decision)
+        needs = _moved(held, row.cell).needs
+        if needs is None:
+            needs = held.needs = needs_of(self.site, held.decision)
         endpoint, key = self.endpoints.get(lease.node, NOT_SERVED)
         return msgspec.structs.replace(
             lease,
@@ -138,7 +139,7 @@ class Board:
             at_unix_s=time.time(),
             node_endpoint=endpoint,
             node_key=key,
-            **grant(held.needs, row, plan.valid_until_s)._asdict(),
+            **grant(needs, row, plan.valid_until_s)._asdict(),
         )
 
     def _lease_of(
