@@ -1,4 +1,4 @@
-"""Errors that a user sees; the command line prints them as one line and exits 2."""
+"""Errors that a user sees, printed by the command line as one line before it exits 2; and one that nobody may."""
 
 
 class CoschedError(Exception):
@@ -7,3 +7,13 @@ class CoschedError(Exception):
 
 class BadInput(CoschedError):
     """A file, message or argument handed in is wrong."""
+
+
+class Broken(BaseException):
+    """An invariant of ours does not hold: state that `validate` looks at. No handler of a daemon's may catch it."""
+
+
+def hold(condition: object, *what: object) -> None:
+    """Raise Broken with a sentence unless it holds. The sentence is made only then: this runs after every event."""
+    if not condition:
+        raise Broken(" ".join(map(str, what)))

@@ -264,18 +264,32 @@ def _payloads(data: bytes, reading: _Reading) -> Iterator[tuple[str, int, memory
 
 
 def _records(view: memoryview, reading: _Reading) -> Iterator[tuple[int, memoryview]]:
-    """Yield (opcode, content) up to the end of the data section; note when the file ends before."""
+    """Yield (opcode, content) up to the end of the data section; note when the file ends before, or in its summary."""
     at = 0
     while at + _RECORD.size <= len(view):
         opcode, length = _RECORD.unpack_from(view, at)
         end = at + _RECORD.size + length
         if opcode == Opcode.DATA_END:
+            if _ends_early(view[at:]):
+                break
             return
         if end > len(view):
             break
         yield opcode, view[at + _RECORD.size : end]
         at = end
     reading.damage[CUT_OFF] += 1
+
+
+def _ends_early(rest: memoryview) -> bool:
+    """Whether a file whose end begins here was not written to its last byte: its writer was killed, or had no room."""
+    at = 0
+    while at + _RECORD.size <= len(rest):
+        opcode, length = _RECORD.unpack_from(rest, at)
+        at += _RECORD.size + length
+        if opcode == Opcode.FOOTER and at <= len(rest):
+            left = bytes(rest[at:])
+            return len(left) < len(MAGIC) and MAGIC.startswith(left)
+    return True
 
 
 def _in_chunk(content: memoryview, topics: dict[int, str]) -> list[tuple[str, int, memoryview]]:

@@ -19,6 +19,7 @@ import numpy as np
 from cosched.core.columns import unbeaten
 from cosched.core.planner import Planned
 from cosched.core.settings import Settings
+from cosched.errors import hold
 from cosched.profiles.calibration import Factors
 from cosched.site import Site
 from cosched.workloads.base import Bools, Floats, PointTable
@@ -160,6 +161,21 @@ class BidPrices:
             if (task.offer.weight * task.table.quality < MARGIN * (seconds * price).sum(axis=1)).all():
                 value[layout.first[i] : layout.first[i + 1]] = 0.0
         return replace(problem, value=value)
+
+    def validate(self) -> None:
+        """Hold the prices and the arrivals that they are learned from against each other. Raises Broken."""
+        n_cells, n_resources = len(self._site.cells), len(self._site.cells) + len(self._site.nodes)
+        hold(len(self.arrivals) <= MOST_ARRIVALS, "so many arrivals are remembered:", len(self.arrivals))
+        hold(len(self._fluid) == len(self.arrivals), "arrivals are remembered without their points")
+        at_s = [arrival.at_s for arrival in self.arrivals]
+        hold(at_s == sorted(at_s), "arrivals are not in the order in which they came")
+        for arrival in self.arrivals:
+            hold(
+                0 <= arrival.cell < n_cells, "arrival", arrival.offer.task, "came in cell", arrival.cell, "of", n_cells
+            )
+            hold(arrival.efficiency_bps_hz >= 0, "arrival", arrival.offer.task, "had a channel below 0")
+        hold(self.price.shape == (n_resources,), "bid prices are not one a resource:", self.price)
+        hold((np.isfinite(self.price) & (self.price >= 0)).all(), "a bid price is no number from 0 on:", self.price)
 
 
 def is_screened(problem: Problem, weighed: Problem, points: slice) -> bool:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cosched.core.settings import Settings
+from cosched.errors import hold
 from cosched.workloads.base import Floats
 
 
@@ -30,6 +31,9 @@ class ChannelEstimates:
         self._mean = np.zeros(0)
         self._variance = np.zeros(0)
         self._at_s = np.zeros(0)
+
+    def __len__(self) -> int:
+        return len(self._index)
 
     def update(self, ue: str, at_s: float, efficiency_bps_hz: float) -> None:
         """Take one valid sample."""
@@ -107,3 +111,13 @@ class ChannelEstimates:
         self._mean = np.array([row.mean_bps_hz for row in rows])
         self._variance = np.array([row.variance for row in rows])
         self._at_s = np.array([row.at_s for row in rows])
+
+    def validate(self) -> None:
+        """Hold the rows against who has them. Raises Broken."""
+        rows = list(self._index.values())
+        hold(sorted((*rows, *self._free)) == list(range(len(self._mean))), "rows of the channel are shared or lost")
+        hold(len(self._mean) == len(self._variance) == len(self._at_s), "columns of the channel are of unequal length")
+        mean, variance, at_s = self._mean[rows], self._variance[rows], self._at_s[rows]
+        hold((np.isfinite(mean) & (mean >= 0)).all(), "a mean efficiency is no number from 0 on:", mean)
+        hold((np.isfinite(variance) & (variance >= 0)).all(), "a variance of the channel is no number:", variance)
+        hold(np.isfinite(at_s).all(), "a sample of the channel has no instant:", at_s)

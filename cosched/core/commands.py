@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cosched.core.policy import Policy
+from cosched.errors import hold
 from cosched.workloads.base import PointTable
 from solvers.problem import Floats, Ints, Problem
 
@@ -49,6 +50,7 @@ class Plan:
     valid_until_s: float
     tasks: tuple[str, ...]
     point: Ints  # (N,) row of the task's PointTable
+    cell: Ints  # (N,) that it was planned in
     share: Floats  # (N, 3) of cell uplink, node, node memory
     node_weight: Floats  # (N,) with which the node shares itself out so that everybody gets his share of it
     prbs: Floats  # (N,) whole PRBs where the policy promises, else the fractional equal share
@@ -61,6 +63,21 @@ class Plan:
     value: float
     bound: float
     decisions: tuple[Decision, ...]  # what changed
+
+    def validate(self) -> None:
+        """Hold the rows against each other; what the state must have to say to them, the state knows. Raises Broken."""
+        n, told = len(self.tasks), [d.task for d in self.decisions]
+        hold(len(set(self.tasks)) == n, "a task is planned twice:", sorted(self.tasks))
+        hold(len(set(told)) == len(told), "a task is decided twice in one plan:", sorted(told))
+        hold(self.at_s < self.valid_until_s, "plan", self.generation, "is over when it begins")
+        for name in ("point", "cell", "share", "node_weight", "prbs", "promised", "reserved", "efficiency"):
+            hold(len(getattr(self, name)) == n, "plan", self.generation, "has not one", name, "a task")
+        hold((self.point >= 0).all(), "a task is planned without a point:", self.point)
+        for name in ("share", "prbs", "node_weight", "planned_use", "reserved", "variance", "prices", "efficiency"):
+            array = getattr(self, name)
+            hold((np.isfinite(array) & (array >= 0)).all(), "in plan", self.generation, name, "is no number:", array)
+        holders = {d.task for d in self.decisions if d.point >= 0}
+        hold(holders <= set(self.tasks), "admitted, and not planned:", sorted(holders - set(self.tasks)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from cosched.core.policy import Policy, fallback, policy
 from cosched.core.settings import Settings
 from cosched.core.snapshot import BidRow, Load, Snapshot, TaskRow
 from cosched.core.state import State, Task
-from cosched.errors import CoschedError
+from cosched.errors import CoschedError, hold
 from cosched.profiles.calibration import Factors
 from cosched.site import Site
 from cosched.workloads.base import Floats, PointTable
@@ -312,6 +312,36 @@ class Core:
     def is_quiet(self) -> bool:
         """Whether no solve is open and nothing waits for one: a snapshot then holds all there is."""
         return self._open is None and not self._waiting and not self._dropped
+
+    @property
+    def newcomers(self) -> list[Task]:
+        """All that wait for their first decision, asked for or not."""
+        asked = self._open[1].planned.layout.tasks if self._open is not None else ()
+        return [*(t for t in asked if t.point < 0), *self._waiting]
+
+    @property
+    def dropped(self) -> tuple[Decision, ...]:
+        """What is decided and told of with the next plan."""
+        return tuple(self._dropped)
+
+    def validate(self) -> None:
+        """Hold what waits and what is asked against the state, and that against itself. Raises Broken."""
+        self.state.validate()
+        self._bids.validate()
+        running, fresh = self.state.tasks, self.newcomers
+        names = [t.offer.task for t in fresh]
+        hold(len(set(names)) == len(names), "a newcomer waits twice:", sorted(names))
+        hold(not running.keys() & set(names), "newcomers that run:", sorted(running.keys() & set(names)))
+        hold(all(t.point == -1 for t in fresh), "a newcomer has a point already:", sorted(names))
+        hold(not {d.task for d in self._dropped} & running.keys(), "who has ended for good runs:", sorted(running))
+        ues = {t.offer.ue for t in (*running.values(), *fresh)}
+        most = self.settings.max_ues + len(ues)
+        hold(len(self.state.known) <= most, "more UEs than may be known:", len(self.state.known), "of", most)
+        hold(len(self.state.channel) <= most, "more channels than UEs that may be known:", len(self.state.channel))
+        hold(self._use.shape == self.state.prices.shape, "the planned use is not one number a resource:", self._use)
+        hold(np.isfinite(self._use).all(), "a planned use is no number:", self._use)
+        hold(self._open is None or self._open[0] == self._request, "the open request is not the latest")
+        hold(self._layout is None or self._layout[0] <= self.state.version, "the layout is of a state still to come")
 
     def snapshot(self) -> Snapshot:
         """State in force; what waits for an open solve is not in it."""

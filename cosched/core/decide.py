@@ -82,6 +82,7 @@ def make_plan(
         valid_until_s=at_s + settings.lease_s,
         tasks=tuple([layout.names[i] for i in has.tolist()]),
         point=layout.row[rows],
+        cell=layout.cell[has],
         share=share,
         node_weight=_node_weight_column(asked, has, rows, share[:, 1]),
         prbs=_prbs(state, layout.cell[has], share[:, 0], promised),

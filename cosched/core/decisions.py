@@ -66,6 +66,7 @@ class PlanRow(NamedTuple):
     reserved: list[float]  # same as share
     efficiency_bps_hz: float
     promised: bool
+    cell: int
 
 
 def row_of(plan: Plan, row: int) -> PlanRow:
@@ -79,7 +80,7 @@ def rows_of(plan: Plan) -> Iterator[PlanRow]:
 
 
 def _columns(plan: Plan) -> tuple[npt.NDArray[Any], ...]:
-    return plan.prbs, plan.share, plan.node_weight, plan.reserved, plan.efficiency, plan.promised
+    return plan.prbs, plan.share, plan.node_weight, plan.reserved, plan.efficiency, plan.promised, plan.cell
 
 
 class Phase(NamedTuple):

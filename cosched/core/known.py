@@ -11,6 +11,8 @@ from collections.abc import Container, Iterator, Mapping
 from itertools import islice
 from typing import Final
 
+from cosched.errors import hold
+
 CROWDED: Final = 0.9  # of the most: from here on those that are silent go, and an alarm says so
 FEW: Final = 0.25  # of the most: beyond, those that were heard for a moment only and are silent since go
 PASSED_S: Final = 30.0  # ... for this long
@@ -95,6 +97,18 @@ class KnownUes:
             self._queues[_rank(first_s, last_s)][ue] = first_s, last_s
         self.due = min(max(self._least_due, due), self.most + 1)
         self.forgotten = forgotten
+
+    def validate(self) -> None:
+        """Hold the queues against their order. Raises Broken."""
+        hold(len({ue for queue in self._queues for ue in queue}) == len(self), "a UE is in two queues")
+        for rank, queue in enumerate(self._queues):
+            last = [last_s for _, last_s in queue.values()]
+            hold(last == sorted(last), "queue", rank, "of UEs is not in the order of their latest reports")
+            for ue, (first_s, last_s) in queue.items():
+                hold(first_s <= last_s, "UE", ue, "was heard last before it was heard first")
+                hold(_rank(first_s, last_s) == rank, "UE", ue, "is in queue", rank, "of another rank")
+        hold(self._least_due <= self.due <= self.most + 1, "UEs are to be thinned out at", self.due)
+        hold(self.forgotten >= 0, "UEs forgotten:", self.forgotten)
 
 
 def _rank(first_s: float, last_s: float) -> int:

@@ -16,6 +16,7 @@ from cosched.core.layers import ANYWHERE, NodeLayers, Where, where
 from cosched.core.moving import Moves, moves_of
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
+from cosched.errors import hold
 from cosched.profiles.calibration import Calibration, Factors
 from cosched.site import Site
 from cosched.workloads.base import LOCAL, Floats, Ints, PointTable, learn
@@ -172,6 +173,18 @@ class Task:
         least_s = progress.last_s - progress.first_s + left * fastest_s
         return Reason.TPOT_MISSED if least_s > work.tpot_s * (work.max_output_tokens - 1) + 1e-9 else ""
 
+    def validate(self, state: State) -> None:
+        """Hold a task that runs against the state that it is in. Raises Broken."""
+        name, table, n_cells = self.offer.task, self.table, len(state.site.cells)
+        hold(0 <= self.point < table.n_points, "task", name, "runs at point", self.point, "of", table.n_points)
+        hold(LOCAL <= table.node[self.point] < len(state.site.nodes), "task", name, "runs on no node of the site")
+        hold(0 <= self.cell < n_cells, "task", name, "is in cell", self.cell, "of", n_cells)
+        hold(0 <= self.table_cell < n_cells, "task", name, "was offered in cell", self.table_cell, "of", n_cells)
+        hold(self.ue == state.channel.index(self.offer.ue) >= 0, "task", name, "has no channel of its UE")
+        hold(state.cell_of_ue.get(self.offer.ue, self.cell) == self.cell, "task", name, "is not where its UE is")
+        told = self.progress
+        hold(told is None or told.task == name, "task", name, "has the progress of another")
+
 
 class State:
     """Mutable state of one core; only cosched/core/core.py changes it."""
@@ -313,3 +326,33 @@ class State:
                 self._free_rows.append(task.row)
                 task.row = -1
             self.version += 1
+
+    def validate(self) -> None:
+        """Hold the tasks and what is known of UEs, cells and nodes against each other. Raises Broken."""
+        for name, task in self.tasks.items():
+            hold(task.offer.task == name, "task", task.offer.task, "is filed as", name)
+            task.validate(self)
+        n_cells, n_nodes = len(self.site.cells), len(self.site.nodes)
+        for ue, cell in self.cell_of_ue.items():
+            hold(0 <= cell < n_cells, "UE", ue, "is in cell", cell, "of", n_cells)
+        hold(self.known.rows().keys() == self.cell_of_ue.keys(), "UEs are heard of and in no cell, or the other way")
+        for name in ("background", "prices", "variance"):
+            array = getattr(self, name)
+            hold(array.shape == (n_cells + 2 * n_nodes,), name, "is not one number a resource:", array)
+            hold((np.isfinite(array) & (array >= 0)).all(), name, "is not a number from 0 on:", array)
+        hold(all(0 <= n < n_nodes for n in self.places.barred), "a node is barred that the site does not have")
+        hold(all(b >= 0 for b in self.short_bytes.values()), "a node lacks less than no memory:", self.short_bytes)
+        self._validate_rows()
+        self.known.validate()
+        self.channel.validate()
+        self.calibration.validate()
+
+    def _validate_rows(self) -> None:
+        """Hold the rows of progress against who has them."""
+        rows = [task.row for task in self.tasks.values() if task.row >= 0]
+        hold(len(set(rows)) == len(rows), "two tasks share a row of progress")
+        hold(not set(rows) & set(self._free_rows), "a row of progress is in use and free")
+        hold(len(rows) + len(self._free_rows) == len(self.progress), "rows of progress are lost")
+        for name, task in self.tasks.items():
+            done = self.progress[task.row, col.DONE] if task.progress is not None and task.row >= 0 else None
+            hold(done is None or done == task.progress.done, "task", name, "is not as far as its row of progress")  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """The board of leases: what consumers were told last, and what they are to be told now.
 
-A consumer hears of a task when its decision changes, when its share changes by more than a tenth, and before half of
-its lease is over.
+A consumer hears of a task when its decision changes, when its share changes by more than a tenth, when it is planned in
+another cell, and before half of its lease is over.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cosched.core.commands import Decision, Plan
 from cosched.core.decisions import Needs, PlanRow, decision_message, grant, needs_of, rows_of
 from cosched.core.reasons import describe
 from cosched.core.state import Task
+from cosched.errors import hold
 from cosched.site import Site
 from telemetry.messages import DecisionMessage, TaskOffer
 
@@ -91,6 +92,7 @@ class Board:
         """Tell those whose share has changed or whose lease is half over; the others' leases are renewed later."""
         half_ns = round((plan.at_s + plan.valid_until_s) / 2 / NS)
         generation, held_by = plan.generation, self.held.get
+        cells = [cell.id for cell in self.site.cells]
         least, most = 1 - CHANGE, 1 / (1 - CHANGE)  # of what is planned now, that what was told is still near to
         for number, (task, row) in enumerate(zip(plan.tasks, rows_of(plan), strict=True)):
             held = held_by(task)
@@ -98,10 +100,11 @@ class Board:
                 continue
             lease = held.lease
             if lease is None:
-                held.lease = self._first(held, plan, number)
+                held.lease = self._first(_moved(held, row.cell), plan, number)
             elif lease.plan == generation or (
                 lease.valid_until_ns > half_ns
                 and lease.promised == row.promised
+                and lease.cell == cells[row.cell]
                 and least * row.prbs <= lease.weight_prb <= most * row.prbs
                 and least * row.share[1] <= held.share <= most * row.share[1]
             ):
@@ -120,21 +123,23 @@ class Board:
         return self._lease_of(held.offer, message, decision, plan, row)
 
     def _renewed(self, held: HeldLease, lease: Lease, plan: Plan, row: PlanRow) -> Lease:
-        if held.needs is None:
-            held.needs = needs_of(self.site, held.decision)
+        needs = _moved(held, row.cell).needs
+        if needs is None:
+            needs = held.needs = needs_of(self.site, held.decision)
         endpoint, key = self.endpoints.get(lease.node, NOT_SERVED)
         return msgspec.structs.replace(
             lease,
             at_ns=round(plan.at_s / NS),
             seq=plan.generation,
             plan=plan.generation,
+            cell=self.site.cells[row.cell].id,
             efficiency_bps_hz=row.efficiency_bps_hz,
             promised=row.promised,
             valid_for_ms=1e3 * (plan.valid_until_s - plan.at_s),
             at_unix_s=time.time(),
             node_endpoint=endpoint,
             node_key=key,
-            **grant(held.needs, row, plan.valid_until_s)._asdict(),
+            **grant(needs, row, plan.valid_until_s)._asdict(),
         )
 
     def _lease_of(
@@ -201,6 +206,23 @@ class Board:
                 found |= dict.fromkeys(itertools.takewhile(lambda t: t.startswith(task), living[first:]))
         return list(found)
 
+    def validate(self) -> None:
+        """Hold what is held, and what is remembered, against the site and each other. Raises Broken."""
+        n_cells, n_nodes = len(self.site.cells), len(self.site.nodes)
+        for name, held in self.held.items():
+            decision, lease = held.decision, held.lease
+            hold(held.offer.task == decision.task == name, "the lease of", held.offer.task, "is filed as", name)
+            hold(0 <= decision.point < decision.table.n_points, "task", name, "holds a lease without a point")
+            hold(0 <= decision.cell < n_cells, "task", name, "is decided in cell", decision.cell, "of", n_cells)
+            hold(decision.table.node[decision.point] < n_nodes, "task", name, "is decided on no node of the site")
+            hold(held.needs in {None, needs_of(self.site, decision)}, "task", name, "needs what another point does")
+            if lease is not None:
+                hold(
+                    lease.task == name and bool(lease.point), "task", name, "was told of another, or of an end:", lease
+                )
+                hold(lease.plan == lease.seq, "task", name, "was told plan", lease.plan, "as number", lease.seq)
+        hold(len(self._ended) <= ENDED, "the ended are not forgotten:", len(self._ended))
+
     def _remember(self, offer: TaskOffer, lease: Lease) -> None:
         self._ended[offer.task] = msgspec.msgpack.encode(Ended(offer, lease))
         self._ended.move_to_end(offer.task)
@@ -223,6 +245,13 @@ def lease_of(offer: TaskOffer, message: DecisionMessage, decision: Decision, lea
         at_unix_s=time.time(),
         text=describe(decision.reason),
     )
+
+
+def _moved(held: HeldLease, cell: int) -> HeldLease:
+    """Note the cell that a task is planned in: its UE may have gone on to another one, and the task with it."""
+    if held.decision.cell != cell:
+        held.decision, held.needs = replace(held.decision, cell=cell), None
+    return held
 
 
 def _aged(lease: Lease, now_ns: int) -> Lease:

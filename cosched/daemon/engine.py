@@ -32,6 +32,7 @@ from cosched.daemon.holders import Held
 from cosched.daemon.progress import Tracker
 from cosched.daemon.stats import Window
 from cosched.daemon.store import Kept, Store, StoreFailed
+from cosched.errors import hold
 from cosched.profiles.calibration import Factors
 from solvers import check
 from solvers.problem import Problem
@@ -289,6 +290,30 @@ class Engine:
             for reply in waiting.replies:
                 reply(None, why)
         self.waiting.clear()
+
+    def validate(self) -> None:
+        """Hold the books against the core's, at any time between two events. Raises Broken."""
+        now_s, core, board = self.clock() * NS, self.core, self.board
+        for books in (core, board, self.trackers, self.waiting):
+            books.validate()
+        living, running, waited = set(self.trackers), set(core.state.tasks), set(self.waiting)
+        asked, dropped = {t.offer.task for t in core.newcomers}, {d.task for d in core.dropped}
+        ending = {offer.task for offer, _ in self._ends}
+        hold(running <= living, "the core runs what nobody follows:", sorted(running - living))
+        hold(living - running <= dropped, "followed, and not run:", sorted(living - running - dropped))
+        hold(ending <= set(self._drops), "an end that is not to be stored:", sorted(ending - set(self._drops)))
+        hold(living <= board.held.keys(), "no lease of", sorted(living - board.held.keys()))
+        hold(board.held.keys() - living <= ending, "leases of the ended:", sorted(board.held.keys() - living - ending))
+        hold(asked <= waited, "asked for, and nobody waits:", sorted(asked - waited))
+        hold(waited <= asked | dropped, "waited for, and not asked:", sorted(waited - asked - dropped))
+        hold(not living & waited, "lives, and waits:", sorted(living & waited))
+        hold(all(w.replies for w in self.waiting.values()), "somebody waits whom nobody answers")
+        hold(all(n >= 0 for n in self.counts.values()), "a count below 0:", dict(self.counts))
+        hold(self.core.generation >= (self.plan.generation if self.plan else 0), "the plan in force is still to come")
+        for at_s in (*self.reported_s.values(), self.last_sample_s):
+            hold(-math.inf < at_s <= now_s + NS, "a report is of the future:", at_s, "s")
+        for tracker in self.trackers.values():
+            tracker.validate(now_s)
 
     def _rotate(self) -> None:
         if self.capture.is_due(self.clock()) and self.core.is_quiet:

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from cosched.core.commands import Plan
 from cosched.core.core import Core
+from cosched.errors import hold
 from telemetry.messages import TaskOffer
 
 
@@ -68,6 +69,14 @@ class Held(dict[str, T]):
         """Take all out."""
         super().clear()
         self.of.clear()
+
+    def validate(self) -> None:
+        """Hold the names and the counts against the tasks. Raises Broken."""
+        recount: Counter[tuple[str, str]] = Counter()
+        for task, held in self.items():
+            hold(held.offer.task == task, "task", held.offer.task, "is held as", task)
+            recount.update((("ue", held.offer.ue), ("source", held.offer.source)))
+        hold(self.of == recount and all(self.of.values()), "counted:", dict(self.of), "there are:", dict(recount))
 
 
 def over_quota(offer: TaskOffer, held: Iterable[Mapping[tuple[str, str], int]], of_ue: int, of_source: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from cosched.errors import CoschedError
+from cosched.errors import CoschedError, hold
 
 
 class Mode(enum.StrEnum):
@@ -91,3 +91,10 @@ class Modes:
         elif not self._is_degrading and self.mode is Mode.DEGRADED:
             self.move(Move.CLEAR, now_s)
         return True
+
+    def validate(self) -> None:
+        """Hold the mode against the alarms. Raises Broken."""
+        hold(all(self._alarms.values()), "an alarm is on, and says nothing:", self._alarms)
+        if self.mode in {Mode.STEADY, Mode.DEGRADED}:
+            is_degraded = self.mode is Mode.DEGRADED
+            hold(is_degraded == self._is_degrading, "the mode is", self.mode, "with the alarms", list(self._alarms))

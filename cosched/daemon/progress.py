@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cosched.core.events import Progress
+from cosched.errors import hold
 from cosched.workloads.base import PointTable
 from telemetry.messages import LlmSession, TaskOffer, TaskProgress, VideoClip
 
@@ -99,6 +100,15 @@ class Tracker:
         told = self.told.done if self.told is not None else 0
         reported_s = self.told.decoding_s if self.told is not None and told else 0.0
         return reported_s + (done - max(told, 1)) * self.offer.work.tpot_s * self.margin
+
+    def validate(self, now_s: float) -> None:
+        """Hold what was told against its task and the clock. Raises Broken."""
+        name = self.offer.task
+        hold(0 < self.margin <= 1, "task", name, "is planned at", self.margin, "of its deadlines")
+        hold(self.heard_s <= now_s + NS, "task", name, "was heard of in the future:", self.heard_s, "s")
+        if self.told is not None:
+            hold(self.told.task == name, "task", name, "was told what task", self.told.task, "has done")
+            hold(self.told_s <= self.heard_s, "task", name, "was told of after it was heard of last")
 
 
 def lasts_s(work: LlmSession | VideoClip) -> float:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Generic, TypeVar
 
+from cosched.errors import hold
+
 T = TypeVar("T")
 
 PART: Final = 0.25  # of the loop's time that a peer may use before it comes after the others
@@ -131,6 +133,17 @@ class Turns(Generic[T]):
         """Whether the peer has used more than its part lately."""
         peer = self._peers.get(name)
         return peer is not None and not self._is_due(peer, now_s)
+
+    def validate(self) -> None:
+        """Hold the counts and the order of turns against the queues. Raises Broken."""
+        for name, peer in self._peers.items():
+            hold(peer.n_bytes == sum(n for _, n in peer.queue), "peer", name, "is counted", peer.n_bytes, "bytes")
+            hold(-DEEPEST_S <= peer.credit_s <= BURST_S, "peer", name, "may use", peer.credit_s, "s")
+        n = sum(len(peer.queue) for peer in self._peers.values())
+        hold(self._n == n, "counted:", self._n, "items that wait, there are:", n)
+        hold(self._n_bytes == sum(p.n_bytes for p in self._peers.values()), "counted:", self._n_bytes, "bytes in all")
+        due = {name for name, peer in self._peers.items() if peer.queue and name not in self._held}
+        hold(self._waiting.keys() == due, "whose turn it may be:", list(self._waiting), "who waits:", sorted(due))
 
     def _is_due(self, peer: _PeerQueue[T], now_s: float) -> bool:
         peer.refill(now_s)

@@ -7,10 +7,13 @@ measurements give equal factors, bit for bit, on any machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
+
+from cosched.errors import hold
 
 PREFILL: Final = "prefill"
 DECODE: Final = "decode"
@@ -59,10 +62,13 @@ class Calibration:
         self._ratios[factor] = ratios
         if len(ratios) < LEAST:
             return
-        median = min(self._most, max(1 / self._most, sorted(ratios)[len(ratios) // 2]))
+        median = self._bounded(sorted(ratios)[len(ratios) // 2])
         if not 1 / STEP <= median / self._factors.get(factor, 1.0) <= STEP:
             self._factors[factor] = median
             self.factors = tuple(sorted(self._factors.items()))
+
+    def _bounded(self, factor: float) -> float:
+        return min(self._most, max(1 / self._most, factor))
 
     @property
     def drifted(self) -> tuple[str, ...]:
@@ -76,10 +82,21 @@ class Calibration:
         )
 
     def restore(self, rows: Sequence[CalibrationRow]) -> None:
-        """Become what `rows` say."""
+        """Become what `rows` say, within these bounds: another configuration may have allowed more."""
         self._ratios = {row.name: row.ratios for row in rows}
-        self._factors = {row.name: row.factor for row in rows if row.factor != 1.0}
+        factors = ((row.name, self._bounded(row.factor)) for row in rows)
+        self._factors = {n: factor for n, factor in factors if factor != 1.0}
         self.factors = tuple(sorted(self._factors.items()))
+
+    def validate(self) -> None:
+        """Hold the factors against their measurements. Raises Broken."""
+        hold(self.factors == tuple(sorted(self._factors.items())), "the factors in force are not those worked out")
+        hold(self._factors.keys() <= self._ratios.keys(), "a factor without a measurement:", sorted(self._factors))
+        for owner, ratios in self._ratios.items():
+            hold(0 < len(ratios) <= WINDOW, "of", owner, "so many measurements are kept:", len(ratios))
+            hold(all(0 < r < math.inf for r in ratios), "a measurement of", owner, "is no number above 0:", ratios)
+        for owner, factor in self._factors.items():
+            hold(self._bounded(factor) == factor, "the factor of", owner, "is", factor, "of at most", self._most)
 
 
 def about(factors: Factors, owners: Iterable[str]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -130,6 +132,32 @@ def test_the_less_valuable_are_refused_only_where_a_resource_is_full(weight: flo
     screened = bids.screen(planned.problem, planned, use)
     assert is_screened(planned.problem, screened, slice(0, planned.problem.n_points)) == refused
     assert (screened.value == 0).all() if refused else (screened.value == planned.problem.value).all()
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_a_point_that_misses_one_of_its_deadlines_is_not_counted_on(phase: int):
+    crowd = [arrival(f"t{i:03d}", 5.0, i * 0.5) for i in range(119)]
+    assert learned(crowd).price.any()
+    limits = [np.where(np.arange(2) == phase, 1e-6, a.table.deadline_s) for a in crowd]
+    late = [replace(a, table=replace(a.table, deadline_s=d)) for a, d in zip(crowd, limits, strict=True)]
+    assert not learned(late).price.any()
+
+
+@pytest.mark.parametrize(
+    ("value", "weighed", "screened"),
+    [
+        ([1.0, 1.0], [0.0, 0.0], True),
+        ([1.0, 1.0], [0.0, 0.5], False),  # one point is still worth it
+        ([1.0, 0.0], [0.0, 0.0], True),  # the other never was
+        ([0.0, 0.0], [0.0, 0.0], False),  # nothing was lost
+    ],
+)
+def test_who_has_lost_all_value_was_screened(value: list[float], weighed: list[float], screened: bool):
+    task, state = newcomer(1.0)
+    problem = planned_with(task, state).problem
+    before, after = problem.value.copy(), problem.value.copy()
+    before[:2], after[:2] = value, weighed
+    assert is_screened(replace(problem, value=before), replace(problem, value=after), slice(0, 2)) == screened
 
 
 def test_nobody_pays_while_everybody_fits():

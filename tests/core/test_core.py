@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cosched.core.channel import ChannelEstimates
 from cosched.core.core import StaleEvent
 from cosched.core.decide import node_weights
-from cosched.core.events import Finished, Offered, Progress, Progressed, Solved, Tick
+from cosched.core.events import Finished, Offered, Progress, Progressed, Solved, Switched, Tick
 from cosched.core.policy import POLICIES, policy
 from cosched.core.settings import Settings
 from cosched.core.state import Task
@@ -89,6 +89,21 @@ def test_newcomers_do_not_wait_for_a_tick_s_solve_but_take_its_place():
     plans = answer(core, [solve], 0.25)
     assert [d.task for p in plans for d in p.decisions] == ["c", "b"]
     assert set(plans[0].tasks) == {"a", "b"}
+
+
+def test_a_solve_of_the_policy_of_before_is_awaited_by_newcomers_and_followed_by_one_of_the_new():
+    """Its tick would plan the newcomers' tasks by another policy: they come after it."""
+    core = make_core()
+    answer(core, core.handle(Offered((session("a", 0.1),)), 0.1), 0.1)
+    (tick,) = core.handle(Tick(), 0.2)
+    core.handle(Switched("greedy"), 0.2)
+    assert core.handle(Offered((session("b", 0.21),)), 0.21) == []
+    assert core.asked(tick.request) is not None
+    core.handle(Switched("joint"), 0.22)
+    (solve,) = core.handle(Offered((session("c", 0.23),)), 0.23)  # of the same policy again: nobody waits for it
+    assert core.asked(tick.request) is None
+    assert [t.offer.task for t in core.newcomers] == ["b", "c"]
+    answer(core, [solve], 0.24)
 
 
 def test_an_answer_to_no_open_request_is_refused():

@@ -43,6 +43,7 @@ def decide(core: Core, at_s: float, *ues: str) -> None:
     (solve,) = core.handle(Offered(tuple(offer(f"task of {ue}", ue, at_s) for ue in ues)), at_s)
     solution = registry.get(solve.policy.solver)(solve.problem, warm=solve.warm, options=solve.policy.options)
     core.handle(Solved(solve.request, solution=solution), at_s)
+    core.validate()
 
 
 def test_the_table_never_fills_for_good() -> None:

@@ -49,6 +49,7 @@ def day() -> list[tuple[float, Event]]:
 def feed(core: Core, at_s: float, event: Event, *, fail: bool = False) -> list[Plan]:
     plans: list[Plan] = []
     todo: list[Command] = core.handle(event, at_s)
+    core.validate()
     while todo:
         command = todo.pop(0)
         if isinstance(command, Dispatch):
@@ -59,6 +60,7 @@ def feed(core: Core, at_s: float, event: Event, *, fail: bool = False) -> list[P
             solve = registry.get(command.policy.solver)
             solution = solve(command.problem, warm=command.warm, options=command.policy.options)
             todo += core.handle(Solved(command.request, solution=solution), at_s)
+            core.validate()
     return plans
 
 

@@ -65,6 +65,7 @@ def weights(names: list[str], prbs: list[float], node: list[float]) -> Plan:
     share = np.stack([np.array(prbs) / 50, np.array(node), np.zeros(len(names))], axis=1)
     return Plan(
         generation=1, at_s=0.0, valid_until_s=1.0, tasks=tuple(names), point=np.zeros(len(names), dtype=np.int64),
+        cell=np.zeros(len(names), dtype=np.int64),
         share=share, node_weight=np.array(node), prbs=np.array(prbs), promised=np.ones(len(names), dtype=bool),
         reserved=np.zeros_like(share),
         planned_use=np.zeros(3),

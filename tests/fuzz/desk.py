@@ -187,6 +187,7 @@ class Desk(Daemon):
         self.now_ns += round(seconds * S_NS)
         self.engine.tick(10.0)
         self.settle()
+        self.engine.validate()
 
     # --- what is asked of it then -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A core on the node-bound site, with its solves answered at once."""
+"""A core on the node-bound site, with its solves answered at once; its state is held against itself after each."""
 
 from __future__ import annotations
 
@@ -49,11 +49,13 @@ def points(offer: TaskOffer, cell: int, factors: Factors) -> PointTable:
 def make_core(name: str = "joint") -> Core:
     core = Core(SITE, policy(name), Settings(), points, session_memory_bytes(PROFILES))
     core.handle(report("ue00", 0.0, 2.0), 0.0)
+    core.validate()
     return core
 
 
 def answer(core: Core, commands: Sequence[Command], at_s: float) -> list[Plan]:
     """Carry out Solve commands; return the plans."""
+    core.validate()
     plans = []
     todo = list(commands)
     while todo:
@@ -63,6 +65,8 @@ def answer(core: Core, commands: Sequence[Command], at_s: float) -> list[Plan]:
             solution = solve(command.problem, warm=command.warm, options=command.policy.options)
             assert check.verify(command.problem, solution) == []
             todo += core.handle(Solved(command.request, solution=solution), at_s)
+            core.validate()
         elif isinstance(command, Dispatch):
+            command.plan.validate()
             plans.append(command.plan)
     return plans

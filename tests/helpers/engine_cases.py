@@ -1,4 +1,7 @@
-"""A live engine without sockets: real core, state file and capture, a clock that the test moves, solves by hand."""
+"""A live engine without sockets: real core, state file and capture, a clock that the test moves, solves by hand.
+
+After every step its books are held against each other (`Engine.validate`).
+"""
 
 from __future__ import annotations
 
@@ -51,10 +54,15 @@ class Bench:
             clock=lambda: self.now_ns,
             solve=self.asked.append,
             alarm=self.alarms.__setitem__,
-            on_plan=self.plans.append,
+            on_plan=self._planned,
         )
         self.engine.restore(self.store.load(self.now_ns).snapshot(self.now_ns))
         self.engine.begin_capture()
+        self.engine.validate()
+
+    def _planned(self, plan: Plan) -> None:
+        plan.validate()
+        self.plans.append(plan)
 
     def wait(self, seconds: float) -> None:
         self.now_ns += round(seconds * S_NS)
@@ -64,9 +72,11 @@ class Bench:
         self.engine.reports(
             [UeReport(at_ns=0, source="ran", seq=0, ue=ue, cell=where, ul_efficiency_bps_hz=efficiency)], self.now_ns
         )
+        self.engine.validate()
 
     def submit(self, *offers: TaskOffer) -> None:
         self.engine.offer([Waiting(offer, [self._reply(offer.task)]) for offer in offers])
+        self.engine.validate()
 
     def _reply(self, task: str) -> Reply:
         def reply(lease: Lease | None, why: str) -> None:
@@ -77,6 +87,7 @@ class Bench:
 
     def tick(self) -> None:
         self.engine.tick(STALE_UE_S)
+        self.engine.validate()
 
     def solve(self) -> None:
         """Answer all Solves."""
@@ -84,6 +95,7 @@ class Bench:
             command = self.asked.pop(0)
             answer = solve_packed(pack(ask_of(command)))
             self.engine.solved(command.request, answer.solution, answer.error)
+            self.engine.validate()
 
     def told(self, task: str) -> list[str]:
         """Reasons published about a task."""
@@ -93,6 +105,7 @@ class Bench:
         """End this life in order, and hold its captures against what they say."""
         self.engine.capture.close(self.now_ns)
         self.engine.flush()
+        self.engine.validate()
         self.store.close()
         for path in captures(self.folder / "captures"):
             assert verify(path).difference == ""

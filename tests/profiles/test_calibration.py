@@ -42,6 +42,15 @@ def test_a_factor_is_within_its_bound_and_within_a_step_of_the_median(ratios: li
     assert 1 / STEP * (1 - 1e-9) <= median / factor <= STEP * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(("most", "factor"), [(4.0, 3.0), (2.0, 2.0), (1.0, None)])
+def test_a_factor_of_another_configuration_is_within_the_bound_of_this_one(most: float, factor: float | None):
+    """A reload may allow less than what measurements have led to; at 1 nothing is corrected."""
+    restored = Calibration(most)
+    restored.restore(fed([3.0] * LEAST).rows())
+    assert dict(restored.factors).get("x") == (factor if factor is None else pytest.approx(factor))
+    restored.validate()
+
+
 @given(st.lists(st.floats(0.1, 0.12), max_size=WINDOW // 2), st.permutations(range(WINDOW)))
 def test_less_than_half_of_the_window_cannot_move_a_factor_off_the_rest(lies: list[float], places: list[int]):
     ratios = [1.5] * WINDOW

@@ -12,7 +12,6 @@ from sim_life import NS
 from sim_messages import absurd, garbage, request, work
 from sim_network import arrive, bus, requested, verb
 from sim_script import POLICIES, Step, pick
-from sim_validate import hold
 
 from cosched.api.messages import DECISION_TOPIC
 from cosched.children.packing import pack, solve_packed
@@ -21,7 +20,7 @@ from cosched.core.commands import Solve
 from cosched.core.layers import NodeLayers
 from cosched.daemon.mode import IllegalMove, Move
 from cosched.daemon.store import Store
-from cosched.errors import BadInput
+from cosched.errors import BadInput, hold
 from solvers import check
 from solvers.solution import Solution
 from telemetry.bus import Frame

@@ -15,12 +15,12 @@ from unittest.mock import patch
 
 import structlog
 from sim_script import Script, Step
-from sim_validate import Broken
 from sim_world import World
 
 from cosched.config import wiring as build
 from cosched.daemon import board as leases
 from cosched.daemon import capture, control, ingest
+from cosched.errors import Broken
 from telemetry import trace
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # a disk that takes no time, where there is one

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
-from sim_validate import hold
 
 from cosched.api.messages import DECISION_TOPIC, Lease, Response
 from cosched.daemon.engine import ACCEPTED
+from cosched.errors import hold
 
 S_NS = 1_000_000_000
 SLACK_MS = 1e-3
@@ -56,7 +56,7 @@ class Witness:
             lease = msgspec.json.decode(response.result, type=Lease)
             hold(lease.task == task, "an answer about", lease.task, "to a submit of", task)
             if lease.valid_for_ms > 0 and lease.reason in ACCEPTED:
-                hold(task in self.alive, "", task, "is answered", lease.reason, ", and was never published")
+                hold(task in self.alive, task, "is answered", lease.reason, ", and was never published")
 
     def is_stale(self, ue: str) -> bool:
         return self.awake.get(ue, 0.0) > self.stale_s - 0.5
@@ -77,19 +77,17 @@ class Witness:
         hold(topic.decode() == DECISION_TOPIC + lease.task, "a topic of another task")
         hold(
             lease.valid_until_ns <= self.now_ns + round(self.lease_s * S_NS) + 1,
-            "",
             lease.task,
             ": a lease without end",
         )
         hold(
             0 <= lease.valid_for_ms <= 1e3 * self.lease_s + SLACK_MS,
-            "",
             lease.task,
             ": valid for",
             lease.valid_for_ms,
             "ms",
         )
-        hold(lease.plan == lease.seq <= self.made, "", lease.task, ": told of plan", lease.plan, ", which is not made")
+        hold(lease.plan == lease.seq <= self.made, lease.task, ": told of plan", lease.plan, ", which is not made")
         if self.is_greeting:
             self._greeted(lease)
         elif lease.point:
@@ -100,10 +98,9 @@ class Witness:
     def _greeted(self, lease: Lease) -> None:
         """A new subscriber hears what was told last."""
         if lease.point:
-            hold(lease.task in self.alive, "", lease.task, "is told to a new subscriber, and does not live")
+            hold(lease.task in self.alive, lease.task, "is told to a new subscriber, and does not live")
             hold(
                 lease.plan >= self.alive[lease.task],
-                "",
                 lease.task,
                 ": plan",
                 lease.plan,
@@ -113,35 +110,30 @@ class Witness:
 
     def _lives(self, lease: Lease) -> None:
         task = lease.task
-        hold(
-            lease.bandwidth_hz >= 0 and lease.weight_prb >= 0 and lease.weight_node >= 0, "", task, ": negative shares"
-        )
+        hold(lease.bandwidth_hz >= 0 and lease.weight_prb >= 0 and lease.weight_node >= 0, task, ": negative shares")
         if task not in self.alive:
-            hold(
-                self.asked[task] > 0, "", task, "is decided (", lease.reason, ") after its end, or was never submitted"
-            )
-            hold(lease.reason in ACCEPTED, "", task, "begins with", lease.reason)
+            hold(self.asked[task] > 0, task, "is decided (", lease.reason, ") after its end, or was never submitted")
+            hold(lease.reason in ACCEPTED, task, "begins with", lease.reason)
             self.coming.discard(task)
             self.reasons[lease.reason] += 1
         else:
-            hold(lease.plan >= self.alive[task], "", task, ": plan", lease.plan, "after", self.alive[task])
+            hold(lease.plan >= self.alive[task], task, ": plan", lease.plan, "after", self.alive[task])
         self.alive[task] = lease.plan
 
     def _ended(self, lease: Lease) -> None:
         task = lease.task
-        hold(task in self.alive or self.asked[task] > 0, "", task, "ends (", lease.reason, "), and did not live")
+        hold(task in self.alive or self.asked[task] > 0, task, "ends (", lease.reason, "), and did not live")
         hold(
             lease.plan >= self.alive.get(task, 0),
-            "",
             task,
             ": its end is of plan",
             lease.plan,
             ", told was",
             self.alive.get(task),
         )
-        hold(lease.valid_for_ms == 0, "", task, "ends with a lease")
+        hold(lease.valid_for_ms == 0, task, "ends with a lease")
         is_right = lease.reason != "stale" or task in self.stale or self.is_stale(lease.ue)
-        hold(is_right, "", task, "ends as stale after", self.awake.get(lease.ue, 0.0), "s")
+        hold(is_right, task, "ends as stale after", self.awake.get(lease.ue, 0.0), "s")
         self.alive.pop(task, None)
         self.leaving.discard(task)
         self.reasons[lease.reason] += 1

@@ -16,7 +16,7 @@ from sim_acts import ACTS
 from sim_disk import Disk
 from sim_life import NS, Crash, Life
 from sim_script import Script, Step
-from sim_validate import hold, validate_core, validate_engine, validate_plan, validate_snapshot, validate_stored
+from sim_validate import validate_plan, validate_snapshot, validate_stored
 from sim_witness import Witness
 
 from cosched.api.messages import Response
@@ -24,6 +24,7 @@ from cosched.config.settings import load
 from cosched.core.commands import Plan, Solve
 from cosched.daemon.capture import captures
 from cosched.daemon.verify import verify
+from cosched.errors import hold
 from telemetry.errors import BadTrace
 
 S_NS = 1_000_000_000
@@ -255,8 +256,8 @@ class World:
         engine = life.engine
         if getattr(life, "is_ready", False) and engine.core.is_quiet and str(life.mode) == "STARTING":
             ACTS["steady"](self, Step(0, "steady", 0, 0, 0))
-        validate_core(engine.core)
-        validate_engine(engine, self.now_ns * NS)
+        for books in (engine, life.modes, life.control.submits):
+            books.validate()
         hold(engine.counts["solves_wrong"] <= self.faults["solver wrong"], "a right answer is taken for a wrong one")
         validate_stored(engine, [name for (name,) in life.store._db.execute("SELECT task FROM tasks")])
         for ue in {t.offer.ue for t in engine.trackers.values()} - self.awake.keys():

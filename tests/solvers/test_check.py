@@ -11,6 +11,7 @@ import pytest
 from solver_cases import random_problem
 
 from solvers import check
+from solvers.codec import problem_from_data
 from solvers.price import solver as price
 from solvers.problem import Problem
 from solvers.solution import Certificate, Solution
@@ -167,3 +168,14 @@ def test_without_the_dual_it_is_cheap_enough_for_every_decision(problem: Problem
         check.verify(problem, solution, dual=False)
         times.append(time.perf_counter() - start)
     assert min(times) < 2e-3  # 80 us on the machine it was written on
+
+
+@pytest.mark.parametrize(("floor", "worth"), [(0.2, True), (0.39, True), (0.41, False)])
+def test_nobody_is_worth_more_than_his_price_where_his_floor_does_not_fit(floor: float, worth: bool):
+    """The dual counts a point only where what the background leaves holds its floor."""
+    phases = [{"slack_s": 1.0, "work_s": {"r": 0.05}}]
+    points = [{"id": "p", "value": 1.0, "phases": phases, "floor": {"r": floor}}]
+    case = problem_from_data({"resources": [{"id": "r", "background": 0.6}], "tasks": [{"id": "t", "points": points}]})
+    prices = np.array([0.1])
+    net = 1.0 - 0.1 * floor if worth else 0.0
+    assert check.dual_value(case, prices) == pytest.approx(0.1 * 0.4 + net)

@@ -28,7 +28,16 @@ from telemetry.messages import (
     UeReportBatch,
     VideoClip,
 )
-from telemetry.trace import CHUNK_BYTES, json_schema, read_trace, sort_key, write_trace
+from telemetry.trace import (
+    CHUNK_BYTES,
+    MAGIC,
+    Recorder,
+    json_schema,
+    read_records,
+    read_trace,
+    sort_key,
+    write_trace,
+)
 
 SESSION = LlmSession(model="m", context_tokens=9, new_tokens=1, max_output_tokens=4, ttft_s=1, tpot_s=0.1, private=True)
 CLIP = VideoClip(frame_flop=1e9, frame_bits=1e6, fps=5, deadline_s=0.2, frames=10)
@@ -133,6 +142,45 @@ def test_a_trace_cut_off_anywhere_gives_its_whole_chunks(many: list[Message], tm
         assert any("cut off" in line for line in trace.warnings)
     assert 0 < lengths[0] < lengths[1] < lengths[2] < len(many)
     assert lengths[2] > len(many) * 0.9 - 2 * CHUNK_BYTES / 100
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, int]:
+    """A recording of some chunks, closed by its writer: where it is, its bytes, where its summary begins."""
+    path = tmp_path_factory.mktemp("closed") / "r.mcap"
+    with path.open("wb") as stream:
+        recorder = Recorder(stream, chunk_bytes=2_000, checksums=True)
+        for n in range(100):
+            recorder.record("ran.ue", ue_report(n, n), at_ns=n, source_ns=n)
+        recorder.finish()
+    data = path.read_bytes()
+    assert read_records(path).is_whole
+    footer = len(data) - len(MAGIC) - 20  # the record's content: two offsets and a checksum
+    return path, data, int.from_bytes(data[footer : footer + 8], "little")
+
+
+def test_a_recording_whose_writer_was_killed_while_it_was_closing_is_cut_off_and_not_damaged(
+    closed: tuple[Path, bytes, int], tmp_path: Path
+) -> None:
+    path, data, summary = closed
+    whole, cut = read_records(path), tmp_path / "cut.mcap"
+    for end in (*range(summary - 13, len(data), 97), *range(len(data) - 60, len(data))):
+        cut.write_bytes(data[:end])
+        found = read_records(cut)
+        assert (found.records, found.damage, found.is_whole) == (whole.records, [], False), end
+
+
+def test_a_recording_that_was_closed_is_damaged_where_any_bit_of_its_end_is_another(
+    closed: tuple[Path, bytes, int], tmp_path: Path
+) -> None:
+    _, data, summary = closed
+    bad = tmp_path / "bad.mcap"
+    for at in (*range(summary - 13, len(data), 41), *range(len(data) - 60, len(data))):
+        for bit in (0, 7):
+            bad.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+            found = read_records(bad)
+            assert found.damage, (at, bit)
+            assert found.is_whole or at >= len(data) - len(MAGIC)
 
 
 def test_a_damaged_chunk_costs_only_itself(many: list[Message], tmp_path: Path) -> None:
