@@ -143,9 +143,9 @@ LAYERS_AT: Final = 575  # where the lower half begins
 def layers(pyproject: Path) -> list[list[str]]:
     """Packages by layer, the highest first, as the contracts of pyproject.toml have them."""
     contracts = tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
-    outer, inner = (one for one in contracts if one["type"] == "layers")
-    found = [[f"{inner['containers'][0]}.{name.strip()}" for name in row.split("|")] for row in inner["layers"]]
-    return [*found, *([name.strip() for name in row.split("|")] for row in outer["layers"][1:])]
+    rows = {tuple(one.get("containers", ())): one["layers"] for one in contracts if one["type"] == "layers"}
+    found = [[f"cosched.{name.strip()}" for name in row.split("|")] for row in rows["cosched",]]
+    return [*found, *([name.strip() for name in row.split("|")] for row in rows[()][1:])]
 
 
 def purpose(root: Path, module: str) -> str:

@@ -6,7 +6,6 @@ What is decided stands in cosched/core, what is done about it in engine.py; here
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
@@ -40,7 +39,7 @@ from cosched.daemon.inquiry import Inquiry
 from cosched.daemon.mode import Mode, Modes, Move
 from cosched.daemon.notify import Notifier
 from cosched.daemon.placing import Placer
-from cosched.daemon.rehearsal import rehearse
+from cosched.daemon.rehearsal import rehearse, say_until
 from cosched.daemon.shadow_feed import ShadowFeed, ShadowWindow
 from cosched.daemon.store import Store, StoreFailed
 from cosched.errors import BadInput, CoschedError
@@ -59,8 +58,6 @@ IO_THREADS: Final = 3  # of ZeroMQ: what one peer's connection brings, decrypted
 REST_S: Final = 0.005  # between two looks at the telemetry: each has its fixed cost, and a tick comes every 100 ms
 YIELDS: Final = 10  # looks at submits that are being decided, for which a tick waits ...
 YIELD_S: Final = 0.001  # ... so long each
-WORTH_SAYING_S: Final = 2.0  # a start that takes longer says why ...
-SAID_AGAIN_S: Final = 10.0  # ... again and again
 
 log = structlog.get_logger()
 
@@ -174,7 +171,7 @@ class Daemon:
     async def _become_ready(self) -> None:
         settings = self.loaded.settings
         policies = (self.policy_chosen, settings.shadow.baseline, *FALLBACK)
-        self.spawn(self._say_why_starting())
+        self.spawn(say_until(self.pool.first, lambda: "this process" if self.is_compiling else "the solve workers"))
         # in a thread: without a cache of compiled code this takes minutes, and `status` should say so
         self.is_compiling = True
         self.pool.start(await asyncio.to_thread(rehearse, self.engine.plant, settings.core, policies))
@@ -201,19 +198,6 @@ class Daemon:
             control=self.sockets.control.endpoints,
             restored=self.engine.counts["restored"],
         )
-
-    async def _say_why_starting(self) -> None:
-        """Until there is who solves: what takes so long."""
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.pool.first.wait(), WORTH_SAYING_S)
-        while not self.pool.first.is_set():
-            who = "this process" if self.is_compiling else "the solve workers"
-            why = f"{who} load the solvers' compiled code, and make it where it is not there: minutes, once"
-            log.info("starting", for_s=round(loop.time() - began_s), why=why)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.pool.first.wait(), SAID_AGAIN_S)
 
     # --- what the sockets bring ---------------------------------------------------------------------------------
 

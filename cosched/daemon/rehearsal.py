@@ -5,7 +5,12 @@ Loading takes a second or two, once per process; no user should wait for it. Not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
 
 from cosched.children.packing import pack, solve_packed
 from cosched.children.pool import ask_of
@@ -15,6 +20,11 @@ from cosched.core.core import Core
 from cosched.core.events import Event, Offered, Progress, Progressed, Solved, Tick
 from cosched.core.settings import Settings
 from telemetry.messages import LlmSession, TaskOffer, UeReport, VideoClip
+
+WORTH_SAYING_S: Final = 2.0  # a start that takes longer says why ...
+SAID_AGAIN_S: Final = 10.0  # ... again and again
+
+log = structlog.get_logger()
 
 
 def rehearse(plant: Plant, settings: Settings, policies: Sequence[str]) -> list[bytes]:
@@ -58,3 +68,17 @@ def _day(plant: Plant) -> list[tuple[float, Event]]:
     )
     progress = tuple(Progress(f"r{ue}-0", 1, 1, 0, 0.1, 0.1, 0.0, 0.0, 0.0) for ue in range(2))
     return [*reports, (0.0, Offered(offers)), (0.1, Tick()), (0.2, Progressed(progress)), (0.2, Tick())]
+
+
+async def say_until(ready: asyncio.Event, who: Callable[[], str]) -> None:
+    """Say again and again what a start waits for that takes long; `who`: is at it now."""
+    loop = asyncio.get_running_loop()
+    began_s, next_s = loop.time(), WORTH_SAYING_S
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ready.wait(), next_s)
+        if ready.is_set():
+            return
+        why = f"{who()} load the solvers' compiled code, and make it where it is not there: minutes, once"
+        log.info("starting", for_s=round(loop.time() - began_s), why=why)
+        next_s = SAID_AGAIN_S

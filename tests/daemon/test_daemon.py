@@ -330,9 +330,8 @@ def test_requests_are_carried_out_and_looked_for_again_where_there_may_be_more(p
 
 
 def test_who_sends_too_much_is_not_heard_and_is_counted(parts: Parts):
-    parts.access = Access(
-        [Identity(name="phone", public="a" * 40, role="client", limits=IdentityLimits(messages_per_s=2))]
-    )
+    limits = IdentityLimits(messages_per_s=2)
+    parts.access = Access([Identity(name="phone", public="a" * 40, role="client", limits=limits)])
     parts.arrived = [request(n, "phone") for n in range(5)] + [request(9, "stranger")]
     parts._serve()
     assert len(parts.answers) == 2

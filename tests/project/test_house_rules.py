@@ -142,3 +142,25 @@ def test_functions_are_short() -> None:
 
 def test_every_module_says_what_it_is_for() -> None:
     assert [name_of(path) for path in SOURCES + TESTS if not ast.get_docstring(tree(path))] == []
+
+
+def test_a_class_name_is_defined_once() -> None:
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{name_of(path)}:{node.lineno}")
+    assert [where for where in places.values() if len(where) > 1] == [], "one name, one thing"
+
+
+def test_a_tolerance_is_named_once() -> None:
+    """Numbers that say what counts as equal or as nothing stand in one file."""
+    small = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in SOURCES
+        if name_of(path).startswith(("solvers/price/", "solvers/sparse/", "solvers/grid/", "solvers/objectives/"))
+        for node in tree(path).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, float) and node.value.value < 1e-5
+    ]  # fmt: skip
+    assert small == [], "solvers/tolerances.py is the place"
