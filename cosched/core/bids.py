@@ -158,7 +158,8 @@ class BidPrices:
             task = layout.tasks[i]
             arrival = Arrival(0.0, task.offer, task.table, task.cell, float(planned.efficiency[i]))
             seconds, _ = life_work(self._site, arrival, self._settings.expected_output)
-            if (task.offer.weight * task.table.quality < MARGIN * (seconds * price).sum(axis=1)).all():
+            cost = np.multiply(seconds, price, out=np.zeros_like(seconds), where=price > 0).sum(axis=1)
+            if (task.offer.weight * task.table.quality < MARGIN * cost).all():
                 value[layout.first[i] : layout.first[i + 1]] = 0.0
         return replace(problem, value=value)
 
@@ -192,7 +193,9 @@ def life_work(site: Site, arrival: Arrival, expected_output: float) -> tuple[Flo
         if isinstance(work, LlmSession)
         else np.array([float(work.frames), 0.0])
     )
-    on_air = table.ul_bits / (arrival.efficiency_bps_hz * site.cells[arrival.cell].ul_bandwidth_hz)
+    bps = arrival.efficiency_bps_hz * site.cells[arrival.cell].ul_bandwidth_hz
+    with np.errstate(divide="ignore"):  # on a channel that carries nothing, what is to be sent takes for ever
+        on_air = np.divide(table.ul_bits, bps, out=np.zeros_like(table.ul_bits), where=table.ul_bits > 0)
     seconds = np.zeros((table.n_points, n_cells + len(site.nodes)))
     seconds[:, arrival.cell] = (on_air * times).sum(axis=1)
     seconds[remote, n_cells + table.node[remote]] = (table.node_s * times).sum(axis=1)[remote]

@@ -65,10 +65,10 @@ class Ingest:
         """
         malformed = self._socket.malformed
         frames = self._socket.drain(SLICE)
-        at_ns = self._clock()
-        self._queue(frames if self._turns else self._at_once(frames, at_ns), at_ns * NS)
+        at_ns, end_s = self._clock(), time.perf_counter() + BUDGET_S
+        self._queue(frames if self._turns else self._at_once(frames, at_ns, end_s), at_ns * NS)
         if self._turns:
-            self._work(at_ns)
+            self._work(at_ns, end_s)
         now_s = self._clock() * NS
         if self._turns and not self._turns.pause_s(now_s):
             return 1.0
@@ -76,14 +76,13 @@ class Ingest:
         pause_s = self._turns.pause_s(now_s)
         return min(0.5, max(pause_s, PAUSE_S)) if pause_s else float(full)
 
-    def _at_once(self, frames: Sequence[bus.Frame], at_ns: int) -> Sequence[bus.Frame]:
+    def _at_once(self, frames: Sequence[bus.Frame], at_ns: int, end_s: float) -> Sequence[bus.Frame]:
         """Take in small messages as they came, where nothing waits; return those from the first on that has to queue.
 
         What a quiet site sends takes this way: to queue a message costs half as much as to take it in.
         """
         run: list[UeReport] = []
         singles: Counter[str] = Counter()
-        end_s = time.perf_counter() + BUDGET_S
         began_s, now_s, done = time.thread_time(), at_ns * NS, 0
         for frame in frames:
             peer = frame.user or frame.peer
@@ -122,7 +121,7 @@ class Ingest:
             if not self._turns.put(frame.user or frame.peer, frame, len(frame.payload), now_s):
                 self._intake.refuse(frame.user, TOO_FAST)
 
-    def _work(self, at_ns: int) -> None:
+    def _work(self, at_ns: int, end_s: float) -> None:
         """Take in what waits, in turns, until the budget is used up.
 
         A batch, or a piece of one, is charged what it took. A small message takes little more than a look at the clock
@@ -130,7 +129,6 @@ class Ingest:
         """
         run: list[UeReport] = []
         singles: Counter[str] = Counter()
-        end_s = time.perf_counter() + BUDGET_S
         began_s, now_s, pieces_s = time.thread_time(), at_ns * NS, 0.0
         while len(run) < RUN and time.perf_counter() < end_s and (taken := self._turns.take(now_s)) is not None:
             peer, item = taken

@@ -35,7 +35,6 @@ _TABLE: Final[dict[tuple[Mode, Move], Mode]] = {
     (Mode.STARTING, Move.READY): Mode.STEADY,
     (Mode.STEADY, Move.ALARM): Mode.DEGRADED,
     (Mode.DEGRADED, Move.CLEAR): Mode.STEADY,
-    (Mode.STARTING, Move.DRAIN): Mode.DRAINING,
     (Mode.STEADY, Move.DRAIN): Mode.DRAINING,
     (Mode.DEGRADED, Move.DRAIN): Mode.DRAINING,
     (Mode.DRAINING, Move.RESUME): Mode.STEADY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from cosched.core.bids import LEAST_ARRIVALS, MOST_ARRIVALS, Arrival, BidPrices, is_screened
+from cosched.core.bids import LEAST_ARRIVALS, MOST_ARRIVALS, Arrival, BidPrices, is_screened, life_work
 from cosched.core.planner import Planned, make_layout, plan_problem
 from cosched.core.settings import Settings
 from cosched.core.state import State, Task
@@ -141,6 +142,30 @@ def test_a_point_that_misses_one_of_its_deadlines_is_not_counted_on(phase: int):
     limits = [np.where(np.arange(2) == phase, 1e-6, a.table.deadline_s) for a in crowd]
     late = [replace(a, table=replace(a.table, deadline_s=d)) for a, d in zip(crowd, limits, strict=True)]
     assert not learned(late).price.any()
+
+
+def test_a_channel_that_carries_nothing_counts_for_what_is_sent_alone():
+    """A report may say 0 bit/s/Hz: what has nothing to send is as good as before, the rest takes for ever."""
+    one, bids = arrival("t0", 1.0), BidPrices(SITE, SETTINGS)
+    local = np.arange(one.table.n_points) == 0
+    silent = replace(one.table, ul_bits=np.where(local[:, None], 0.0, one.table.ul_bits))
+    one = replace(one, table=silent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seconds, alone_s = life_work(SITE, replace(one, efficiency_bps_hz=0.0), SETTINGS.expected_output)
+        for i in range(LEAST_ARRIVALS):
+            bids.note(replace(one, at_s=float(i), efficiency_bps_hz=0.0))
+        bids.refresh(NOW_S, FREE)
+        bids.validate()
+        task, state = newcomer(1.0)
+        planned = planned_with(task, state)
+        planned = replace(planned, efficiency=np.zeros_like(planned.efficiency))
+        bids.price = np.array([0.0, 1e-9])  # the air costs nothing
+        assert bids.screen(planned.problem, planned, FULL).value.tolist() == planned.problem.value.tolist()
+    usual, _ = life_work(SITE, one, SETTINGS.expected_output)
+    assert seconds[local].tolist() == usual[local].tolist()
+    assert np.isinf(seconds[~local, 0]).all()
+    assert np.isinf(alone_s[~local]).any(axis=1).all()
 
 
 @pytest.mark.parametrize(

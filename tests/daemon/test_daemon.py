@@ -349,7 +349,7 @@ def test_roles_and_patterns_are_asked_where_there_are_keys(parts: Parts):
 
 
 def test_modes_are_told_with_since_when_and_why(parts: Parts):
-    Daemon.drain(parts)
+    parts.drain()
     parts.pass_s(3.0)
     parts.alarm("solver", "late")
     view = parts.mode_view()

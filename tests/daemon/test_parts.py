@@ -185,6 +185,8 @@ def test_modes_follow_their_table():
     modes = Modes(0.0)
     with pytest.raises(IllegalMove):
         modes.move(Move.RESUME, 1.0)
+    with pytest.raises(IllegalMove):  # or a resume would say that it is steady before it can decide
+        modes.move(Move.DRAIN, 1.0)
     assert (modes.mode, modes.since_s) == (Mode.STARTING, 0.0)
     assert modes.alarm("solver", "late", 1.0)
     assert modes.mode is Mode.STARTING

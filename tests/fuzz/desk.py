@@ -140,9 +140,9 @@ class Desk(Daemon):
                 at_ns=0, source="ran", seq=0, ue=f"ue{i}", cell=f"cell{i % 2}", ul_efficiency_bps_hz=2.0 + i
             )
             self.frames.waiting.append(Frame(b"ran.ue", msgspec.msgpack.encode(message), "", "ran"))
-        self.drain()
+        self.take_in()
 
-    def drain(self) -> None:
+    def take_in(self) -> None:
         while self.ingest.drain() or self.frames.waiting:
             self.now_ns += MS_NS  # a peer that has used up its part rests for a while
 
@@ -150,7 +150,7 @@ class Desk(Daemon):
         """Take one frame from the bus; whether it was accepted."""
         before = self.intake.messages, self.intake.quarantine.counts.total()
         self.frames.waiting.append(Frame(topic, payload, "", "peer"))
-        self.drain()
+        self.take_in()
         return self.intake.quarantine.counts.total() == before[1]
 
     def request(self, payload: bytes) -> bool:
