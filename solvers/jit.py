@@ -90,13 +90,17 @@ def cached(function: Function) -> Function:
         return _silent(function)
     import numba
 
+    from solvers.compiling import optimised_once
+
     try:
         made = numba.njit(error_model="numpy", cache=True)(function)
     except RuntimeError:  # no folder to write to: neither beside the source nor in the user's cache
         return cast("Function", numba.njit(error_model="numpy")(function))
-    cache: Any = made._cache  # type: ignore[attr-defined]  # noqa: SLF001  # numba's own name for it
+    entry: Any = made
+    cache = entry._cache  # noqa: SLF001  # numba's own name for it
     cache.load_overload = _or_nothing(cache.load_overload, cache.flush)
-    return cast("Function", made)
+    entry.compile = optimised_once(entry.compile)
+    return cast("Function", entry)
 
 
 def _or_nothing(load: Callable[..., object], flush: Callable[[], None]) -> Callable[..., object]:

@@ -24,7 +24,7 @@ MAX_FUNCTION_LINES: Final = 60
 ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "cvxpy": ("solvers/objectives/convex.py",),
     "mcap": ("telemetry/trace.py",),
-    "numba": ("solvers/jit.py",),
+    "numba": ("solvers/compiling.py", "solvers/jit.py"),
     "ortools": ("solvers/referees/exact.py", "solvers/referees/mip.py", "solvers/placement.py"),
     "plotly": ("cosched/report/html.py",),
     "prometheus_client": ("cosched/daemon/metrics.py",),
