@@ -71,7 +71,7 @@ MEASUREMENTS: Final[dict[str, tuple[str, ...]]] = {
 TIME_NS: Final = {"s": base.S_NS, "ms": MS_NS, "us": 1000, "ns": 1, "ISO 8601": base.S_NS}
 
 
-class E2smKpmOptions(base.Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Options(base.Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of this adapter."""
 
     units: dict[str, str]
@@ -101,7 +101,7 @@ class E2smKpmOptions(base.Options, frozen=True, kw_only=True, forbid_unknown_fie
                 raise ValueError(f"units: '{name}' in %: needs cell_prbs")
 
 
-def decode(payload: bytes, options: E2smKpmOptions, received_ns: int) -> Decoded:
+def decode(payload: bytes, options: Options, received_ns: int) -> Decoded:
     """Decode one indication. Raises BadMessage when it is no JSON object."""
     root = json_object(payload)
     node = str(root.get("e2_node_id", ""))
@@ -125,7 +125,7 @@ _PERIOD: Final = "period_s"
 _COUNT: Final = "periods"
 
 
-def _values(record: object, root: Mapping[str, Any], options: E2smKpmOptions, problems: list[str]) -> dict[str, float]:
+def _values(record: object, root: Mapping[str, Any], options: Options, problems: list[str]) -> dict[str, float]:
     """Latest value of each usable measurement in our unit, with the period's length and how many periods there were."""
     measured = record.get("measData") if isinstance(record, dict) else None
     if not isinstance(record, dict) or not isinstance(measured, dict):
@@ -152,7 +152,7 @@ def _instant(start_ns: int | None, values: Mapping[str, float], received_ns: int
     return start_ns + round(values[_COUNT] * values.get(_PERIOD, 0.0) * base.S_NS)
 
 
-def _ue_report(ue: str, node: str, values: Mapping[str, float], at_ns: int, options: E2smKpmOptions) -> UeReport:
+def _ue_report(ue: str, node: str, values: Mapping[str, float], at_ns: int, options: Options) -> UeReport:
     blocks, errors = blocks_and_errors(values.get("TB.TotNbrUl"), 0.0)
     if blocks:
         errors = values.get("TB.ErrTotNbrUl", 0.0) / blocks
@@ -172,7 +172,7 @@ def _ue_report(ue: str, node: str, values: Mapping[str, float], at_ns: int, opti
     )
 
 
-def _mean_prbs(values: Mapping[str, float], direction: str, options: E2smKpmOptions) -> float | None:
+def _mean_prbs(values: Mapping[str, float], direction: str, options: Options) -> float | None:
     """Mean PRBs over the slots of the period, None where no measurement tells."""
     for name in (f"RRU.PrbUsed{direction}", f"RRU.PrbTot{direction}"):
         if name not in values:
@@ -187,7 +187,7 @@ def _mean_prbs(values: Mapping[str, float], direction: str, options: E2smKpmOpti
     return None
 
 
-def _efficiency(values: Mapping[str, float], options: E2smKpmOptions) -> float | None:
+def _efficiency(values: Mapping[str, float], options: Options) -> float | None:
     """bit/s/Hz of the PUSCH granted: bits over (PRBs x 12 subcarriers x spacing x time); None where idle or unknown."""
     prbs = _mean_prbs(values, "Ul", options)
     volumes = (values[n] for n in ("DRB.RlcSduTransmittedVolumeUL", "DRB.PdcpSduVolumeUL") if n in values)

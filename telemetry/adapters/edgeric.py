@@ -63,7 +63,7 @@ _METRICS_4G: Final[Schema] = {
 SCHEMAS: Final[dict[str, Schema]] = {"tti": _TTI, "5g": _METRICS_5G, "4g": _METRICS_4G}
 
 
-class EdgericOptions(base.Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Options(base.Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of this adapter."""
 
     schema: Literal["tti", "5g", "4g"]
@@ -73,7 +73,7 @@ class EdgericOptions(base.Options, frozen=True, kw_only=True, forbid_unknown_fie
     """Cell id of the site; EdgeRIC speaks for one cell."""
 
 
-def decode(payload: bytes, options: EdgericOptions, received_ns: int) -> Decoded:
+def decode(payload: bytes, options: Options, received_ns: int) -> Decoded:
     """Decode one report. Raises BadMessage when it is not of the declared schema."""
     message = parse(payload, SCHEMAS[options.schema])
     at_ns = base.unix_ns(message.get("timestamp_us", 0), base.US_NS)

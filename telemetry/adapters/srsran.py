@@ -29,7 +29,7 @@ MIN_BLOCKS: Final = 10  # transport blocks in a period: fewer give no error rate
 MCS_TABLE: Final = {"qam64": 1, "qam256": 2, "qam64LowSE": 3}  # of TS 38.214 5.1.3.1, as the gNB's configuration says
 
 
-class SrsranOptions(base.Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Options(base.Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of this adapter."""
 
     ul_mcs_table: Literal["qam64", "qam256", "qam64LowSE"]
@@ -39,7 +39,7 @@ class SrsranOptions(base.Options, frozen=True, kw_only=True, forbid_unknown_fiel
     """`pdsch: mcs_table` of the gNB's configuration."""
 
 
-def decode(payload: bytes, options: SrsranOptions, received_ns: int) -> Decoded:
+def decode(payload: bytes, options: Options, received_ns: int) -> Decoded:
     """Decode one JSON object. Raises BadMessage when it is none."""
     root = json_object(payload)
     records = list(_ues(root))
@@ -60,7 +60,7 @@ def _ues(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from objects([record])
 
 
-def _report(record: dict[str, Any], options: SrsranOptions, at_ns: int) -> UeReport | str:
+def _report(record: dict[str, Any], options: Options, at_ns: int) -> UeReport | str:
     pci, rnti = number(record, "pci"), number(record, "rnti")
     if pci is None or rnti is None or not 0 <= pci <= 1007 or not 0 <= rnti <= 65535:  # TS 38.211 7.4.2, TS 38.321 7.1
         return "UE without a valid pci and rnti"
@@ -79,7 +79,7 @@ def _report(record: dict[str, Any], options: SrsranOptions, at_ns: int) -> UeRep
     )
 
 
-def _uplink(record: dict[str, Any], options: SrsranOptions) -> dict[str, float | None]:
+def _uplink(record: dict[str, Any], options: Options) -> dict[str, float | None]:
     blocks, errors = blocks_and_errors(number(record, "ul_nof_ok"), number(record, "ul_nof_nok"))
     i_mcs = number(record, "ul_mcs")
     fields: dict[str, float | None] = {
@@ -95,7 +95,7 @@ def _uplink(record: dict[str, Any], options: SrsranOptions) -> dict[str, float |
     return fields | {"ul_mcs": i_mcs, "ul_error_fraction": errors, "ul_efficiency_bps_hz": efficiency}
 
 
-def _downlink(record: dict[str, Any], options: SrsranOptions) -> dict[str, float | None]:
+def _downlink(record: dict[str, Any], options: Options) -> dict[str, float | None]:
     blocks, errors = blocks_and_errors(number(record, "dl_nof_ok"), number(record, "dl_nof_nok"))
     i_mcs, cqi = number(record, "dl_mcs"), number(record, "cqi")
     fields: dict[str, float | None] = {"dl_cqi": None if cqi == -1 else cqi, "thp_dl_bps": number(record, "dl_brate")}

@@ -53,6 +53,8 @@ IMPURE: Final = {
     *("asyncio", "datetime", "logging", "multiprocessing", "os", "random", "secrets", "socket", "structlog"),
     *("subprocess", "threading", "time", "uuid"),
 }
+# Class names that are defined more than once, at most five, and why.
+NAMED_AGAIN: Final = {"Options": "of each adapter: the registry looks for it by that name"}
 SWITCH: Final = "solvers/jit.py"  # reads COSCHED_KERNEL: compiled, or NumPy with the same results
 
 
@@ -150,7 +152,7 @@ def test_a_class_name_is_defined_once() -> None:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(f"{name_of(path)}:{node.lineno}")
-    assert [where for where in places.values() if len(where) > 1] == [], "one name, one thing"
+    assert {name for name, where in places.items() if len(where) > 1} == set(NAMED_AGAIN), "one name, one thing"
 
 
 def test_a_tolerance_is_named_once() -> None:

@@ -170,7 +170,7 @@ def test_a_fuzzers_way_in_says_what_became_of_bytes(source: ModelSource) -> None
         message = attacker.message()
         head = message[0][: (1 << 16) - 1]
         seen.add(decoded(len(head).to_bytes(2) + head + (message[1] if len(message) > 1 else b"")))
-    assert {"BadFrame", "Refused", "Open", "Step", "Import", "Close"} <= seen
+    assert {"BadFrame", "HostRefused", "Open", "Step", "Import", "Close"} <= seen
 
 
 # --- what nobody foresaw ---------------------------------------------------------------------------------------------
