@@ -32,12 +32,16 @@ def _price_solver() -> None:
 
 def _on_a_grid_and_beyond() -> None:
     """What `cosched solve` runs beyond a replay."""
+    import numpy as np
+
     from cosched.bench.instances import make
+    from solvers import power
     from solvers.grid import solver as grid
     from solvers.objectives import second_stage
 
     problem = make(4, 0).problem
     second_stage.second_stage(problem, grid.solve(problem), second_stage.parse_goal("latency"))
+    power.cheapest(problem, np.full(problem.slot.shape, 9.0), np.ones(problem.n_resources))
 
 
 def _baselines() -> None:
