@@ -117,7 +117,7 @@ def test_kill_9_at_random_moments(is_on: bool, tmp_path: Path):
         assert "Traceback" not in daemon.log(), daemon.log()
     with place.daemon() as daemon, daemon.ready() as client:
         check(client, ledger, ledger.generation)
-        assert ledger.accepted
+        assert ledger.accepted or ledger.released, "nobody was served"  # a short life may have released all
         assert daemon.stop()[0] == 0
     captures = place.captures
     assert len(captures) == KILLS + 1
