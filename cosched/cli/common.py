@@ -7,7 +7,6 @@ import ctypes
 import errno
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Annotated, Final, TypeVar
@@ -74,18 +73,6 @@ def complain(message: str) -> None:
 def warn(message: str) -> None:
     """Print `cosched: warning: <message>` on stderr: part of the input was dropped, the rest was used."""
     typer.echo(f"cosched: warning: {one_line(message)}", err=True)
-
-
-@contextlib.contextmanager
-def told_if_slow(text: str) -> Iterator[None]:
-    """Print a note on stderr when what is done takes longer than anybody waits without a word."""
-    timer = threading.Timer(PATIENCE_S, lambda: typer.echo(f"cosched: {text}", err=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.contextmanager
