@@ -33,7 +33,6 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     device: str  # key in config/devices/
     fraction: float = 1.0
     host: str = "vllm"  # key in config/hosts/
-    decode_batch: int = 16  # sequences over which one read of the weights is spread
     one_way_s: float = 0.0  # further delay to reach it, each way (a cloud)
     memory_bytes: float | None = None  # None: fraction x the device's memory, less the weights
     background_fraction: float = 0.0
@@ -91,6 +90,7 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     video_frame_bits: float = 0.5e6
     video_clip_s: float = 8.0
     weights: tuple[float, ...] = (1.0,)
+    concurrent_sessions: int = 1  # tasks of a UE at a time, where others are free; 0: whoever is drawn has them all
     model: str = "llama-3-8b"
 
 
@@ -113,7 +113,7 @@ _FRACTION: Final = (0.0, 1.0)
 _DELAY_S: Final = (0.0, 60.0)
 LIMITS: Final[dict[type, dict[str, tuple[float, float]]]] = {
     Cell: {"ul_prbs": (1, 1e6), "scs_khz": (1, 1e4), "one_way_s": _DELAY_S, "background_fraction": _FRACTION},
-    Node: {"fraction": (1e-6, 1.0), "decode_batch": (1, 1e6), "one_way_s": _DELAY_S, "memory_bytes": (0.0, 1e18)}
+    Node: {"fraction": (1e-6, 1.0), "one_way_s": _DELAY_S, "memory_bytes": (0.0, 1e18)}
     | {"background_fraction": _FRACTION},
     DeviceShare: {"share": _FRACTION, "max_layers": (0, 1e6)},
 }

@@ -6,14 +6,16 @@ solution's prices with bisection instead of the solvers' closed forms.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Final
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from solvers.problem import Floats, Ints, Problem
+from solvers.problem import Floats, Ints, Problem, Steps
 from solvers.solution import Solution
 
 Mask = npt.NDArray[np.bool_]
@@ -21,6 +23,7 @@ Mask = npt.NDArray[np.bool_]
 BOUND_TOLERANCE: Final = 1e-6  # of the dual at the prices over the bound reported, per unit of value
 HALVINGS: Final = 36  # of the mixtures 0..1: 1e-11, far below BOUND_TOLERANCE; costs are concave there
 LEAST_LOG: Final = -1400.0  # of a multiplier: below all that doubles can say
+DEVICE_SLIP: Final = 1e-5  # of a device: its tasks are added up one after the other
 SMALL: Final = 1e-5  # v below which the slope of v / log(1 + v) is its series
 SHOWN: Final = 3  # findings of one kind that are spelled out
 
@@ -33,11 +36,12 @@ def verify(
     Shares within caps (floors too, where deadlines are promised), use of each resource with background and couplings
     at most 1, promised deadlines held, points belonging to their tasks, nothing held or promised without one, the value
     as reported and not above the bound; with `dual` the dual function at the prices not above the bound (unless all
-    prices are 0 or it is inf).
+    prices are 0 or it is inf). Where resources serve in steps, all of that at the plan's lengths.
     """
     findings = list(_shapes(problem, solution))
     if findings:
         return findings
+    whole, problem = problem, _at_steps(problem, solution)
     tasks = np.flatnonzero(solution.chosen >= 0)
     points = solution.chosen[tasks]
     findings += _belonging(problem, tasks, points) + _unserved(problem, solution)
@@ -46,12 +50,12 @@ def verify(
     share = solution.share[tasks]
     promised = solution.promised[tasks]
     findings += _limits(problem, tasks, points, share, promised, tolerance)
-    findings += _use(problem, points, share, tolerance)
+    findings += _use(problem, points, share, tolerance) + _devices(problem, tasks[promised], points[promised])
     findings += _deadlines(problem, tasks, points, share, promised, tolerance, _rows(snr, points))
     findings += _value(problem, solution, points[promised], tolerance)
     certificate = solution.certificate
     if dual and not findings and np.isfinite(certificate.bound) and (solution.prices > 0).any():
-        most = dual_value(problem, solution.prices, snr)
+        most = dual_value(_at_steps(whole, solution, offered=True), solution.prices, snr)
         if not most <= certificate.bound + BOUND_TOLERANCE * max(1.0, abs(certificate.bound)):
             findings.append(f"bound {certificate.bound:.9g} is not proven: the dual at the prices is {most:.9g}")
     return findings
@@ -65,6 +69,99 @@ def dual_value(problem: Problem, prices: Floats, snr: Floats | None = None) -> f
     for i in range(problem.n_tasks):
         total += max(0.0, float(net[problem.first[i] : problem.first[i + 1]].max(initial=0.0)))
     return total
+
+
+def _at_steps(p: Problem, s: Solution, *, offered: bool = False) -> Problem:
+    """The problem at the plan's lengths and periods, worked out point by point from what a step is.
+
+    Of reads only those are counted that the chosen cause; with `offered` those that a bound has to count: what runs, or
+    may come where several may, is read every period, and each newcomer pays for what he needs beyond.
+    """
+    steps = p.steps
+    if steps is None:
+        return p
+    slack, rigid, background = p.slack.copy(), p.rigid.copy(), p.background.copy()
+    owner = np.repeat(np.arange(p.n_tasks), np.diff(p.first)).tolist()
+    chosen = set(s.chosen.tolist())
+    served = np.flatnonzero(steps.slot >= 0).tolist()
+    place = {j: int(p.slot[j, steps.slot[j]]) for j in served}
+    decoders = [j for j in served if steps.shared_s[j] > 0]
+    rides = {
+        j: _rides(p, j, _length(steps, j, float(s.step_s[place[j]])), float(s.period_s[place[j]])) for j in decoders
+    }
+    for j in served:
+        length = _length(steps, j, float(s.step_s[place[j]]))
+        if math.isfinite(length):
+            slack[j] = [a - w * length for a, w in zip(p.slack[j], steps.wait[j], strict=True)]
+    for j in decoders:
+        if not math.isfinite(float(s.step_s[place[j]])):
+            slack[j] = -np.inf
+        if rides[j] and not steps.streams[j]:
+            slack[j, 1] -= float(s.period_s[place[j]]) / 2
+        rigid[j, int(steps.slot[j])] += steps.demand[j]
+    for r in set(place.values()):
+        here, period = [j for j in decoders if place[j] == r], float(s.period_s[r])
+        if not offered:
+            background[r] += _reads(steps, [j for j in here if j in chosen], period, rides)
+            continue
+        background[r] += _offered_reads(p, owner, here, period, rides, rigid)
+    return dataclasses.replace(p, slack=slack, rigid=rigid, background=background, steps=None)
+
+
+def _length(steps: Steps, j: int, planned: float) -> float:
+    """Seconds of a step that point j waits for: as planned, or as long as its own part makes it."""
+    return max(planned, float(steps.shared_s[j] + steps.own_s[j]))
+
+
+def _offered_reads(
+    p: Problem, owner: list[int], here: list[int], period: float, rides: dict[int, bool], rigid: Floats
+) -> float:
+    """Reads that a bound counts on a resource for its decoders `here`; to `rigid` what each newcomer adds to that."""
+    steps = cast("Steps", p.steps)
+    runs = [j for j in here if p.held[owner[j]] == j]
+    new = {owner[j] for j in here if p.held[owner[j]] < 0}
+    ride = [j for j in here if owner[j] in new and rides[j] and math.isfinite(period)] if len(new) > 1 else []
+    base = max(_greatest(steps, runs + ride) / period, _alone(steps, runs, rides))
+    for j in [j for j in here if j not in runs]:
+        common = _greatest(steps, [*runs, *ride, j])
+        if rides[j]:
+            with_it = 0.0 if math.isinf(period) else common / period
+        elif steps.streams[j]:
+            with_it = common / float(steps.pace_s[j])
+        else:
+            with_it = _alone(steps, [j], rides) + (base if len(new) > 1 else _alone(steps, runs, rides))
+        rigid[j, int(steps.slot[j])] += max(0.0, with_it - base)
+    return base
+
+
+def _reads(steps: Steps, chosen: list[int], period: float, rides: dict[int, bool]) -> float:
+    """Part of a resource that reads take for the chosen: every period, or those that some need for themselves."""
+    riders = [j for j in chosen if rides[j] or steps.streams[j]]
+    often = min([period if rides[j] else float(steps.pace_s[j]) for j in riders], default=math.inf)
+    return max(_greatest(steps, riders) / often if riders else 0.0, _alone(steps, chosen, rides))
+
+
+def _alone(steps: Steps, points: list[int], rides: dict[int, bool]) -> float:
+    """Part of a resource that reads take which these decoders need for themselves."""
+    return sum(float(steps.shared_s[j] / steps.pace_s[j]) for j in points if not (rides[j] or steps.streams[j]))
+
+
+def _rides(p: Problem, j: int, length: float, period: float) -> bool:
+    """Whether a decoder keeps its pace with reads of that period, if that leaves four times its work elsewhere."""
+    steps = cast("Steps", p.steps)
+    if float(steps.pace_s[j]) < period:
+        return False
+    waits = 0.0 if math.isinf(length) else float(steps.wait[j, 1]) * length
+    return bool(steps.streams[j]) or 2 * (float(p.slack[j, 1]) - waits - 4 * float(p.work[j, 1].sum())) >= period
+
+
+def _greatest(steps: Steps, points: Iterable[int]) -> float:
+    """The greatest shared part of each group, added up."""
+    greatest: dict[int, float] = {}
+    for j in points:
+        group = int(steps.group[j])
+        greatest[group] = max(greatest.get(group, 0.0), float(steps.shared_s[j]))
+    return sum(greatest.values())
 
 
 def usage(problem: Problem, points: Ints, share: Floats) -> Floats:
@@ -86,11 +183,15 @@ def _shapes(p: Problem, s: Solution) -> Iterator[str]:
         "share": (p.n_tasks, p.slot.shape[1]),
         "prices": (p.n_resources,),
     }
+    if p.steps is not None:
+        expected |= {"step_s": (p.n_resources,), "period_s": (p.n_resources,)}
     for name, shape in expected.items():
         array = getattr(s, name)
         if array.shape != shape:
             yield f"{name} has shape {array.shape}, not {shape}"
-        elif array.dtype.kind == "f" and not np.isfinite(array).all():
+        elif name in ("step_s", "period_s") and not (array > 0).all():
+            yield "a step takes no time"
+        elif name not in ("step_s", "period_s") and array.dtype.kind == "f" and not np.isfinite(array).all():
             yield f"{name} holds a number that is not finite"
     if (s.prices < 0).any():
         yield "a price is negative"
@@ -126,11 +227,21 @@ def _use(p: Problem, points: Ints, share: Floats, tolerance: float) -> list[str]
     ]
 
 
+def _devices(p: Problem, tasks: Ints, points: Ints) -> list[str]:
+    """Devices of UEs that are asked for more than all of their time by what is promised."""
+    if p.devices is None or not tasks.size:
+        return []
+    used = np.bincount(p.devices.ue[tasks], weights=p.devices.use[points])
+    return [f"the device of UE {u} is used to {used[u]:.12g}" for u in np.flatnonzero(used > 1 + DEVICE_SLIP)[:SHOWN]]
+
+
 def _deadlines(
     p: Problem, tasks: Ints, points: Ints, share: Floats, promised: Mask, tolerance: float, snr: Floats | None
 ) -> list[str]:
     latency = _latency(p.work[points], share, snr)  # (K, Q)
-    late = (latency > p.slack[points] + tolerance * np.maximum(1e-3, np.abs(p.slack[points]))).any(axis=1) & promised
+    never = np.isneginf(p.slack[points])  # inf less inf is no number
+    late = latency > p.slack[points] + tolerance * np.maximum(1e-3, np.abs(p.slack[points]))
+    late = (late | never).any(axis=1) & promised
     return _named(p, tasks, late, lambda k: f"takes {latency[k]} s of a slack of {p.slack[points[k]]} s")
 
 

@@ -11,6 +11,7 @@ points plus `background` stays within 1 on every resource. See docs/model.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,9 +20,37 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 PHASES: Final = 2  # end to end, or (TTFT, TPOT); docs/model.md, section 2, has closed forms for both
 KINDS: Final = ("comm", "compute", "memory", "other")
+NEVER: Final = math.inf  # length and period of steps where nobody decodes: no weights are read
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Resources that serve in steps, and what of each point depends on how long and how often these are.
+
+    solvers/steps.py says what is made of it. Where nothing is decoded, shared_s is 0.
+    """
+
+    slot: Ints  # (J,) slot of the resource that serves the point in steps, -1 = none does
+    shared_s: Floats  # (J,) of a step, before any sequence: reading the layers that the point needs
+    own_s: Floats  # (J,) what its sequence adds to a step that it is in
+    pace_s: Floats  # (J,) longest time from one of its tokens to the next
+    streams: Bools  # (J,) whether the next token waits for nothing but the next step
+    demand: Floats  # (J,) part of the resource that its own parts of steps take: a rigid demand
+    wait: Floats  # (J, Q) lengths of a step by which slack is less
+    group: Ints  # (J,) from 0: points of one group (a model) share what they need, the greatest serves all
+    weight: Floats  # (N,) of tasks as they came
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Processors of UEs, each for its own UE's tasks alone. Slacks allow for these already; the check needs them."""
+
+    ue: Ints  # (N,) whose each task is
+    use: Floats  # (J,) part of that UE's device that a point takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +80,8 @@ class Problem:
     held: Ints  # (N,) point (global index) that the task holds now, -1 = it is new
     order: Ints  # (N,) rank of arrival, for first-come-first-served policies
     channel: Floats  # (N,) spectral efficiency (bit/s/Hz), nan = unknown: only decoupled baselines look at it
+    devices: Devices | None = None
+    steps: Steps | None = None  # where resources serve in steps, which are decided with the rest
 
     @property
     def n_resources(self) -> int:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from solvers.errors import UnknownSolver
 from solvers.problem import Floats, Problem
 from solvers.solution import Solution
+from solvers.solver import Solver
 
-
-class Solver(Protocol):
-    """A pure function: same problem, warm prices and options give the same solution, bit for bit."""
-
-    def __call__(
-        self, problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None
-    ) -> Solution:
-        """Solve. `warm`: (R,) prices of an earlier, similar problem; `options`: numbers the solver documents."""
-        ...
+__all__ = ["SOLVERS", "Solver", "get", "solve"]
 
 
 SOLVERS: Final[dict[str, str]] = {
@@ -35,7 +28,14 @@ SOLVERS: Final[dict[str, str]] = {
     "compute-only": "solvers.baselines:compute_only",
     "edge": "solvers.baselines:edge",
     "local": "solvers.baselines:local",
+    "engine": "solvers.baselines:engine",
+    "predicted": "solvers.baselines:predicted",
+    "deadline-split": "solvers.baselines:deadline_split",
+    "weight-floor": "solvers.baselines:weight_floor",
 }
+
+FLOATING: Final = ("engine", "predicted")
+"""Solvers that plan no steps: these are as long as it comes, up to the option `step_s`."""
 
 
 def get(name: str) -> Solver:
@@ -45,3 +45,17 @@ def get(name: str) -> Solver:
     except KeyError:
         raise UnknownSolver(f"unknown solver '{name}'; there are: {', '.join(SOLVERS)}") from None
     return cast("Solver", getattr(importlib.import_module(module), function))
+
+
+def solve(
+    name: str, problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None
+) -> Solution:
+    """Solve with the solver called `name`, and choose the lengths of steps where resources serve in steps.
+
+    Raises UnknownSolver.
+    """
+    from solvers import steps
+
+    if name in FLOATING:
+        return get(name)(problem, warm=warm, options=options)
+    return steps.solve(get(name), problem, warm=warm, options=options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,8 @@ class Solution:
     chosen (N,): global point index, -1 = not admitted. share (N, S): in the slot order of the chosen point, 0 for
     padding and for tasks not admitted. promised (N,): the plan says that this task's deadlines hold (policies
     without admission control serve tasks that they do not promise). prices (R,): zero for solvers without prices.
+    step_s, period_s (R,): length of a step of each resource and how often weights are read, in seconds, for which all
+    of this holds; inf where nobody decodes, empty where nothing serves in steps.
     """
 
     status: SolveStatus
@@ -53,3 +55,5 @@ class Solution:
     prices: Floats
     certificate: Certificate
     evaluations: int
+    step_s: Floats = field(default_factory=lambda: np.zeros(0))
+    period_s: Floats = field(default_factory=lambda: np.zeros(0))

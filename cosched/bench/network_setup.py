@@ -91,7 +91,6 @@ one_way_s = 0.0002
 id = "edge0"
 device = "{device}"
 host = "ideal"
-decode_batch = 1
 [[models]]
 id = "small"
 config = "{config}"

@@ -55,7 +55,7 @@ SITE: Final = """
 v = 1
 name = "soak"
 cells = [{ id = "cell0", ul_prbs = 273, scs_khz = 30 }, { id = "cell1", ul_prbs = 273, scs_khz = 30 }]
-nodes = [{ id = "edge0", device = "h100", decode_batch = 32 }, { id = "edge1", device = "a100", decode_batch = 16 }]
+nodes = [{ id = "edge0", device = "h100" }, { id = "edge1", device = "a100" }]
 models = [{ id = "llama-3-8b", config = "llama-3-8b" }]
 ues = { count = 200, devices = [{ device = "laptop", share = 0.5 }, { device = "phone", share = 0.5 }] }
 """

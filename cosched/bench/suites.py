@@ -18,7 +18,6 @@ SUITES: Final[dict[str, str]] = {
     "attack": "cosched.bench.attack:run",
     "soak": "cosched.bench.soak:run",
     "replay-speed": "cosched.bench.replay_speed:run",
-    "batching": "cosched.bench.batching:run",
     "tick": "cosched.bench.tick:run",
     "solvers": "cosched.bench.solvers:run",
     "split": "cosched.bench.split:run",

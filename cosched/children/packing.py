@@ -75,7 +75,7 @@ def solve_packed(data: bytes) -> Answer:
 
     ask = unpack_ask(data)
     try:
-        solution = registry.get(ask.solver)(ask.problem, warm=ask.warm, options=ask.options)
+        solution = registry.solve(ask.solver, ask.problem, warm=ask.warm, options=ask.options)
     except SolverError as error:
         return Answer(request=ask.request, error=str(error))
     return Answer(request=ask.request, solution=solution)

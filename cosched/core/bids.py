@@ -31,6 +31,9 @@ MOST_ARRIVALS = 500  # remembered; more would say nothing new and cost milliseco
 LEAST_ARRIVALS = 5  # below, nothing is known of who comes
 LEAST_SPAN_S = 5.0
 LEAST_PART = 1e-3  # of the price that mean points would pay: a price to start from is never less
+LONG_STEP_S = (
+    0.06  # of a node: what decoders share is counted at steps of this length. At short ones nearly all are refused
+)
 MARGIN = 0.9  # of the cost: who is worth just about what he takes is let in if there is room
 
 
@@ -52,6 +55,7 @@ class _Fluid(NamedTuple):
     value: Floats  # (n,)
     seconds: Floats  # (n, R) of every resource in the task's life
     mean_s: Floats  # (R,) of all its points, beaten or not: the search for prices starts there
+    shared_s: Floats  # (R,) of a step of each node: the greatest that a point shares with others
 
 
 class BidPrices:
@@ -85,7 +89,10 @@ class BidPrices:
         value, seconds = arrival.offer.weight * table.quality[good], seconds[good]
         mean_s = seconds.mean(axis=0) if good.any() else np.zeros_like(self.price)
         keep = unbeaten(value, seconds)
-        self._fluid.append(_Fluid(value[keep], seconds[keep], mean_s))
+        shared_s = np.zeros_like(self.price)
+        away = _remote(table)
+        np.maximum.at(shared_s, len(self._site.cells) + table.node[away], table.steps[away, 0])
+        self._fluid.append(_Fluid(value[keep], seconds[keep], mean_s, shared_s))
         if len(self.arrivals) > MOST_ARRIVALS:
             self._forget()
 
@@ -105,7 +112,9 @@ class BidPrices:
             return
         # Until the window is full its length is how long there has been anything to see
         span_s = max(now_s - self.arrivals[0].at_s, LEAST_SPAN_S) * self._settings.bid_fill
-        problem = self._programme(span_s, background[: len(self.price)])
+        shared_s = np.max([row.shared_s for row in self._fluid], axis=0)
+        taken = background[: len(self.price)] + shared_s / LONG_STEP_S
+        problem = self._programme(span_s, np.minimum(taken, 1.0))
         _, prices = dual_bound(problem, warm=self._start(problem, span_s))
         self.price = prices / span_s
 
@@ -194,12 +203,14 @@ def life_work(site: Site, arrival: Arrival, expected_output: float) -> tuple[Flo
         else np.array([float(work.frames), 0.0])
     )
     bps = arrival.efficiency_bps_hz * site.cells[arrival.cell].ul_bandwidth_hz
+    node_s = table.node_s.copy()
+    node_s[:, 1] += table.steps[:, 1]  # what all in a step share is no token's: _background counts it
     with np.errstate(divide="ignore"):  # on a channel that carries nothing, what is to be sent takes for ever
         on_air = np.divide(table.ul_bits, bps, out=np.zeros_like(table.ul_bits), where=table.ul_bits > 0)
     seconds = np.zeros((table.n_points, n_cells + len(site.nodes)))
     seconds[:, arrival.cell] = (on_air * times).sum(axis=1)
-    seconds[remote, n_cells + table.node[remote]] = (table.node_s * times).sum(axis=1)[remote]
-    return seconds, on_air + table.node_s
+    seconds[remote, n_cells + table.node[remote]] = (node_s * times).sum(axis=1)[remote]
+    return seconds, on_air + table.least_s
 
 
 def _remote(table: PointTable) -> Bools:

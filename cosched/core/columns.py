@@ -29,7 +29,11 @@ QUALITY: Final = 6
 BYTES: Final = 7
 NODE: Final = 8  # index, below 0 = the device alone
 ROW: Final = 9  # of the task's table
-N_POINT: Final = 10
+SHARED_S: Final = 10  # of a step of the node: what all in it share
+OWN_S: Final = 11  # ... and what this sequence adds to it
+DEVICE_S: Final = 12  # + phase
+DEVICE_USE: Final = 14  # part of the device's time
+N_POINT: Final = 15
 
 # columns of a task
 DEADLINE_S: Final = 0  # + phase
@@ -41,7 +45,17 @@ COUNT: Final = 7  # of its points
 HELD: Final = 8  # which of them it holds, -1 = none
 CELL: Final = 9
 UE: Final = 10  # row of the channel estimates
-N_TASK: Final = 11
+MODEL: Final = 11  # that it runs layers of, a number from 0
+N_TASK: Final = 12
+
+FULL: Final = 1e-9  # of a device: rounding
+MOST_LOAD: Final = 0.99  # of a device that others take: what is beside them ends nevertheless
+
+# steps of its node by which the slack of a unit of work is less
+FRAME_STEPS: Final = 0.5  # frames are done within a step, wherever in it
+PREFILL_STEPS: Final = 1.0
+TOKEN_STEPS: Final = 1.0  # its own; who is sent for at each token waits for the rest of another's as well
+FOREIGN_STEPS: Final = 0.5  # ... which on average is half of one, as often as one is running
 
 # columns of progress (cosched/core/events.py)
 DONE: Final = 0
@@ -91,6 +105,10 @@ class Instant(NamedTuple):
     slack: Floats  # (J, 2) seconds
     mean_use: Floats  # (J, SLOTS) rate x work
     efficiency: Floats  # (N,) bit/s/Hz planned with
+    demand: Floats  # (J,) part of the node that decoding takes besides
+    wait: Floats  # (J, 2) steps of the node by which slack is less
+    pace_s: Floats  # (N,) seconds a token that the plan counts on, inf where nothing is decoded
+    device_load: Floats  # (N,) part of its device that the UE's earlier tasks take
 
 
 def new_gathered(n_points: int, n_tasks: int) -> Gathered:
@@ -161,17 +179,81 @@ def _left_s(task: Floats, i: int, progress: Floats, k: int, now_s: float, rule: 
 
 
 @nopython
-def _is_in_time(bits_and_s: Floats, slack: Floats, j: int, seconds_per_bit: float) -> bool:
-    """Whether point j holds its deadlines with cell and node to itself. bits_and_s (J, 2, SLOTS)."""
+def _rates_hz(task: Floats, i: int, left_s: tuple[float, float], margin: float) -> tuple[float, float]:
+    """Activations a second of each phase that the plan counts on.
+
+    Who is ahead of the promised pace asks for less for a while, who is behind for more. A prefill comes once: until it
+    is due it uses what it needs for certain.
+    """
+    first, second = task[i, RATE_HZ], task[i, RATE_HZ + 1]
+    if task[i, KIND] == DECODING:
+        second = margin / left_s[1]
+    elif task[i, KIND] == PREFILLING and left_s[0] > 0.0:
+        first = max(first, 1.0 / left_s[0])
+    return first, second
+
+
+@nopython
+def _is_in_time(bits_and_s: Floats, slack: Floats, j: int, seconds_per_bit: float, step_s: float) -> bool:
+    """Whether point j holds its deadlines with cell and node to itself, in steps of its own alone.
+
+    bits_and_s (J, 2, SLOTS).
+    """
     first = bits_and_s[j, 0, 0] * seconds_per_bit <= slack[j, 0] - bits_and_s[j, 0, 1]
-    return bool(first and bits_and_s[j, 1, 0] * seconds_per_bit <= slack[j, 1] - bits_and_s[j, 1, 1])
+    return bool(first and bits_and_s[j, 1, 0] * seconds_per_bit <= slack[j, 1] - bits_and_s[j, 1, 1] - step_s)
 
 
 def new_tick(n_points: int, n_tasks: int) -> Instant:
     """Room for an instant's columns."""
     return Instant(
-        np.zeros((n_points, 2, SLOTS)), np.empty((n_points, 2)), np.zeros((n_points, SLOTS)), np.empty(n_tasks)
-    )
+        np.zeros((n_points, 2, SLOTS)), np.empty((n_points, 2)), np.zeros((n_points, SLOTS)), np.empty(n_tasks),
+        np.zeros(n_points), np.zeros((n_points, 2)), np.empty(n_tasks), np.zeros(n_tasks),
+    )  # fmt: skip
+
+
+@nopython
+def _steps(points: Floats, j: int, kind: int, busy: float, wait: Floats) -> None:
+    """Set wait (2,) of point j; busy: part of the time in which a step of its node runs."""
+    if points[j, NODE] < 0:
+        return
+    if kind == FRAMES:
+        wait[0] = FRAME_STEPS
+        return
+    if kind != DECODING:
+        wait[0] = PREFILL_STEPS
+    if points[j, OWN_S] > 0:
+        wait[1] = TOKEN_STEPS
+        if kind == WAITING and points[j, BITS + 1] > 0:  # who runs has his place in the rhythm of the steps
+            wait[1] += FOREIGN_STEPS * busy
+
+
+@nopython
+def _load_devices(first: Ints, points: Floats, task: Floats, device_load: Floats, on_device: Floats) -> None:
+    """Set device_load (N,): what the tasks before take of the same UE's device; on_device (UEs,): what all of it take.
+
+    Tasks are in order of admission, newcomers last, and of one UE there is at most one newcomer.
+    """
+    for i in range(task.shape[0]):
+        ue = int(task[i, UE])
+        device_load[i] = on_device[ue]
+        if task[i, HELD] >= 0:
+            on_device[ue] += points[first[i] + int(task[i, HELD]), DEVICE_USE]
+
+
+@nopython
+def _wait_for_device(points: Floats, j: int, held: int, load: float, all_load: float, slack: Floats) -> None:
+    """Take from slack (2,) of point j what its device does meanwhile for the UE's other tasks.
+
+    held: the point of a task that runs, below 0 = it is new. The tasks before come first, so it has what they leave. A
+    newcomer takes no more than is left; who runs no more than he has, unless nobody else is there.
+    """
+    own = points[held, DEVICE_USE] if held >= 0 else 0.0
+    others, use = all_load - own, points[j, DEVICE_USE]
+    if use > own + FULL and (others + use > 1.0 + FULL if held < 0 else others > FULL):
+        slack[:] = -np.inf
+    elif load > 0.0:
+        for q in range(2):
+            slack[q] -= points[j, DEVICE_S + q] * (1.0 / (1.0 - min(load, MOST_LOAD)) - 1.0)
 
 
 @cached
@@ -185,17 +267,21 @@ def fill(
     channel: Channel,
     now_s: float,
     rule: PaceRule,
+    busy: Floats,
 ) -> None:
     """Fill `out`, which holds zeros, with the columns of the instant now_s.
 
-    row (N,) of progress (rows, N_PROGRESS), -1 = none yet.
+    row (N,) of progress (rows, N_PROGRESS), -1 = none yet. busy (nodes,): part of the time in which a step runs.
     Frames are planned with less risk than sessions. Whom no point would serve in time at that, even alone, is planned
     with the mean: better a promise at even odds than none at all.
     """
-    work, slack, mean_use, efficiency = out
+    work, slack, mean_use, efficiency, demand, wait, pace_s, device_load = out
+    on_device = np.zeros(channel.mean.shape[0])  # by UE: what its tasks take
+    _load_devices(first, points, task, device_load, on_device)
     for i in range(task.shape[0]):
         k, kind, ue, hz = max(row[i], 0), int(task[i, KIND]), int(task[i, UE]), channel.hz[int(task[i, CELL])]
         left_s = _left_s(task, i, progress, k, now_s, rule)
+        held = first[i] + int(task[i, HELD]) if task[i, HELD] >= 0 else -1
         efficiency[i] = channel.frame[ue] if kind == FRAMES else channel.session[ue]
         seconds_per_bit, is_served = 1.0 / (efficiency[i] * hz), False
         for j in range(first[i], first[i + 1]):
@@ -206,18 +292,22 @@ def fill(
             if kind == PREFILLING:  # what is left of it
                 work[j, 0, 0], work[j, 0, 1] = progress[k, BITS_LEFT], progress[k, NODE_S_LEFT]
                 slack[j, 0] = left_s[0] - progress[k, FIXED_S_LEFT]
-            is_served = is_served or _is_in_time(work, slack, j, seconds_per_bit)
+            _wait_for_device(points, j, held, device_load[i], on_device[ue], slack[j])
+            alone_s = points[j, SHARED_S] + points[j, OWN_S]
+            is_served = is_served or _is_in_time(work, slack, j, seconds_per_bit, alone_s)
         if not is_served:
             efficiency[i] = channel.mean[ue]
             seconds_per_bit = 1.0 / (efficiency[i] * hz)
-        rate_hz = task[i, RATE_HZ], task[i, RATE_HZ + 1]
-        if kind == DECODING:  # who is ahead of the promised pace asks for less for a while, who is behind for more
-            rate_hz = task[i, RATE_HZ], rule.margin / left_s[1]
+        rate_hz = _rates_hz(task, i, left_s, rule.margin)
+        pace_s[i] = 1.0 / rate_hz[1] if rate_hz[1] > 0 else np.inf
         for j in range(first[i], first[i + 1]):
             for q in range(2):
                 work[j, q, 0] *= seconds_per_bit
                 for s in range(2):
                     mean_use[j, s] = max(mean_use[j, s], min(work[j, q, s] * rate_hz[q], 1.0))
+            _steps(points, j, kind, busy[max(int(points[j, NODE]), 0)], wait[j])
+            # first the prefill, then the tokens: what it takes is the greater of the two, not both
+            demand[j] = max(0.0, points[j, OWN_S] * rate_hz[1] - mean_use[j, 1])
 
 
 @cached

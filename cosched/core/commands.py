@@ -53,6 +53,10 @@ class Plan:
     cell: Ints  # (N,) that it was planned in
     share: Floats  # (N, 3) of cell uplink, node, node memory
     node_weight: Floats  # (N,) with which the node shares itself out so that everybody gets his share of it
+    pace_s: Floats  # (N,) seconds a token that is counted on, inf where nothing is decoded
+    wait_s: Floats  # (N, 2) of each phase for steps of the node
+    step_s: Floats  # (nodes,) planned length of a step, inf where nobody decodes
+    period_s: Floats  # (nodes,) ... and how often its weights are read at most
     prbs: Floats  # (N,) whole PRBs where the policy promises, else the fractional equal share
     promised: npt.NDArray[np.bool_]  # (N,)
     reserved: Floats  # (N, 3) of cell uplink, node, node memory: what is counted for the task, on average or for good
@@ -70,10 +74,34 @@ class Plan:
         hold(len(set(self.tasks)) == n, "a task is planned twice:", sorted(self.tasks))
         hold(len(set(told)) == len(told), "a task is decided twice in one plan:", sorted(told))
         hold(self.at_s < self.valid_until_s, "plan", self.generation, "is over when it begins")
-        for name in ("point", "cell", "share", "node_weight", "prbs", "promised", "reserved", "efficiency"):
+        rows = (
+            "point",
+            "cell",
+            "share",
+            "node_weight",
+            "pace_s",
+            "wait_s",
+            "prbs",
+            "promised",
+            "reserved",
+            "efficiency",
+        )
+        for name in rows:
             hold(len(getattr(self, name)) == n, "plan", self.generation, "has not one", name, "a task")
+        for name in ("step_s", "period_s", "pace_s"):
+            hold((getattr(self, name) > 0).all(), "in plan", self.generation, name, "is not above 0")
         hold((self.point >= 0).all(), "a task is planned without a point:", self.point)
-        for name in ("share", "prbs", "node_weight", "planned_use", "reserved", "variance", "prices", "efficiency"):
+        for name in (
+            "share",
+            "prbs",
+            "node_weight",
+            "wait_s",
+            "planned_use",
+            "reserved",
+            "variance",
+            "prices",
+            "efficiency",
+        ):
             array = getattr(self, name)
             hold((np.isfinite(array) & (array >= 0)).all(), "in plan", self.generation, name, "is no number:", array)
         holders = {d.task for d in self.decisions if d.point >= 0}

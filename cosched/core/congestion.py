@@ -14,6 +14,7 @@ import numpy as np
 from cosched.core.planner import Planned
 from cosched.core.settings import Settings
 from cosched.workloads.base import Floats
+from solvers import steps
 from solvers.price.solver import point_costs
 from solvers.problem import Problem
 
@@ -31,6 +32,6 @@ def weighed(problem: Problem, planned: Planned, use: Floats, settings: Settings)
         return problem
     shared = np.array([kind != "memory" for kind in problem.kinds])
     prices = np.where(shared, settings.congestion_price * np.clip(use, LEAST_USE, 1.0), 0.0)
-    cost, _ = point_costs(problem, prices)
+    cost, _ = point_costs(steps.at(problem, *steps.lengths(problem)), prices)
     cost = np.where(np.isfinite(cost), cost, 0.0)
     return replace(problem, value=np.where(new, problem.value / (1.0 + cost), problem.value))

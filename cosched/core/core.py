@@ -205,11 +205,18 @@ class Core:
     def _solve(self) -> list[Command]:
         if self._open is not None:
             return []
-        newcomers, self._waiting = self._waiting, []
+        newcomers, self._waiting = _one_of_each_ue(self._waiting)
         for task in newcomers:
             task.asks += 1
             task.cell = self.state.cell_of_ue.get(task.offer.ue, task.cell)  # it may have gone on while it waited
-        planned = plan_problem(self.state, self._layout_for(newcomers), self._now_s, self.settings)
+        n_cells, n_nodes = len(self.state.site.cells), len(self.state.site.nodes)
+        planned = plan_problem(
+            self.state,
+            self._layout_for(newcomers),
+            self._now_s,
+            self.settings,
+            busy=self._use[n_cells : n_cells + n_nodes],
+        )
         problem = planned.problem
         if self.policy.statistical:
             variance = np.maximum(self.state.variance, LEAST_VARIANCE)
@@ -244,6 +251,7 @@ class Core:
         asked, asked_policy = self._answered(event)
         if event.solution is None:
             return self._solve_simpler(asked, asked_policy)
+        asked = asked.at(event.solution.step_s, event.solution.period_s)
         now = settle(self.state, asked, event.solution, self._session_bytes)
         self._generation += 1
         plan = make_plan(
@@ -449,6 +457,15 @@ class Core:
         )
         self.state.tasks[offer.task] = task
         return True
+
+
+def _one_of_each_ue(waiting: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    """Return the first newcomer of each UE and the others: what is left of its device depends on what he takes."""
+    first: dict[int, Task] = {}
+    for task in waiting:
+        first.setdefault(task.ue, task)
+    now = [task for task in waiting if first[task.ue] is task]
+    return now, [task for task in waiting if first[task.ue] is not task]
 
 
 def _with_decisions(plan: Plan, decisions: tuple[Decision, ...]) -> Plan:

@@ -17,6 +17,7 @@ from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.core.state import State
 from cosched.workloads.base import Bools, Floats, Ints
+from solvers import steps
 from solvers.objectives.second_stage import Goal, second_stage
 from solvers.price.solver import point_costs
 from solvers.problem import Problem
@@ -37,6 +38,11 @@ class Asked:
     statistical: bool  # whether shares are used now and then, as the effective-bandwidth rule has it
     version: int  # of the state then
     short_bytes: Mapping[str, float]  # of memory that nodes lacked then
+
+    def at(self, step_s: Floats, period_s: Floats) -> Asked:
+        """The same at the lengths and periods of steps (R,) of an answer."""
+        planned = self.planned.at(step_s, period_s)
+        return replace(self, planned=planned, problem=steps.at(self.problem, step_s, period_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,10 @@ def make_plan(
         cell=layout.cell[has],
         share=share,
         node_weight=_node_weight_column(asked, has, rows, share[:, 1]),
+        pace_s=asked.planned.pace_s[has],
+        wait_s=asked.planned.wait_s[rows],
+        step_s=_of_nodes(state, solution.step_s),
+        period_s=_of_nodes(state, solution.period_s),
         prbs=_prbs(state, layout.cell[has], share[:, 0], promised),
         promised=promised,
         reserved=_reserved(asked, solution, draft, has),
@@ -96,6 +106,12 @@ def make_plan(
         bound=solution.certificate.bound,
         decisions=_decisions(state, asked, now, draft, used, at_s),
     )
+
+
+def _of_nodes(state: State, of_resources: Floats) -> Floats:
+    """(nodes,) of (R,)."""
+    n_cells = len(state.site.cells)
+    return of_resources[n_cells : n_cells + len(state.site.nodes)]
 
 
 def _draft(asked: Asked, now: Present) -> Draft:
@@ -168,9 +184,11 @@ def _reserved(asked: Asked, solution: Solution, draft: Draft, tasks: Ints) -> Fl
 
 def _node_weight_column(asked: Asked, tasks: Ints, rows: Ints, share: Floats) -> Floats:
     """Weights (n,) on their nodes of points `rows` of `tasks`. Shares that are reserved are weights as they are."""
+    decoding = asked.planned.problem.rigid[rows, 1]  # its steps are no share, but it has its part of the node by them
     if not asked.statistical:
-        return share
-    return node_weights(share, asked.planned.mean_use[rows, 1], _own_weights(asked)[tasks])
+        return np.asarray(share + decoding)
+    mean_use = asked.planned.mean_use[rows, 1] + decoding
+    return node_weights(np.minimum(share + decoding, 1.0), mean_use, _own_weights(asked)[tasks])
 
 
 def node_weights(share: Floats, mean_use: Floats, own: Floats) -> Floats:
@@ -237,12 +255,15 @@ def _refusal(state: State, asked: Asked, i: int, used: Floats) -> tuple[Reason, 
     """Why newcomer i was refused, and the fullest resource that its points need."""
     problem = asked.planned.problem
     points = np.arange(problem.first[i], problem.first[i + 1])
-    points = points[(problem.work[points].sum(axis=2) <= problem.slack[points]).all(axis=1)]
+    points = points[(problem.work[points].sum(axis=2) <= asked.planned.alone_slack[points]).all(axis=1)]
     slots = problem.slot[points]
     needed = np.unique(slots[slots < problem.n_resources])
     if not len(needed):
         lacks_layers = asked.planned.layout.tasks[i].lacks_layers(state.places)
-        return Reason.REJECTED_NOT_LOADED if lacks_layers else Reason.REJECTED_NO_POINT, ""
+        if lacks_layers:
+            return Reason.REJECTED_NOT_LOADED, ""
+        is_beside = asked.planned.device_load[i] > 0 and asked.planned.layout.tasks[i].point < 0
+        return Reason.REJECTED_DEVICE_BUSY if is_beside else Reason.REJECTED_NO_POINT, ""
     fullest = problem.resource_ids[int(needed[np.argmax(used[needed])])]
     screened = is_screened(problem, asked.problem, slice(int(problem.first[i]), int(problem.first[i + 1])))
     return Reason.REJECTED_BID_PRICE if screened else Reason.REJECTED_NO_CAPACITY, fullest

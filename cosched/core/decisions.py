@@ -67,6 +67,7 @@ class PlanRow(NamedTuple):
     efficiency_bps_hz: float
     promised: bool
     cell: int
+    wait_s: list[float]  # of each phase, for steps of the node
 
 
 def row_of(plan: Plan, row: int) -> PlanRow:
@@ -80,7 +81,8 @@ def rows_of(plan: Plan) -> Iterator[PlanRow]:
 
 
 def _columns(plan: Plan) -> tuple[npt.NDArray[Any], ...]:
-    return plan.prbs, plan.share, plan.node_weight, plan.reserved, plan.efficiency, plan.promised, plan.cell
+    columns = plan.prbs, plan.share, plan.node_weight, plan.reserved, plan.efficiency, plan.promised
+    return *columns, plan.cell, plan.wait_s
 
 
 class Phase(NamedTuple):
@@ -136,7 +138,8 @@ def predicted_s(needs: Needs, row: PlanRow) -> list[float]:
     """Latency of each phase that has a deadline, at the shares of the plan and the efficiency planned with."""
     bps = row.prbs / needs.ul_prbs * needs.ul_bandwidth_hz * row.efficiency_bps_hz
     share = row.share[1]
-    whole = [q.fixed_s + _time(q.ul_bits, bps) + _time(q.node_s, share) for q in needs.phases]
+    phases = zip(needs.phases, row.wait_s, strict=False)  # a clip has one
+    whole = [q.fixed_s + _time(q.ul_bits, bps) + _time(q.node_s, share) + wait_s for q, wait_s in phases]
     if len(needs.chunks) > 1 and math.isfinite(whole[0]):
         first = needs.phases[0]
         stages_s = needs.device_s, _time(first.ul_bits, bps), _time(first.node_s, share)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,13 @@ import numpy as np
 from cosched.core import columns as col
 from cosched.core.moving import Moves, charged
 from cosched.core.settings import Settings
-from cosched.core.state import State, Task
+from cosched.core.state import Block, State, Task
 from cosched.site import Site
 from cosched.workloads.base import Floats, Ints
-from solvers.problem import Problem
+from solvers import steps
+from solvers.problem import Devices, Problem, Steps
 
+WAITS_FOREVER_S = 1e6  # where nobody decodes
 SLOTS = col.SLOTS  # cell uplink, node, node memory
 
 
@@ -67,6 +69,20 @@ class Planned:
     mean_use: Floats  # (J, SLOTS) rate x work: what restrict() needs
     layout: Layout
     efficiency: Floats  # (N,) bit/s/Hz planned with
+    pace_s: Floats  # (N,) seconds a token that is counted on, inf where nothing is decoded
+    slack: Floats  # (J, 2) before anybody waits for steps
+    alone_slack: Floats  # (J, 2) slack with nobody else in the steps of its node
+    device_load: Floats  # (N,) part of its device that the UE's earlier tasks take
+
+    @property
+    def wait_s(self) -> Floats:
+        """(J, 2) seconds that each phase waits for steps, once their lengths are known."""
+        ends = np.isfinite(self.slack)
+        return np.where(ends, np.where(ends, self.slack, 0.0) - np.maximum(self.problem.slack, -WAITS_FOREVER_S), 0.0)
+
+    def at(self, step_s: Floats, period_s: Floats) -> Planned:
+        """The same at lengths and periods of steps (R,)."""
+        return replace(self, problem=steps.at(self.problem, step_s, period_s))
 
 
 def resource_ids(site: Site) -> tuple[str, ...]:
@@ -100,7 +116,7 @@ def add_newcomers(
 
 
 def _behind(running: Columns | Layout, tasks: tuple[Task, ...], state: State, progress_row: Ints) -> Columns:
-    blocks = [t.block(state.places) for t in tasks]
+    blocks = [_within_memory(t, t.block(state.places, state.models), running.tasks) for t in tasks]
     return Columns(
         tasks=(*running.tasks, *tasks),
         names=(*running.names, *[t.offer.task for t in tasks]),
@@ -115,8 +131,35 @@ def _behind(running: Columns | Layout, tasks: tuple[Task, ...], state: State, pr
     )
 
 
-def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings) -> Planned:
-    """Columns of the present instant: efficiency estimates, deadlines as they are now, prefill as far as it is."""
+def _within_memory(task: Task, block: Block, running: Sequence[Task]) -> Block:
+    """Rule points out for which a newcomer's device has no memory beside what its UE's other tasks hold."""
+    beside = [] if task.point >= 0 else [t for t in running if t.ue == task.ue and t.point >= 0]
+    if not beside or task.table.device_bytes is None:
+        return block
+    layers: dict[str, float] = {}  # once for all sessions of a model
+    cached = 0.0
+    for other in beside:
+        if other.table.device_bytes is not None:
+            weights, kv = other.table.device_bytes[other.point]
+            layers[other.model] = max(layers.get(other.model, 0.0), float(weights))
+            cached += float(kv)
+    own = layers.pop(task.model, 0.0)
+    needed = task.table.device_bytes[block.points[:, col.ROW].astype(np.int64)]
+    full = np.maximum(needed[:, 0], own) + needed[:, 1] + sum(layers.values()) + cached > 1 + col.FULL
+    if not full.any():
+        return block
+    points = block.points.copy()
+    points[full, col.FIXED_S] = np.inf
+    return block._replace(points=points)
+
+
+def plan_problem(
+    state: State, layout: Layout, now_s: float, settings: Settings, *, busy: Floats | None = None
+) -> Planned:
+    """Columns of the present instant: efficiency estimates, deadlines as they are now, prefill as far as it is.
+
+    busy (nodes,): planned use of each node, None: all of it.
+    """
     planned = state.channel.planned
     channel = col.Channel(
         session=planned(now_s, settings.session_risk_sd),
@@ -127,7 +170,8 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings)
     rule = col.PaceRule(settings.deadline_margin, float(settings.pace_horizon), settings.pace_least, settings.pace_most)
     now = col.new_tick(len(layout.points), len(layout.tasks))
     rows = (layout.first, layout.points, layout.task, layout.progress_row)
-    col.fill(now, *rows, state.progress, channel, now_s, rule)
+    busy = np.ones(len(state.site.nodes)) if busy is None else np.minimum(busy, 1.0)
+    col.fill(now, *rows, state.progress, channel, now_s, rule, busy)
     site = state.site
     problem = Problem(
         resource_ids=resource_ids(site),
@@ -150,8 +194,22 @@ def plan_problem(state: State, layout: Layout, now_s: float, settings: Settings)
         held=layout.held,
         order=layout.order,
         channel=now.efficiency,
+        devices=Devices(layout.task[:, col.UE].astype(np.int64), layout.points[:, col.DEVICE_USE].copy()),
+        steps=Steps(
+            slot=np.where(layout.points[:, col.NODE] >= 0, 1, -1),
+            shared_s=layout.points[:, col.SHARED_S].copy(),
+            own_s=layout.points[:, col.OWN_S].copy(),
+            pace_s=layout.task[layout.owner, col.DEADLINE_S + 1] * settings.deadline_margin,
+            streams=layout.points[:, col.BITS + 1] <= 0,
+            demand=now.demand,
+            wait=now.wait,
+            group=layout.task[layout.owner, col.MODEL].astype(np.int64),
+            weight=layout.task[:, col.WEIGHT].copy(),
+        ),
     )
-    return Planned(problem=problem, mean_use=now.mean_use, layout=layout, efficiency=now.efficiency)
+    alone_slack = now.slack.copy()
+    alone_slack[:, 1] -= layout.points[:, col.SHARED_S] + layout.points[:, col.OWN_S]
+    return Planned(problem, now.mean_use, layout, now.efficiency, now.pace_s, now.slack, alone_slack, now.device_load)
 
 
 def _values(layout: Layout, uplink_bps: Floats, settings: Settings) -> Floats:

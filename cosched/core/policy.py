@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from cosched.errors import BadInput
+from solvers.problem import Problem
+from solvers.registry import FLOATING
 
 if TYPE_CHECKING:
     from solvers.objectives.second_stage import Goal
@@ -46,6 +48,17 @@ class Policy:
         return None if text == "none" else parse_goal(text)
 
 
+def as_promised(problem: Problem, by: Policy) -> Problem:
+    """Return the problem that a plan of this policy is held against.
+
+    Where it overbooks on purpose its shares are weights, which add up to `overbook` at most, and its promises hold at
+    them as they are. Where it plans no steps they are as long as it comes, and it promises nothing.
+    """
+    if (overbook := by.options.get("overbook", 1.0)) > 1:
+        problem = replace(problem, activity=problem.activity / overbook, background=problem.background / overbook)
+    return replace(problem, steps=None) if by.solver in FLOATING else problem
+
+
 POLICIES: Final[dict[str, Policy]] = {
     p.name: p
     for p in (
@@ -67,6 +80,10 @@ POLICIES: Final[dict[str, Policy]] = {
         Policy("compute-only", "compute-only"),
         Policy("edge", "edge", drops_lost=False),
         Policy("local", "local"),
+        Policy("engine", "engine", drops_lost=False),
+        Policy("predicted", "predicted"),
+        Policy("deadline-split", "deadline-split", statistical=True),
+        Policy("weight-floor", "weight-floor", statistical=True, options=_frozen(second_stage=0)),
     )
 }
 
@@ -80,8 +97,19 @@ def fallback(failed: Policy) -> Policy:
 
 
 JOINT: Final = ("joint",)
-GREEDY: Final = ("greedy", "greedy-residual")
-DECOUPLED: Final = ("pf", "pf-admit", "pf-util", "equal-rate-admit", "compute-only", "edge", "local")
+GREEDY: Final = ("greedy", "greedy-residual", "weight-floor")
+DECOUPLED: Final = (
+    "pf",
+    "pf-admit",
+    "pf-util",
+    "equal-rate-admit",
+    "compute-only",
+    "edge",
+    "local",
+    "engine",
+    "predicted",
+    "deadline-split",
+)
 
 
 def policy(spec: str) -> Policy:

@@ -18,6 +18,7 @@ class Reason(enum.StrEnum):
     REJECTED_NO_CHANNEL = "rejected_no_channel"
     REJECTED_NO_POINT = "rejected_no_point"
     REJECTED_NOT_LOADED = "rejected_not_loaded"
+    REJECTED_DEVICE_BUSY = "rejected_device_busy"
     REJECTED_NO_CAPACITY = "rejected_no_capacity"
     REJECTED_BID_PRICE = "rejected_bid_price"
     TTFT_MISSED = "ttft_missed"
@@ -40,6 +41,7 @@ _SENTENCES: Final[dict[str, str]] = {
     Reason.REJECTED_NO_CHANNEL: "Rejected: no radio report of its user had come in, so nothing could be planned.",
     Reason.REJECTED_NO_POINT: "Rejected: no way to serve it holds its deadlines, even with cell and node to itself.",
     Reason.REJECTED_NOT_LOADED: "Rejected: no node has loaded the layers of its model that it would need.",
+    Reason.REJECTED_DEVICE_BUSY: "Rejected: no way to serve it fits beside what the user's device does already.",
     Reason.REJECTED_NO_CAPACITY: "Rejected: too little is left of a cell or node that it needs.",
     Reason.REJECTED_BID_PRICE: "Rejected: the capacity is kept for tasks of more value that are expected soon.",
     Reason.TTFT_MISSED: "The first token came too late.",

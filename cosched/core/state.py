@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,7 +104,7 @@ class Task:
                 same |= places.open(self.table, self.model)
         return np.flatnonzero(same)
 
-    def block(self, places: Where) -> Block:
+    def block(self, places: Where, models: Sequence[str] = ()) -> Block:
         """Its candidates, gathered anew when its point, its cell, what it does next or its node's fate has changed."""
         phase = -1 if self.progress is None else self.progress.phase
         held = self._block
@@ -114,7 +114,7 @@ class Task:
             if self._stays_in(held[3], places):
                 self._block = (*held[:3], places, held[4])
                 return held[4]
-        block = self._gathered(places)
+        block = self._gathered(places, models)
         self._block = (self.point, self.cell, phase, places, block)
         return block
 
@@ -125,19 +125,28 @@ class Task:
         place = self._place()
         return not any(one.is_lost(*place) or one.is_to_go(*place) for one in places)
 
-    def _gathered(self, places: Where) -> Block:
+    def _gathered(self, places: Where, models: Sequence[str]) -> Block:
         table, rows = self.table, self.candidates(places)
         is_new = self.point < 0 or self.is_stranded(places)
         kind = self._next(is_new=is_new)
         points = np.empty((len(rows), col.N_POINT))
-        for first, column in ((col.BITS, table.ul_bits), (col.NODE_S, table.node_s), (col.FIXED_S, table.fixed_s)):
+        pairs = (
+            (col.BITS, table.ul_bits),
+            (col.NODE_S, table.node_s),
+            (col.FIXED_S, table.fixed_s),
+            (col.SHARED_S, table.steps),
+            (col.DEVICE_S, table.device_s),
+        )
+        for first, column in pairs:
             points[:, first : first + 2] = column[rows]
         if kind == col.DECODING:
             points[:, [col.BITS, col.NODE_S]] = 0.0  # of the prefill, which is over
         points[:, col.QUALITY], points[:, col.BYTES] = table.quality[rows], table.node_bytes[rows]
         points[:, col.NODE], points[:, col.ROW] = table.node[rows], rows
+        points[:, col.DEVICE_USE] = table.device_use[rows]
         held = -1 if is_new else int(np.flatnonzero(rows == self.point)[0])
-        own = (self.offer.at_ns * 1e-9, self.offer.weight, kind, len(rows), held, self.cell, self.ue)
+        model = models.index(self.model) if self.model in models else 0
+        own = (self.offer.at_ns * 1e-9, self.offer.weight, kind, len(rows), held, self.cell, self.ue, model)
         task = np.array([*table.deadline_s, *table.rate_hz, *own], dtype=np.float64)
         return Block(tuple(table.point_ids[r] for r in rows), points, task, self._moves(places, rows))
 
@@ -169,7 +178,7 @@ class Task:
             return Reason.TTFT_MISSED if now_s > self.offer.at_ns * 1e-9 + work.ttft_s else ""
         left = work.max_output_tokens - progress.done
         t, j = self.table, self.point
-        fastest_s = t.fixed_s[j, 1] + t.ul_bits[j, 1] / efficiency_hz + t.node_s[j, 1]
+        fastest_s = t.fixed_s[j, 1] + t.ul_bits[j, 1] / efficiency_hz + t.least_s[j, 1]
         least_s = progress.last_s - progress.first_s + left * fastest_s
         return Reason.TPOT_MISSED if least_s > work.tpot_s * (work.max_output_tokens - 1) + 1e-9 else ""
 
@@ -198,6 +207,7 @@ class State:
         self.known = KnownUes(settings.max_ues)
         self.cell_index = {c.id: i for i, c in enumerate(site.cells)}
         self.node_index = {n.id: i for i, n in enumerate(site.nodes)}
+        self.models = tuple(m.id for m in site.models)
         self.places = ANYWHERE
         self.layers: tuple[NodeLayers, ...] = ()  # as told last
         self.short_bytes: dict[str, float] = {}  # node -> memory that it lacks of what the site says

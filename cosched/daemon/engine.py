@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -22,7 +22,7 @@ from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.core import Core
 from cosched.core.decisions import decision_message
 from cosched.core.layers import NodeLayers
-from cosched.core.policy import Policy, policy
+from cosched.core.policy import Policy, as_promised, policy
 from cosched.core.reasons import Reason
 from cosched.core.snapshot import Snapshot, TaskRow
 from cosched.daemon import journal
@@ -435,12 +435,10 @@ class Engine:
 
 def _wrong(problem: Problem, asked: Policy, solution: Solution) -> str:
     """What is wrong with a solver's answer, "" = nothing: what is no plan for the problem never goes out."""
-    kinds = {"chosen": "i", "share": "f", "promised": "b", "prices": "f"}
+    kinds = {"chosen": "i", "share": "f", "promised": "b", "prices": "f", "step_s": "f", "period_s": "f"}
     if odd := [name for name, kind in kinds.items() if getattr(solution, name).dtype.kind != kind]:
         return f"a wrong answer: {odd[0]} is of another type"
-    if (overbook := asked.options.get("overbook", 1.0)) > 1:  # on purpose: its shares are weights
-        problem = replace(problem, activity=problem.activity / overbook, background=problem.background / overbook)
-    found = check.verify(problem, solution, dual=False, tolerance=WRONG_BY)
+    found = check.verify(as_promised(problem, asked), solution, dual=False, tolerance=WRONG_BY)
     return f"a wrong answer: {found[0]}" if found else ""
 
 

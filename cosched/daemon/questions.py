@@ -16,7 +16,7 @@ import numpy as np
 
 from cosched.api import messages as api
 from cosched.config.wiring import Plant
-from cosched.core.commands import Dispatch, Plan, Solve
+from cosched.core.commands import Decision, Plan, Solve
 from cosched.core.core import Core
 from cosched.core.decisions import decision_message
 from cosched.core.events import Offered, Solved
@@ -28,6 +28,7 @@ from cosched.daemon.board import lease_of
 from cosched.errors import BadInput
 from cosched.site import Cell, Site
 from cosched.workloads.context import load_profiles
+from solvers import steps
 from solvers.price.solver import point_costs
 from solvers.problem import Problem
 from solvers.solution import Solution
@@ -63,12 +64,17 @@ class Scene:
     async def decide(self, offers: Sequence[TaskOffer]) -> Plan:
         """Decide on further tasks now; nobody else hears of it. Raises what `ask` raises."""
         core, _ = self.core()
-        (solve,) = core.handle(Offered(tuple(offers)), self.snapshot.at_s)
-        assert isinstance(solve, Solve)  # noqa: S101  # nothing is open in a new core
-        solution = await self.ask(solve)
-        dispatch = core.handle(Solved(solve.request, solution=solution), self.snapshot.at_s)[0]
-        assert isinstance(dispatch, Dispatch)  # noqa: S101  # what Solved leads to
-        return dispatch.plan
+        todo, decisions, plan = core.handle(Offered(tuple(offers)), self.snapshot.at_s), list[Decision](), None
+        while todo:  # a UE's tasks are decided one after the other
+            command = todo.pop(0)
+            if isinstance(command, Solve):
+                solution = await self.ask(command)
+                todo += core.handle(Solved(command.request, solution=solution), self.snapshot.at_s)
+            else:
+                plan = command.plan
+                decisions += plan.decisions
+        assert plan is not None  # noqa: S101  # what Solved leads to
+        return replace(plan, decisions=tuple(decisions))
 
     async def admits(self, offer: TaskOffer) -> bool:
         """Whether the task would be promised its deadlines now."""
@@ -185,6 +191,7 @@ def _points(scene: Scene, offer: TaskOffer, problem: Problem, core: Core) -> tup
     if offer.task not in problem.task_ids:
         return ()
     i = problem.task_ids.index(offer.task)
+    bare, problem = problem, steps.at(problem, *steps.lengths(problem))
     cost, share = point_costs(problem, np.maximum(core.state.prices, LEAST_PRICE))
     table = scene.plant.points(offer, core.state.cell_of_ue[offer.ue], core.state.calibration.factors)
     views = []
@@ -193,6 +200,7 @@ def _points(scene: Scene, offer: TaskOffer, problem: Problem, core: Core) -> tup
         slots = [(s, int(r)) for s, r in enumerate(problem.slot[j]) if r < problem.n_resources]
         phases = np.isfinite(table.deadline_s)
         least = table.fixed_s[row] + problem.work[j].sum(axis=1)
+        least = least + np.where(phases & np.isfinite(problem.slack[j]), bare.slack[j] - problem.slack[j], 0.0)
         views.append(
             api.PointView(
                 point=problem.point_ids[j],

@@ -1,9 +1,9 @@
 """The fluid execution model: rows of running tasks, served by the compiled loop in advance.py.
 
-What it assumes: each session's device works for that session alone; uplink and node are shared in proportion to the
-plan's weights, and what one does not use flows to the others; a video frame that is not done at its deadline is
-dropped; the channel between two reports of a UE is what the later one measured, so a decision never sees the value
-that it will be served with.
+What it assumes: a UE's device works on one thing at a time; an uplink is shared in proportion to the plan's weights,
+and what one does not use flows to the others; a node serves in steps, none longer than planned; a video frame that is
+not done at its deadline is dropped; the channel between two reports of a UE is what the later one measured, so a
+decision never sees the value that it will be served with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 
 from cosched.core.commands import Plan
 from cosched.core.events import Progress
-from cosched.fluid import advance as fl
+from cosched.fluid import rows as fl
+from cosched.fluid.advance import advance, start_unit
+from cosched.fluid.nodes import N_FIGURE
 from cosched.site import Site
 from cosched.workloads.base import Floats, Ints, PointTable
 from telemetry.messages import LlmSession, TaskOffer, VideoClip
@@ -67,6 +69,10 @@ class World:
         self.free_node = np.array([1.0 - n.background_fraction for n in site.nodes])
         self.used_cell = np.zeros(len(site.cells))  # seconds that somebody was on the air
         self.used_node = np.zeros(len(site.nodes))  # seconds of work at full share
+        self._step_end = np.zeros(len(site.nodes))
+        self._step_s = np.full(len(site.nodes), np.inf)  # planned
+        self.figures: Floats = np.zeros((len(site.nodes), N_FIGURE))  # columns: cosched/fluid/nodes.py
+        self._models = [m.id for m in site.models]
         self.now_s = 0.0
         self._log = self._new_log()
 
@@ -85,15 +91,18 @@ class World:
         self._row[offer.task], self._name[i] = i, offer.task
         f, n = self._f[i], self._n[i]
         f[:], n[:] = 0.0, 0
-        f[fl.CAP_UL], f[fl.W_UL], f[fl.W_NODE] = 1.0, LEAST_WEIGHT, LEAST_WEIGHT
+        f[fl.CAP_UL], f[fl.W_UL] = 1.0, LEAST_WEIGHT
         f[fl.ARRIVAL] = f[fl.RELEASE] = self.now_s
         f[fl.FIRST] = np.nan
         n[fl.CELL], n[fl.UE], n[fl.LEFT] = cell, ue, units
         if isinstance(offer.work, VideoClip):
             n[fl.KIND] = fl.VIDEO
             f[fl.PERIOD], f[fl.DEADLINE] = 1.0 / offer.work.fps, offer.work.deadline_s
+        else:
+            f[fl.PERIOD], f[fl.DEADLINE] = offer.work.tpot_s, offer.work.ttft_s
+            n[fl.MODEL] = self._models.index(offer.work.model) if offer.work.model in self._models else 0
         self._load_point(i, table, point)
-        fl.start_unit(self._f, self._n, i, self.now_s)
+        start_unit(self._f, self._n, i, self.now_s)
 
     def _load_point(self, i: int, table: PointTable, point: int) -> None:
         f = self._f[i]
@@ -101,6 +110,7 @@ class World:
         f[fl.BITS : fl.BITS + 2] = table.ul_bits[point]
         f[fl.FIXED_S : fl.FIXED_S + 2] = table.fixed_s[point] - table.device_s[point]
         f[fl.NODE_S : fl.NODE_S + 2] = table.node_s[point]
+        f[fl.SHARED_S], f[fl.OWN_S] = table.steps[point]
         self._n[i, fl.NODE] = max(int(table.node[point]), 0)
 
     def _free_row(self) -> int:
@@ -121,12 +131,14 @@ class World:
         known = [k for k, name in enumerate(plan.tasks) if name in self._row]
         rows = np.array([self._row[plan.tasks[k]] for k in known], dtype=np.int64)
         self._f[rows, fl.W_UL] = np.maximum(plan.prbs[known], LEAST_WEIGHT)
-        self._f[rows, fl.W_NODE] = np.maximum(plan.node_weight[known], LEAST_WEIGHT)
+        self._f[rows, fl.SHARE_NODE] = plan.share[known, 1]
+        self._n[rows, fl.RANK] = ~plan.promised[known]
+        self._step_s = plan.step_s.copy()
 
     def advance(self, until_s: float) -> list[tuple[str, Served]]:
         """Serve until `until_s`; return the tasks that came to their end, in order of time."""
         truth = self._truth
-        self._cursor, n_log = fl.advance(
+        self._cursor, n_log = advance(
             self._f,
             self._n,
             self._efficiency,
@@ -134,6 +146,7 @@ class World:
             self._cursor,
             (self._bandwidth_hz, self.free_cell, self.used_cell),
             (self.free_node, self.used_node),
+            (self._step_end, self._step_s, self.figures),
             self.now_s,
             until_s,
             self._log,
@@ -182,7 +195,7 @@ class World:
 def _prefill_left(f: list[float], stage: int, now_s: float) -> tuple[float, float, float]:
     """Uplink bits, node seconds and fixed seconds that a prefill still needs."""
     if stage == fl.ON_DEVICE:
-        return f[fl.BITS], f[fl.NODE_S], f[fl.TIMER] - now_s + f[fl.FIXED_S]
+        return f[fl.BITS], f[fl.NODE_S], f[fl.REMAINING] + f[fl.FIXED_S]
     if stage == fl.ON_AIR:
         return f[fl.REMAINING], f[fl.NODE_S], f[fl.FIXED_S]
     if stage == fl.IN_FLIGHT:

@@ -98,13 +98,15 @@ def options(table: PointTable, offer: TaskOffer, units: int, best_rate_bps: floa
     must be in time count.
     """
     air = table.ul_bits / best_rate_bps
-    alone = table.fixed_s + air + table.node_s
+    alone = table.fixed_s + air + table.least_s
+    node_s = table.node_s.copy()
+    node_s[:, 1] += table.steps[:, 1]  # a token's own part of its step; what all in it share, no one of them must pay
     good = (alone <= table.deadline_s + 1e-9).all(axis=1)
     if isinstance(offer.work, LlmSession):
         times = np.array([1.0, units - 1.0])
     else:
         times = np.array([np.ceil(offer.work.target_ratio * offer.work.frames - 1e-9), 0.0])
-    seconds = np.stack([(air * times).sum(axis=1), (table.node_s * times).sum(axis=1)], axis=1)
+    seconds = np.stack([(air * times).sum(axis=1), (node_s * times).sum(axis=1)], axis=1)
     return seconds[good], table.node[good]
 
 

@@ -1,7 +1,8 @@
 """Offered load: 1 is the rate of arrivals whose cheapest fluid work just fits the site (scenarios.md).
 
 Fluid: fractions of tasks, no deadline but at full shares, every task split in the way that lets the most loaded
-resource carry most. A linear programme over a large sample; so no policy can serve all of a load above 1 for long.
+resource carry most, nodes in steps as long as the loosest promise a token allows. A linear programme over a large
+sample; so no policy can serve all of a load above 1 for long.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def capacity_per_s(book: Workbook) -> float:
     free = 1.0 - np.array(
         [c.background_fraction for c in book.site.cells] + [n.background_fraction for n in book.site.nodes]
     )
+    free[len(book.site.cells) :] -= _reading(book)
     works: list[Floats] = []
     cells = {c.id: i for i, c in enumerate(book.site.cells)}
     for _, offer in book.offers:
@@ -38,6 +40,16 @@ def capacity_per_s(book: Workbook) -> float:
     arrivals = len(book.offers) + len(book.local)
     busiest_s = _least_greatest_sum(works)
     return arrivals / busiest_s if busiest_s > 0 else np.inf
+
+
+def _reading(book: Workbook) -> Floats:
+    """(nodes,) part of each node that reading weights takes, in the longest steps that any session allows."""
+    shared_s, longest_s = np.zeros(len(book.site.nodes)), 0.0
+    for table in book.tables.values():
+        away = table.node >= 0
+        np.maximum.at(shared_s, table.node[away], table.steps[away, 0])
+        longest_s = max(longest_s, float(table.deadline_s[1]) if table.step_s is not None else 0.0)
+    return shared_s / longest_s if longest_s > 0 else shared_s
 
 
 def _harmonic_mean_efficiency(book: Workbook) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cosched.core.commands import Decision
 from cosched.core.planner import resource_ids
-from cosched.fluid import advance as fl
+from cosched.fluid import rows as fl
 from cosched.fluid.world import Served
 from cosched.replay.replayer import Run, Sample, Workbook
 from cosched.report.model import Percentiles, PolicyResult, Summary, TaskFate, Timeline

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cosched.core.commands import Command, Decision, Dispatch, Plan, Solve
 from cosched.core.core import Core
 from cosched.core.events import Finished, Offered, Progressed, Solved, Tick
-from cosched.core.policy import Policy
+from cosched.core.policy import Policy, as_promised
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.errors import CoschedError
@@ -107,7 +107,6 @@ class Replayer:
         self._core = Core(book.site, policy, settings, lambda offer, *_: book.tables[offer.task], book.node_bytes)
         self._world = World(book.site, book.truth)
         self._offers = {o.task: o for _, o in book.offers}
-        self._solver = registry.get(policy.solver)
         self._run = Run(policy)
         self._digest = hashlib.sha256()
         self._plan: Plan | None = None
@@ -193,22 +192,16 @@ class Replayer:
                 self._dispatch(command.plan)
 
     def _solve(self, command: Solve) -> None:
-        solution = self._solver(command.problem, warm=command.warm, options=command.policy.options)
+        policy = command.policy
+        solution = registry.solve(policy.solver, command.problem, warm=command.warm, options=policy.options)
         if self._verify:
             self._refuse_broken(command, solution)
         self._run.gaps.append(solution.certificate.gap)
         self._do(self._core.handle(Solved(command.request, solution=solution), self._world.now_s))
 
     def _refuse_broken(self, command: Solve, solution: Solution) -> None:
-        """Have the plan checked by code that shares nothing with the solvers. Raises BrokenPlan.
-
-        Where a policy overbooks on purpose, its shares are weights: they add up to at most `overbook`, and its promises
-        must hold at them as they are.
-        """
-        problem, overbook = command.problem, command.policy.options.get("overbook", 1.0)
-        if overbook > 1:
-            problem = replace(problem, activity=problem.activity / overbook, background=problem.background / overbook)
-        faults = check.verify(problem, solution, dual=False)
+        """Have the plan checked by code that shares nothing with the solvers. Raises BrokenPlan."""
+        faults = check.verify(as_promised(command.problem, command.policy), solution, dual=False)
         if faults:
             at = f"policy {self._policy.name} at {self._world.now_s:.3f} s"
             raise BrokenPlan(f"{at}: {len(faults)} faults, the first: {faults[0]}")

@@ -49,9 +49,10 @@ def draw_offers(
 
     An arrival is a video clip with probability `mix.video_share`, else an LLM session made of the next request row
     (rows are taken in order from a random first one, around the end). What a session will have generated goes only
-    to its TaskTruth. `poisson`: Poisson arrivals at `rate_per_s`; with `bursts_s` switched on and off every that many
-    seconds, at twice the rate while on (an interrupted Poisson process of the same mean). `recorded`: the spacing of
-    the request rows, scaled to the mean `rate_per_s`.
+    to its TaskTruth. A task is the drawn UE's, or where that is busy the next one's that is not
+    (`mix.concurrent_sessions`). `poisson`: Poisson arrivals at `rate_per_s`; with `bursts_s` switched on and off every
+    that many seconds, at twice the rate while on (an interrupted Poisson process of the same mean). `recorded`: the
+    spacing of the request rows, scaled to the mean `rate_per_s`.
 
     Draws, in order: first row; arrivals (number, times, phase of the bursts); then one array over all arrivals each
     for kind, UE, weight, privacy, TTFT, TPOT, frame rate, frame work. Raises BadInput.
@@ -67,15 +68,50 @@ def draw_offers(
         else _poisson_times(rate_per_s, duration_s, bursts_s, rng)
     )
     draws = _draw(site.mix, len(at_s), ues, rng)
+    free = _Free(ues, site.mix.concurrent_sessions)
     rows = itertools.cycle(itertools.chain(requests[first:], requests[:first]))
     offers: list[TaskOffer] = []
     truths: list[TaskTruth] = []
     for i, at in enumerate(at_s):
         offer, output_tokens = _offer(site.mix, draws, i, round(at * S_NS), rows)
+        offer = msgspec.structs.replace(offer, ue=free.taken(offer, output_tokens))
         offers.append(offer)
         if output_tokens is not None:
             truths.append(TaskTruth(at_ns=offer.at_ns, task=offer.task, output_tokens=output_tokens))
     return offers, truths
+
+
+class _Free:
+    """Which UEs are free: a task whose UE has as many as it may goes to the next in order of the list that has not.
+
+    Where none has, it stays with the one that was drawn, and overlaps.
+    """
+
+    def __init__(self, ues: Sequence[str], most: int) -> None:
+        self._place = {ue: k for k, ue in enumerate(ues)}
+        self._ues, self._most = tuple(ues), most
+        self._ends_s: list[list[float]] = [[] for _ in ues]
+
+    def taken(self, offer: TaskOffer, output_tokens: int | None) -> str:
+        """Return the UE that has the task, which may last as long as its deadlines allow."""
+        at_s, drawn = offer.at_ns / S_NS, self._place[offer.ue]
+        if not self._most:
+            return offer.ue
+        order = (*range(drawn, len(self._ues)), *range(drawn))
+        mine = next((k for k in order if self._running(k, at_s) < self._most), drawn)
+        self._ends_s[mine].append(at_s + _longest_s(offer, output_tokens))
+        return self._ues[mine]
+
+    def _running(self, k: int, at_s: float) -> int:
+        self._ends_s[k] = [end for end in self._ends_s[k] if end > at_s]
+        return len(self._ends_s[k])
+
+
+def _longest_s(offer: TaskOffer, output_tokens: int | None) -> float:
+    work = offer.work
+    if isinstance(work, VideoClip):
+        return (work.frames - 1) / work.fps + work.deadline_s
+    return work.ttft_s + work.tpot_s * ((output_tokens or work.max_output_tokens) - 1)
 
 
 def _check_numbers(rate_per_s: float, duration_s: float, bursts_s: float | None) -> None:

@@ -32,7 +32,8 @@ LOCAL: Final = -1  # `node` of a point that the device serves alone
 class PointTable:
     """J operating points of one task, Q = 2 phases (phase 0: TTFT or end to end; phase 1: TPOT, inf deadline if none).
 
-    Quantities per phase are for ONE activation of the phase: the whole prefill, one decoded token, one frame.
+    Quantities per phase are for ONE activation of the phase: the whole prefill, one decoded token, one frame. A node
+    decodes in steps (docs/workloads.md): the work of a token there is in step_s, not in node_s.
     """
 
     point_ids: tuple[str, ...]  # (J,) e.g. "k=4/8bit/edge0", "local"
@@ -43,11 +44,13 @@ class PointTable:
     fixed_s: Floats  # (J, 2) device time, propagation, weight reads: what no share changes
     device_s: Floats  # (J, 2) the part of fixed_s before the uplink starts (device compute)
     ul_bits: Floats  # (J, 2)
-    node_s: Floats  # (J, 2) seconds when the task holds all of the node
+    node_s: Floats  # (J, 2) seconds when the task holds all of the node, 0 for what it decodes in steps
     node_bytes: Floats  # (J,) KV cache and buffers on the node while the session lasts
     device_energy_j: Floats  # (J, 2) per activation, without the radio
     deadline_s: Floats  # (2,) D_q, inf where the phase does not exist
     rate_hz: Floats  # (2,) activations a second while the phase lasts, at the deadline's pace
+    step_s: Floats | None = None  # (J, 2) of a node's step: what all in it share, what this sequence adds; None: 0
+    device_bytes: Floats | None = None  # (J, 2) part of the device's memory: layers (once a model), KV cache; None: 0
     alone_s: Floats | None = None  # (J, 2) of the node, executing for this task alone; None: nothing is calibrated
     chunks: tuple[float, ...] = (1.0,)  # phase 0 goes through device, air and node in these parts, one after the other
     owners: tuple[str, ...] = ()  # whose times measurements correct: the device, then site.nodes ("edge0/llama-3-8b")
@@ -57,6 +60,23 @@ class PointTable:
     def n_points(self) -> int:
         """J."""
         return len(self.point_ids)
+
+    @property
+    def steps(self) -> Floats:
+        """(J, 2) step_s, zeros where nothing decodes in steps."""
+        return np.zeros((self.n_points, 2)) if self.step_s is None else self.step_s
+
+    @property
+    def device_use(self) -> Floats:
+        """(J,) part of its device's time that a point takes, in the phase in which it takes more."""
+        return np.asarray((self.device_s * self.rate_hz).max(axis=1), dtype=np.float64)
+
+    @property
+    def least_s(self) -> Floats:
+        """(J, 2) seconds of an activation on the node, with all of it and nobody else in the step."""
+        alone = self.node_s.copy()
+        alone[:, 1] += self.steps.sum(axis=1)
+        return alone
 
 
 @dataclass(frozen=True, slots=True)

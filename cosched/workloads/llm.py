@@ -5,11 +5,11 @@
     k = L        all layers and the head on the device: "local", nothing goes up
 
 Phase 0 is the prefill of the turn's new tokens (deadline TTFT), phase 1 one decoded token (deadline TPOT). At full
-shares a phase takes fixed_s + ul_bits / rate + node_s, with node_s and the node's part of fixed_s adding up to the
-step of a lone sequence as latency.served_step_s has it. A decode step is shared by `decode_batch` sequences: each
-is charged its own terms and 1 / decode_batch of what all share (weights, launches), and waits for the rest of that.
-Waiting for a whole shared part is right in a full batch, where the lone-step sum is late by at most that part.
-Equations with symbols: docs/workloads.md.
+shares a phase takes fixed_s + ul_bits / rate + node_s, and a token the step that it is in besides. A step of a node is
+shared by all that decode there: `step_s` has what they share (weights, launches) and what this sequence adds to it; the
+two add up to the step of a lone sequence as latency.served_step_s has it. How long steps are is decided with the rest
+(solvers/steps.py). At k = 0 the node generates by itself: a token waits for no uplink and no round trip, they stream
+down. Equations with symbols: docs/workloads.md.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class _Server:
 class _NodeSide:
     """One node's part, by split."""
 
-    work_s: Floats  # (K, 2) elastic: seconds of the whole node
-    fixed_s: Floats  # (K, 2) waiting for the batch, and propagation beyond the cell
-    alone_s: Floats  # (K, 2) in execution for a lone sequence
+    prefill_s: Floats  # (K,) elastic: seconds of the whole node
+    step_s: Floats  # (K, 2) of a decode step: what all in it share, what this sequence adds
+    round_trip_s: float  # propagation beyond the cell
     kv_bytes: Floats  # (K,)
 
 
@@ -129,6 +129,14 @@ def layers_in_memory(session: LlmSession, served: ServedModel, context: Workload
 
 def _fits(session: LlmSession, served: ServedModel, context: WorkloadContext, k: int, *, whole: bool) -> bool:
     """Whether k layers (`whole`: and the head) fit. What the operating system needs: the site's max_layers allows."""
+    weights, kv = _device_bytes(session, served, context, k, whole=whole)
+    return weights + kv <= context.device.memory_bytes
+
+
+def _device_bytes(
+    session: LlmSession, served: ServedModel, context: WorkloadContext, k: int, *, whole: bool
+) -> tuple[float, float]:
+    """Weights and KV cache of k layers (`whole`: and the head) on the device."""
     model, device, bits = served.model, context.device, served.ref.weight_bits
     everything = model.weight_bytes(bits, device.weight_format)
     layer = model.weight_bytes_layer(bits, device.weight_format)
@@ -136,7 +144,7 @@ def _fits(session: LlmSession, served: ServedModel, context: WorkloadContext, k:
     if not whole and not model.tied:
         ends -= model.head_weight_bytes(bits, device.weight_format)
     kv = model.kv_bytes_per_token_layer() * _greatest_context(session)
-    return k * (layer + kv) + (ends if k else 0.0) <= device.memory_bytes
+    return k * layer + (ends if k else 0.0), k * kv
 
 
 def _greatest_context(session: LlmSession) -> int:
@@ -152,13 +160,10 @@ def _node_side(session: LlmSession, served: ServedModel, splits: Ints, server: _
     node, embedded = server.node, splits == 0
     layers = (served.model.n_layers - splits).astype(np.float64)  # (K,) on the node
     prefill_s = _prefill_step(session, served, layers, embedded, server)
-    shared_s, own_s = _decode_step(session, served, layers, embedded, server)
-    waiting_s = shared_s * (1 - 1 / node.decode_batch)
-    round_trip_s = np.full_like(layers, 2 * node.one_way_s)
     return _NodeSide(
-        work_s=np.stack([prefill_s, shared_s / node.decode_batch + own_s], axis=1),
-        fixed_s=np.stack([round_trip_s, round_trip_s + waiting_s], axis=1),
-        alone_s=np.stack([prefill_s, shared_s + own_s], axis=1),
+        prefill_s=prefill_s,
+        step_s=np.stack(_decode_step(session, served, layers, embedded, server), axis=1),
+        round_trip_s=2 * node.one_way_s,
         kv_bytes=layers * served.model.kv_bytes_per_token_layer() * _greatest_context(session),
     )
 
@@ -185,22 +190,6 @@ def _decode_step(
     step_s = latency.served_step_s(shared_s + own_s, server.host, layers)  # the launch floor is shared, too
     own_s += server.host.sequence_s
     return server.factor[1] * (step_s - own_s), server.factor[1] * own_s
-
-
-def decode_parts(offer: TaskOffer, context: WorkloadContext, table: PointTable) -> tuple[Floats, Floats]:
-    """(J,) seconds of a decode step that each row of the table shares with its batch, and that its sequence adds.
-
-    0 where the device serves alone. Raises BadInput as `points` does.
-    """
-    session = _checked(offer, context)
-    served = context.models[session.model]
-    shared_s, own_s = np.zeros(table.n_points), np.zeros(table.n_points)
-    for node, server in enumerate(_servers(served, context)):
-        rows = np.flatnonzero(table.node == node)
-        split = table.split[rows]
-        layers = (served.model.n_layers - split).astype(np.float64)
-        shared_s[rows], own_s[rows] = _decode_step(session, served, layers, split == 0, server)
-    return shared_s, own_s
 
 
 def _servers(served: ServedModel, context: WorkloadContext) -> list[_Server]:
@@ -247,10 +236,15 @@ def _table(
     node = np.repeat([*range(n_nodes), LOCAL], [len(row)] * n_nodes + [n_local])
     device_s = _device_side(session, served, context, split)
     nothing = np.zeros((n_local, 2))
-    beyond_s = np.concatenate([*(s.fixed_s[row] + 2 * context.cell_one_way_s for s in sides), nothing])
+    away_s = np.repeat(
+        [*(s.round_trip_s + 2 * context.cell_one_way_s for s in sides), 0.0], [len(row)] * n_nodes + [n_local]
+    )
+    asks = (split > 0).astype(np.float64)  # whether the node waits for the UE at every token
     air_bits = np.concatenate([*[_air_bits(served, variants.precision_bits)] * n_nodes, nothing[:, 0]])
     chunks = _chunks(session.new_tokens, context.site.transport.chunk_tokens)
     prefill_bits = on_air(context, air_bits * session.new_tokens, len(chunks))
+    prefill_s = np.concatenate([*(s.prefill_s[row] for s in sides), nothing[:, 0]])
+    step_s = np.concatenate([*(s.step_s[row] for s in sides), nothing])
     quality = [_quality(context, variants.precision_bits)] * n_nodes
     return PointTable(
         point_ids=_names(variants.names, tuple(n.id for n in context.site.nodes), variants.local),
@@ -258,19 +252,28 @@ def _table(
         precision_bits=precision,
         node=node,
         quality=np.concatenate([*quality, [NO_QUANTISATION] * n_local]),
-        fixed_s=device_s + beyond_s,
+        fixed_s=device_s + np.stack([away_s, away_s * asks], axis=1),
         device_s=device_s,
-        ul_bits=np.stack([prefill_bits, on_air(context, air_bits, 1)], axis=1),
-        node_s=np.concatenate([*(s.work_s[row] for s in sides), nothing]),
+        ul_bits=np.stack([prefill_bits, on_air(context, air_bits, 1) * asks], axis=1),
+        node_s=np.stack([prefill_s, np.zeros_like(prefill_s)], axis=1),
         node_bytes=np.concatenate([*(s.kv_bytes[row] for s in sides), nothing[:, 0]]),
         device_energy_j=device_s * context.device.power_w.busy,
         deadline_s=np.array([session.ttft_s, session.tpot_s]),
         rate_hz=np.array([1 / session.ttft_s, 1 / session.tpot_s]),
-        alone_s=np.concatenate([*(s.alone_s[row] for s in sides), nothing]),
+        step_s=step_s,
+        device_bytes=_parts_of_memory(session, served, context, split),
+        alone_s=np.stack([prefill_s, step_s.sum(axis=1)], axis=1),
         chunks=chunks,
         owners=_owners(served, context),
         guess=_guesses(served, context, split, precision, node),
     )
+
+
+def _parts_of_memory(session: LlmSession, served: ServedModel, context: WorkloadContext, split: Ints) -> Floats:
+    """(J, 2) part of the device's memory that weights and KV cache of each point take."""
+    n_layers = served.model.n_layers
+    by_split = {k: _device_bytes(session, served, context, k, whole=k == n_layers) for k in set(split.tolist())}
+    return np.array([by_split[k] for k in split.tolist()]).reshape(-1, 2) / context.device.memory_bytes
 
 
 @lru_cache(maxsize=256)

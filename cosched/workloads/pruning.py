@@ -28,7 +28,9 @@ def take(table: PointTable, rows: Ints) -> PointTable:
 
 def holds_deadlines(table: PointTable) -> Bools:
     """(J,) whether a point holds every deadline with all shared resources infinitely fast."""
-    return np.asarray((table.fixed_s <= table.deadline_s).all(axis=1), dtype=bool)
+    least_s = table.fixed_s.copy()
+    least_s[:, 1] += table.steps.sum(axis=1)  # a step is no share: nobody's token is out before its own part is done
+    return np.asarray((least_s <= table.deadline_s).all(axis=1), dtype=bool)
 
 
 def undominated(table: PointTable) -> Bools:
@@ -56,7 +58,7 @@ def local_feasible(table: PointTable) -> bool:
 
 def _costs(table: PointTable) -> Floats:
     """(J, C) everything of a point that a plan can be worse for."""
-    phased = (table.fixed_s, table.ul_bits, table.node_s, table.device_energy_j)
+    phased = (table.fixed_s, table.ul_bits, table.node_s, table.steps, table.device_energy_j)
     single = (-table.quality, table.node_bytes)
     return np.concatenate([*phased, *(c[:, None] for c in single)], axis=1)
 

@@ -4,12 +4,16 @@ Each is a pure function `(problem, *, warm=None, options=None) -> Solution`, reg
 """
 
 from solvers.baselines.blind import compute_only, local
+from solvers.baselines.deadline_split import deadline_split
 from solvers.baselines.decoupled import edge, equal_rate_admit, pf, pf_admit, pf_util
-from solvers.baselines.greedy import greedy, greedy_residual
+from solvers.baselines.greedy import greedy, greedy_residual, weight_floor
+from solvers.baselines.serving import engine, predicted
 
 __all__ = [
     "compute_only",
+    "deadline_split",
     "edge",
+    "engine",
     "equal_rate_admit",
     "greedy",
     "greedy_residual",
@@ -17,4 +21,6 @@ __all__ = [
     "pf",
     "pf_admit",
     "pf_util",
+    "predicted",
+    "weight_floor",
 ]

@@ -7,12 +7,15 @@ and to choose points with the others in mind. What is left over is shared out as
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
+
 from solvers.baselines import first_come as _greedy
 from solvers.baselines import sharing as _sharing
-from solvers.baselines.common import HOLDS, keep_held, newcomers, read_options, solution
+from solvers.baselines.common import HOLDS, keep_held, newcomers, read_options, resources_of_kind, solution
 from solvers.baselines.decoupled import table_of
 from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Solution
@@ -37,6 +40,44 @@ def greedy_residual(
     """First come first served at residual-capacity prices: price of r = 1 / (what is left of r). Options: as greedy."""
     del warm
     return _greedy_at(problem, "greedy-residual", options, residual=True)
+
+
+def weight_floor(
+    problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None
+) -> Solution:
+    """Greedy, but newcomers of less than the greatest weight are refused while a resource is used beyond a floor.
+
+    Options: use (0.6), the planned use of a cell or node from which on they are; and those of greedy.
+    """
+    del warm
+    rest = dict(options or {})
+    floor = read_options({k: rest.pop(k) for k in ("use",) if k in rest}, use=0.6)["use"]
+    worth = np.zeros(problem.n_tasks)
+    np.maximum.at(worth, np.repeat(np.arange(problem.n_tasks), np.diff(problem.first)), problem.value)
+    running = _greedy_at(_without(problem, newcomers(problem)), "weight-floor", rest, residual=False)
+    shared = ~resources_of_kind(problem, "memory")
+    if (_use(problem, running)[shared] >= floor).any():
+        heaviest = problem.steps.weight if problem.steps is not None else worth
+        light = newcomers(problem)[heaviest[newcomers(problem)] < heaviest.max(initial=0.0) * (1 - 1e-3)]
+        problem = _without(problem, light)
+    return _greedy_at(problem, "weight-floor", rest, residual=False)
+
+
+def _without(problem: Problem, tasks: Ints) -> Problem:
+    """The same, but these tasks have no point of any value."""
+    value = problem.value.copy()
+    for i in tasks.tolist():
+        value[problem.first[i] : problem.first[i + 1]] = 0.0
+    return dataclasses.replace(problem, value=value)
+
+
+def _use(problem: Problem, plan: Solution) -> Floats:
+    """(R,) planned use, background included."""
+    on = np.flatnonzero(plan.chosen >= 0)
+    rows = plan.chosen[on]
+    counted = problem.activity[rows] * plan.share[on] + problem.rigid[rows]
+    used = np.bincount(problem.slot[rows].ravel(), weights=counted.ravel(), minlength=problem.n_resources + 1)
+    return np.asarray(problem.background + used[:-1], dtype=np.float64)
 
 
 def _greedy_at(problem: Problem, name: str, options: Mapping[str, float] | None, *, residual: bool) -> Solution:

@@ -10,14 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from two_nodes import TWO, WORK, nodes_of, offer, reasons, serving
 
-from cosched.core.events import Barred, Offered, Progress, Progressed, Tick
+from cosched.core.events import Barred, Offered, Progress, Progressed, Shrunk, Tick
 from cosched.core.policy import POLICIES
 from cosched.core.settings import Settings
 from cosched.core.snapshot import Snapshot
 
 
 def test_the_tasks_of_a_lost_node_are_on_the_other_with_the_next_plan():
-    core, _ = serving()
+    core, _ = serving(n=2)  # on one node: the second reads nothing that is not read anyway
+    each = max(float(t.table.node_bytes[t.point]) for t in core.state.tasks.values())
+    answer(core, core.handle(Shrunk({"edge0": float(core._node_bytes[0]) - 2.5 * each}), 0.12), 0.12)
+    for name in ("t2", "t3"):  # no memory for them there
+        answer(core, core.handle(Offered((offer(name, 0.15),)), 0.15), 0.15)
+    assert nodes_of(core) == {"t0": "edge0", "t1": "edge0", "t2": "edge1", "t3": "edge1"}
     there = {task for task, node in nodes_of(core).items() if node == "edge0"}
     assert there
     assert there != set(nodes_of(core))
@@ -27,8 +32,12 @@ def test_the_tasks_of_a_lost_node_are_on_the_other_with_the_next_plan():
     assert reasons(answer(core, core.handle(Tick(), 0.3), 0.3)) == {}
     answer(core, core.handle(Barred(()), 0.4), 0.4)
     assert set(nodes_of(core).values()) == {"edge1"}  # nobody moves back for nothing
-    plans = answer(core, core.handle(Offered((offer("new", 0.5),)), 0.5), 0.5)
-    assert nodes_of(core)["new"] == "edge0"
+    answer(core, core.handle(Shrunk({}), 0.45), 0.45)
+    answer(core, core.handle(Offered((offer("new", 0.5),)), 0.5), 0.5)
+    assert nodes_of(core)["new"] == "edge1"  # where weights are read already
+    answer(core, core.handle(Barred(("edge1",)), 0.6), 0.6)
+    assert set(nodes_of(core).values()) == {"edge0"}
+    assert nodes_of(core).keys() == {"t0", "t1", "t2", "t3", "new"}
 
 
 def test_without_another_node_they_end_and_say_why():

@@ -126,8 +126,8 @@ def newcomer(weight: float) -> tuple[Task, State]:
     ("weight", "use", "refused"), [(1.0, FULL, True), (5.0, FULL, False), (1.0, FREE, False), (1.0, 0.3 * FULL, False)]
 )
 def test_the_less_valuable_are_refused_only_where_a_resource_is_full(weight: float, use: np.ndarray, refused: bool):
-    # two to three seconds of the node each: heavy ones alone would take more than a minute of it
-    bids = learned([arrival(f"t{i:03d}", 5.0 if i % 2 else 1.0, i * 0.5) for i in range(119)])
+    # a seventh of a second of the node each at least: heavy ones alone would take more than the 30 s
+    bids = learned([arrival(f"t{i:03d}", 5.0 if i % 2 else 1.0, NOW_S - 30.0 + i / 16) for i in range(480)])
     task, state = newcomer(weight)
     planned = planned_with(task, state)
     screened = bids.screen(planned.problem, planned, use)

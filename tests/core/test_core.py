@@ -83,7 +83,7 @@ def test_newcomers_do_not_wait_for_a_tick_s_solve_but_take_its_place():
     (tick,) = core.handle(Tick(), 0.2)
     (solve,) = core.handle(Offered((session("b", 0.21),)), 0.21)
     with pytest.raises(StaleEvent):
-        core.handle(Solved(tick.request, solution=solvers.get("joint")(tick.problem)), 0.22)
+        core.handle(Solved(tick.request, solution=solvers.solve("joint", tick.problem)), 0.22)
     assert core.handle(Tick(), 0.23) == []  # somebody waits for the open one now
     assert core.handle(Offered((msgspec.structs.replace(session("c"), ue="ue99"),)), 0.24) == []
     plans = answer(core, [solve], 0.25)
@@ -109,7 +109,7 @@ def test_a_solve_of_the_policy_of_before_is_awaited_by_newcomers_and_followed_by
 def test_an_answer_to_no_open_request_is_refused():
     core = make_core()
     (solve,) = core.handle(Offered((session("a"),)), 0.1)
-    solution = solvers.get("joint")(solve.problem)
+    solution = solvers.solve("joint", solve.problem)
     with pytest.raises(StaleEvent):
         core.handle(Solved(solve.request + 1, solution=solution), 0.1)
 
@@ -221,8 +221,8 @@ def test_a_bad_policy_is_named_with_those_there_are(spec: str):
 def test_joint_keeps_shares_tight_where_they_are_weights():
     core = make_core()
     (solve,) = core.handle(Offered((session("a"), session("b"))), 0.1)
-    tight = solvers.get("joint")(solve.problem, warm=solve.warm, options=solve.policy.options)
-    generous = solvers.get("joint")(solve.problem, warm=solve.warm, options={"second_stage": 1.0})
+    tight = solvers.solve("joint", solve.problem, warm=solve.warm, options=solve.policy.options)
+    generous = solvers.solve("joint", solve.problem, warm=solve.warm, options={"second_stage": 1.0})
     assert (tight.chosen >= 0).all()
     assert (tight.share <= generous.share + 1e-9).all()
     assert tight.share.sum() < 0.8 * generous.share.sum()

@@ -48,7 +48,7 @@ def served_without_room(core: Core, weight: float, other: float) -> tuple[Plan, 
     offers = tuple(session(n, 0.1, private=False, weight=w) for n, w in (("kept", weight), ("other", other)))
     answer(core, core.handle(Offered(offers), 0.1), 0.1)
     (command,) = core.handle(Tick(), 0.2)
-    found = solvers.get("joint")(command.problem, warm=command.warm, options=command.policy.options)  # type: ignore[union-attr]
+    found = solvers.solve("joint", command.problem, warm=command.warm, options=command.policy.options)  # type: ignore[union-attr]
     assert (found.chosen >= 0).all()
     out = np.array([task == "kept" for task in command.problem.task_ids])  # type: ignore[union-attr]
     found = replace(

@@ -36,8 +36,10 @@ CELL = SITE.cells[0]
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     core = TWO.core("joint", Settings())
-    core.handle(msgspec.structs.replace(report("ue00", 0.0, 4.0), cell="cell0"), 0.0)
-    (made,) = answer(core, core.handle(Offered((offer("t0", 0.1), offer("t1", 0.1))), 0.1), 0.1)
+    for ue in ("ue00", "ue01"):
+        core.handle(msgspec.structs.replace(report(ue, 0.0, 4.0), cell="cell0"), 0.0)
+    offers = offer("t0", 0.1), msgspec.structs.replace(offer("t1", 0.1), ue="ue01")
+    (made,) = answer(core, core.handle(Offered(offers), 0.1), 0.1)
     assert made.tasks == ("t0", "t1")
     return made
 
@@ -49,8 +51,8 @@ def needs(**changes: object) -> Needs:
 
 
 def row(**changes: object) -> PlanRow:
-    """A tenth of the cell and half of the node at 4 bit/s/Hz."""
-    one = PlanRow(27.3, [0.1, 0.5, 0.01], 0.7, [0.05, 0.25, 0.01], 4.0, True, 0)
+    """A tenth of the cell and half of the node at 4 bit/s/Hz; nobody waits for a step."""
+    one = PlanRow(27.3, [0.1, 0.5, 0.01], 0.7, [0.05, 0.25, 0.01], 4.0, True, 0, [0.0, 0.0])
     return one._replace(**changes)
 
 
@@ -64,11 +66,22 @@ def test_a_phase_takes_what_is_fixed_and_its_work_at_the_shares():
     assert predicted_s(two, row()) == pytest.approx([0.75, 0.02 + 1e5 / 4e7])
 
 
+def test_each_phase_waits_for_steps_of_its_node():
+    waits = row(wait_s=[0.03, 0.045])
+    assert predicted_s(needs(), waits) == pytest.approx([0.1 + AIR_S + NODE_S + 0.03])
+    two = needs(phases=(Phase(1.0, 0.1, 1e7, 0.2), Phase(0.5, 0.02, 1e5, 0.0)))
+    assert predicted_s(two, waits) == pytest.approx([0.78, 0.02 + 1e5 / 4e7 + 0.045])
+    told = grant(two, waits, 7.0)
+    assert told.slack_s == pytest.approx((1.0 - 0.78, 0.5 - 0.0675))
+
+
 def test_chunks_overlap_on_their_way_through_device_air_and_node():
     chunks = (0.25, 0.25, 0.5)
     whole, parts = predicted_s(needs(), row()), predicted_s(needs(chunks=chunks), row())
     assert parts[0] == pytest.approx(whole[0] - (0.05 + AIR_S + NODE_S) + pipelined_s(chunks, (0.05, AIR_S, NODE_S)))
     assert parts[0] < whole[0]
+    waits = predicted_s(needs(chunks=chunks), row(wait_s=[0.03, 0.0]))
+    assert waits[0] == pytest.approx(parts[0] + 0.03), "the last piece's step, whatever overlapped before"
 
 
 @pytest.mark.parametrize("chunks", [(1.0,), (0.5, 0.5)])
@@ -103,6 +116,7 @@ def test_rows_of_a_plan_are_its_columns(plan: Plan):
         assert one.efficiency_bps_hz == plan.efficiency[i]
         assert one.promised is bool(plan.promised[i])
         assert one.cell == plan.cell[i]
+        assert one.wait_s == plan.wait_s[i].tolist()
 
 
 def test_needs_are_of_the_phases_with_a_deadline_at_the_point(plan: Plan):

@@ -41,7 +41,7 @@ def offer(task: str, ue: str, at_s: float) -> TaskOffer:
 
 def decide(core: Core, at_s: float, *ues: str) -> None:
     (solve,) = core.handle(Offered(tuple(offer(f"task of {ue}", ue, at_s) for ue in ues)), at_s)
-    solution = registry.get(solve.policy.solver)(solve.problem, warm=solve.warm, options=solve.policy.options)
+    solution = registry.solve(solve.policy.solver, solve.problem, warm=solve.warm, options=solve.policy.options)
     core.handle(Solved(solve.request, solution=solution), at_s)
     core.validate()
 
@@ -81,7 +81,7 @@ def test_who_has_a_task_or_waits_with_one_is_never_forgotten() -> None:
     assert "idle" not in core.state.cell_of_ue
     rows = {core.state.channel.index(ue) for ue in core.state.channel._index}
     assert len(rows) == len(core.state.channel._index), "no two UEs share a row"
-    solution = registry.get(solve.policy.solver)(solve.problem, warm=solve.warm, options=solve.policy.options)
+    solution = registry.solve(solve.policy.solver, solve.problem, warm=solve.warm, options=solve.policy.options)
     core.handle(Solved(solve.request, solution=solution), 500.0)
     assert core.state.channel.row("running").mean_bps_hz == 2.0
 

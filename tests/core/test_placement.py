@@ -210,7 +210,7 @@ def test_layers_follow_demand_and_stay_where_it_does_not_change():
     assert again is not None
     assert (again.layers, again.moved_bytes) == (first_found.layers, 0.0)
     later = core_of(TIGHT)
-    demand(later, {"qwen": 400})
+    demand(later, {"qwen": 1000})
     old = [x for x in stock.everything() if x.model == "llama"]
     found = choose(later.state, later.bids, Settings(), stock, old, {})
     assert found is not None

@@ -15,7 +15,7 @@ from cosched.core.state import State, Task
 from cosched.resources import config_file
 from cosched.site import load_site
 from cosched.workloads import registry
-from cosched.workloads.base import LOCAL
+from cosched.workloads.base import LOCAL, Floats
 from cosched.workloads.context import load_profiles, session_memory_bytes
 from telemetry.messages import LlmSession, TaskOffer, UeReport, VideoClip
 
@@ -76,8 +76,8 @@ def admit(state: State, task: Task, rng: np.random.Generator) -> None:
         state.version += 1
 
 
-def plan(state: State, newcomers: list[Task]) -> Planned:
-    return plan_problem(state, make_layout(state, newcomers, SETTINGS, BYTES), NOW_S, SETTINGS)
+def plan(state: State, newcomers: list[Task], busy: Floats | None = None) -> Planned:
+    return plan_problem(state, make_layout(state, newcomers, SETTINGS, BYTES), NOW_S, SETTINGS, busy=busy)
 
 
 def expected_deadlines(task: Task) -> tuple[float, float]:
@@ -110,21 +110,81 @@ def physics(task: Task, row: int, q: int) -> tuple[float, float, float]:
     return float(table.ul_bits[row, q]), float(table.node_s[row, q]), float(table.fixed_s[row, q])
 
 
+def expected_slack(state: State, task: Task, row: int) -> list[float]:
+    """Of a point's phases, before anybody waits for steps: deadline less what is fixed and what its device is busy.
+
+    Of the tasks of one UE the earlier come first on its device.
+    """
+    table, deadlines = task.table, expected_deadlines(task)
+    same = [t for t in state.tasks.values() if t.ue == task.ue]
+    all_load = sum(float(t.table.device_use[t.point]) for t in same)
+    load = expected_load(state, task)
+    own = float(table.device_use[task.point]) if task.point >= 0 else 0.0
+    use, others = float(table.device_use[row]), all_load - own
+    fits = others + use <= 1.0 + 1e-9 if task.point < 0 else others <= 1e-9
+    if (use > own + 1e-9 and not fits) or (task.point < 0 and not has_memory(task, row, same)):
+        return (
+            [-np.inf, -np.inf] if use > own + 1e-9 and not fits else [-np.inf, deadlines[1] - physics(task, row, 1)[2]]
+        )
+    slack = [deadline - physics(task, row, q)[2] for q, deadline in enumerate(deadlines)]
+    if load > 0:
+        slack = [s - float(table.device_s[row, q]) * (1.0 / (1.0 - min(load, 0.99)) - 1.0) for q, s in enumerate(slack)]
+    return slack
+
+
+def expected_load(state: State, task: Task) -> float:
+    """Part of its device that those who came before it take."""
+    load = 0.0
+    for t in state.tasks.values():
+        if t is task:
+            break
+        load += float(t.table.device_use[t.point]) if t.ue == task.ue else 0.0
+    return load
+
+
+def has_memory(task: Task, row: int, same: list[Task]) -> bool:
+    """Whether the device has memory for a newcomer beside the UE's other tasks: layers once a model, caches each."""
+    layers: dict[str, float] = {}
+    cached = 0.0
+    for t, point in [(t, t.point) for t in same] + [(task, row)]:
+        if t.table.device_bytes is not None:
+            layers[t.model] = max(layers.get(t.model, 0.0), float(t.table.device_bytes[point, 0]))
+            cached += float(t.table.device_bytes[point, 1])
+    return not same or task.table.device_bytes is None or sum(layers.values()) + cached <= 1 + 1e-9
+
+
 def expected_efficiency(state: State, task: Task) -> float:
     risk = SETTINGS.session_risk_sd if task.is_llm else SETTINGS.frame_risk_sd
     careful = float(state.channel.planned(NOW_S, risk)[task.ue])
     seconds_per_bit = 1.0 / (careful * SITE.cells[task.cell].ul_bandwidth_hz)
-    deadlines = expected_deadlines(task)
     for row in task.candidates():
-        ahead = [physics(task, row, q) for q in (0, 1)]
-        if all(b * seconds_per_bit <= d - f - n for (b, n, f), d in zip(ahead, deadlines, strict=True)):
+        slack = expected_slack(state, task, row)
+        alone_s = [0.0, float(task.table.steps[row, 0] + task.table.steps[row, 1])]  # of a step, for it alone
+        ahead = [physics(task, row, q)[:2] for q in (0, 1)]
+        if all(b * seconds_per_bit <= s - n - t for (b, n), s, t in zip(ahead, slack, alone_s, strict=True)):
             return careful
     return float(state.channel.planned(NOW_S, 0.0)[task.ue])
 
 
-def assert_columns(state: State, newcomers: list[Task]) -> None:
-    found = plan(state, newcomers)
-    problem, layout = found.problem, found.layout
+def expected_wait(task: Task, row: int, busy: Floats) -> list[float]:
+    """Lengths of a step that each phase waits; who comes and is asked for each token waits for others' as well."""
+    node = int(task.table.node[row])
+    if node == LOCAL:
+        return [0.0, 0.0]
+    if not task.is_llm:
+        return [0.5, 0.0]
+    decodes = task.progress is not None and task.phase == 1
+    is_new = task.progress is None or task.point < 0
+    asked = is_new and task.table.ul_bits[row, 1] > 0
+    return [0.0 if decodes else 1.0, 1.0 + 0.5 * float(busy[node]) * asked if task.table.steps[row, 1] > 0 else 0.0]
+
+
+def assert_columns(state: State, newcomers: list[Task], busy: Floats | None = None) -> None:
+    found = plan(state, newcomers, busy)
+    problem, layout, steps, devices = found.problem, found.layout, found.problem.steps, found.problem.devices
+    assert steps is not None
+    assert devices is not None
+    busy = np.ones(len(SITE.nodes)) if busy is None else np.minimum(busy, 1.0)
     n_cells, n_nodes = len(SITE.cells), len(SITE.nodes)
     j = 0
     tasks = [*state.tasks.values(), *newcomers]
@@ -132,6 +192,10 @@ def assert_columns(state: State, newcomers: list[Task]) -> None:
     for i, task in enumerate(tasks):
         assert problem.first[i] == j
         assert found.efficiency[i] == problem.channel[i] == expected_efficiency(state, task)
+        assert found.device_load[i] == expected_load(state, task)
+        assert steps.weight[i] == task.offer.weight
+        assert found.pace_s[i] == (1.0 / expected_rates(task)[1] if expected_rates(task)[1] else np.inf)
+        assert devices.ue[i] == task.ue
         seconds_per_bit = 1.0 / (problem.channel[i] * SITE.cells[task.cell].ul_bandwidth_hz)
         held = -1
         for row in task.candidates():
@@ -145,12 +209,23 @@ def assert_columns(state: State, newcomers: list[Task]) -> None:
             assert problem.rigid[j].tolist() == [0.0, 0.0, memory]
             rates = expected_rates(task)
             used = [0.0, 0.0]
-            for q, deadline in enumerate(expected_deadlines(task)):
-                bits, node_s, fixed_s = physics(task, row, q)
-                assert problem.slack[j, q] == deadline - fixed_s
+            slack = expected_slack(state, task, row)
+            assert problem.slack[j].tolist() == found.slack[j].tolist() == slack
+            shared_s, own_s = task.table.steps[row].tolist()
+            assert found.alone_slack[j].tolist() == [slack[0], slack[1] - (shared_s + own_s)]
+            assert (steps.slot[j], steps.shared_s[j], steps.own_s[j]) == (1 if node != LOCAL else -1, shared_s, own_s)
+            assert steps.pace_s[j] == float(task.table.deadline_s[1]) * SETTINGS.deadline_margin
+            assert steps.streams[j] == (task.table.ul_bits[row, 1] <= 0)
+            assert steps.wait[j].tolist() == expected_wait(task, row, busy)
+            assert steps.group[j] == 0, "the site has one model"
+            assert devices.use[j] == task.table.device_use[row]
+            for q in (0, 1):
+                bits, node_s, _ = physics(task, row, q)
                 assert problem.work[j, q].tolist() == [bits * seconds_per_bit, node_s, 0.0]
                 used = [max(u, min(w * rates[q], 1.0)) for u, w in zip(used, problem.work[j, q], strict=False)]
             assert problem.floor[j].tolist() == [*used, 0.0]
+            # first the prefill, then the tokens: what the node is asked for is the greater of the two
+            assert steps.demand[j] == max(0.0, own_s * rates[1] - used[1])
             assert problem.value[j] == pytest.approx(expected_value(task, row), rel=1e-12)
             held = j if row == task.point else held
             j += 1
@@ -176,7 +251,9 @@ def test_columns_are_the_rules_point_by_point(seed: int, running: int, coming: i
     for task in list(state.tasks.values()):
         if rng.random() < 0.7:
             state.progressed(progress_of(task, int(task.is_llm and rng.random() < 0.6), rng))
-    assert_columns(state, [new_task(state, f"n{k}", rng) for k in range(coming)])
+    fresh = [new_task(state, f"n{k}", rng) for k in range(coming)]
+    busy = rng.uniform(0.0, 1.3, len(SITE.nodes)) if rng.random() < 0.8 else None
+    assert_columns(state, list({t.ue: t for t in fresh}.values()), busy)  # of a UE one at a time
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -239,6 +316,27 @@ def test_a_session_that_is_behind_is_planned_faster_within_limits() -> None:
         problem = plan(state, []).problem
         fixed_s = task.table.fixed_s[task.candidates(), 1]
         assert problem.slack[:, 1] + fixed_s == pytest.approx(np.full(len(fixed_s), wanted))
+
+
+def test_waits_are_what_is_less_of_each_slack_at_lengths_of_steps() -> None:
+    rng = np.random.default_rng(11)
+    state = new_state(rng)
+    for k in range(8):
+        admit(state, new_task(state, f"t{k}", rng), rng)
+    found = plan(state, [])
+    n = len(SITE.cells), len(SITE.nodes)
+    step_s = np.concatenate([np.full(n[0], np.inf), np.full(n[1], 0.03), np.full(n[1], np.inf)])
+    period_s = np.where(np.isinf(step_s), np.inf, 0.02)
+    at, steps = found.at(step_s, period_s), found.problem.steps
+    assert steps is not None
+    assert at.problem.steps is None
+    has = np.isfinite(found.slack)
+    assert at.slack[has] - at.problem.slack[has] == pytest.approx(at.wait_s[has])
+    assert (at.wait_s[~has] == 0).all()
+    assert at.wait_s[:, 0] == pytest.approx(np.where(has[:, 0], 0.03 * steps.wait[:, 0], 0.0))
+    tokens = at.wait_s[:, 1] - np.where(has[:, 1], 0.03 * steps.wait[:, 1], 0.0)
+    assert set(np.round(tokens, 9).tolist()) <= {0.0, 0.01}, "half a period for who is asked for each token and rides"
+    assert tokens[steps.streams] == pytest.approx(0.0)
 
 
 def test_nobody_there_is_an_empty_problem() -> None:

@@ -28,7 +28,7 @@ from cosched.core.events import (
 from cosched.core.layers import NodeLayers
 from cosched.core.present import MOST_ASKS
 from cosched.core.settings import Settings
-from solvers import registry
+from solvers import registry, steps
 from solvers.solution import Certificate, Solution, SolveStatus
 
 CELLS = plant(
@@ -47,7 +47,7 @@ def solve_of(commands: list[Command]) -> Solve:
 
 
 def solved(solve: Solve) -> Solution:
-    return registry.get(solve.policy.solver)(solve.problem, warm=solve.warm, options=solve.policy.options)
+    return registry.solve(solve.policy.solver, solve.problem, warm=solve.warm, options=solve.policy.options)
 
 
 def first(core: Core, solve: Solve, at_s: float) -> tuple[Plan, list[Command]]:
@@ -232,7 +232,7 @@ def test_a_session_that_the_solver_drops_keeps_its_memory():
     share[1] = np.maximum(problem.floor[point], 0.5)
     taken = Solution(
         SolveStatus.OK, "hand", np.array([-1, point]), share, np.array([False, True]), np.zeros(problem.n_resources),
-        Certificate(float(problem.value[point]), float(problem.value[point])), 1,
+        Certificate(float(problem.value[point]), float(problem.value[point])), 1, *steps.lengths(problem),
     )  # fmt: skip
     commands = core.handle(Solved(solve.request, solution=taken), 0.21)
     (plan,) = (c.plan for c in commands if isinstance(c, Dispatch))

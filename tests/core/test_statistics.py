@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
-from core_cases import SITE, answer, make_core, session
+from core_cases import SITE, answer, make_core, report, session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,14 +15,18 @@ from cosched.core.decide import usage
 from cosched.core.events import Offered, Solved, Tick
 from cosched.core.settings import Settings
 from solvers import registry as solvers
+from solvers import steps
 from solvers.codec import problem_from_data
 from solvers.problem import Floats
 from solvers.statistical import restrict
 
 
 def admitted(core: Core, many: int) -> Plan:
-    """Offer so many sessions of all kinds; returns the plan."""
-    offers = tuple(session(f"t{i}", 0.1, private=i % 2 == 0, tpot_s=(0.1, 0.2)[i % 2]) for i in range(many))
+    """Offer so many sessions of all kinds, of a UE each; returns the plan."""
+    for i in range(many):
+        core.handle(report(f"ue{i:02d}", 0.05, 2.0), 0.05)
+    some = [session(f"t{i}", 0.1, private=i % 2 == 0, tpot_s=(0.1, 0.2)[i % 2]) for i in range(many)]
+    offers = tuple(msgspec.structs.replace(one, ue=f"ue{i:02d}") for i, one in enumerate(some))
     return answer(core, core.handle(Offered(offers), 0.1), 0.1)[-1]
 
 
@@ -85,16 +90,17 @@ def test_what_a_plan_counts_is_never_negative_whoever_answers(many: int):
         command = again
         names.append(command.policy.name)
     assert names == ["greedy", "local"]
-    found = solvers.get("local")(command.problem)
+    found = solvers.solve("local", command.problem)
     (dispatch,) = core.handle(Solved(command.request, solution=found), 0.2)
     assert isinstance(dispatch, Dispatch)
     plan = dispatch.plan
     assert (plan.planned_use >= 0).all()
     on = found.chosen[found.chosen >= 0]
-    by_hand = command.problem.background.copy()
+    problem = steps.at(command.problem, found.step_s, found.period_s)
+    by_hand = problem.background.copy()
     for j, x in zip(on, found.share[found.chosen >= 0], strict=True):
-        for s in np.flatnonzero(command.problem.slot[j] < len(by_hand)):
-            by_hand[command.problem.slot[j, s]] += x[s] + command.problem.rigid[j, s]
+        for s in np.flatnonzero(problem.slot[j] < len(by_hand)):
+            by_hand[problem.slot[j, s]] += x[s] + problem.rigid[j, s]
     assert plan.planned_use == pytest.approx(by_hand)
 
 

@@ -121,7 +121,30 @@ def priced_below_nothing(solution: Solution) -> Solution:
     return replace(solution, prices=solution.prices - 1.0)
 
 
-WRONG = [overfull, not_a_number, out_of_range, of_another, too_short, of_another_type, priced_below_nothing]
+def in_steps_without_length(solution: Solution) -> Solution:
+    return replace(solution, step_s=np.full_like(solution.step_s, np.nan))
+
+
+def in_steps_of_nobody(solution: Solution) -> Solution:
+    return replace(solution, step_s=solution.step_s[:-1])
+
+
+def in_steps_too_long(solution: Solution) -> Solution:
+    return replace(solution, step_s=solution.step_s * 100)
+
+
+def in_steps_that_never_come(solution: Solution) -> Solution:
+    return replace(solution, step_s=np.full_like(solution.step_s, np.inf))
+
+
+def reading_too_often(solution: Solution) -> Solution:
+    return replace(solution, period_s=solution.period_s / 100)
+
+
+WRONG = [
+    overfull, not_a_number, out_of_range, of_another, too_short, of_another_type, priced_below_nothing,
+    in_steps_without_length, in_steps_of_nobody, in_steps_too_long, in_steps_that_never_come, reading_too_often,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", WRONG)

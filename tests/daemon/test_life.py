@@ -85,7 +85,7 @@ def test_asking_twice_gives_the_same_task_once(client: Client):
 @pytest.mark.usefixtures("source")
 def test_submits_that_come_together_are_decided_together(daemon: Daemon):
     dealer = Dealer(daemon.place.control)
-    args = [{"task": f"together{i}", "ue": "ue1", "work": msgspec.to_builtins(SESSION)} for i in range(20)]
+    args = [{"task": f"together{i}", "ue": f"ue{i % 4}", "work": msgspec.to_builtins(SESSION)} for i in range(20)]
     for i, a in enumerate(args):
         dealer.send(msgspec.msgpack.encode({"verb": "submit", "id": i, "args": a}))
     answers: dict[int, dict[str, object]] = {}
@@ -96,6 +96,9 @@ def test_submits_that_come_together_are_decided_together(daemon: Daemon):
 
     until(answered)
     assert len({a["plan"] for a in answers.values()}) < 20
+    for ue in range(4):  # what is left of a UE's device depends on what its tasks of before take
+        plans = [answers[i]["plan"] for i in range(ue, 20, 4)]
+        assert plans == sorted(set(plans)), "of one UE one a plan, in order of arrival"
     dealer.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -57,7 +58,7 @@ def feed(core: Core, at_s: float, event: Event, *, fail: bool = False) -> list[P
         elif isinstance(command, Solve) and fail and command.policy.solver != "local":
             todo += core.handle(Solved(command.request, failed="late"), at_s)
         elif isinstance(command, Solve):
-            solve = registry.get(command.policy.solver)
+            solve = partial(registry.solve, command.policy.solver)
             solution = solve(command.problem, warm=command.warm, options=command.policy.options)
             todo += core.handle(Solved(command.request, solution=solution), at_s)
             core.validate()

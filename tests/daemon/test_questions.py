@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -40,7 +41,7 @@ def run(work: Coroutine[object, object, T]) -> T:
 
 
 async def ask(command: Solve) -> Solution:
-    solve = registry.get(command.policy.solver)
+    solve = partial(registry.solve, command.policy.solver)
     return solve(command.problem, warm=command.warm, options=command.policy.options)
 
 

@@ -213,7 +213,7 @@ BREAKS: list[tuple[Callable[[Engine], None], str]] = [
     (a_lease_on_no_node, "task a is decided on no node"),
     (needs_of_before, "task a needs what another point does"),
     (told_of_an_end, "task a was told of another, or of an end"),
-    (told_out_of_number, "was told plan 2 as number 3"),
+    (told_out_of_number, "was told plan 4 as number 5"),
     (the_ended_for_ever, "the ended are not forgotten"),
 ]
 

@@ -62,8 +62,8 @@ def planned(core: Core, at_s: float, event: Event) -> Iterator[tuple[str, int, i
     while todo:
         command = todo.pop(0)
         if isinstance(command, Solve):
-            solution = solvers.get(command.policy.solver)(
-                command.problem, warm=command.warm, options=command.policy.options
+            solution = solvers.solve(
+                command.policy.solver, command.problem, warm=command.warm, options=command.policy.options
             )
             todo += core.handle(Solved(command.request, solution=solution), at_s)
         elif isinstance(command, Dispatch):

@@ -31,7 +31,7 @@ ROOMY = """
 v = 1
 name = "roomy"
 cells = [{ id = "cell0", ul_prbs = 273, scs_khz = 30 }]
-nodes = [{ id = "edge0", device = "h100", decode_batch = 32 }, { id = "edge1", device = "h100", decode_batch = 32 }]
+nodes = [{ id = "edge0", device = "h100" }, { id = "edge1", device = "h100" }]
 models = [{ id = "llama-3-8b", config = "llama-3-8b" }]
 ues = { count = 30, devices = [{ device = "laptop", share = 1.0 }] }
 """

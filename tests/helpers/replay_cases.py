@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cosched.core.commands import Plan
+from cosched.core.commands import Command, Plan, Solve
+from cosched.core.events import Event, Solved
 from cosched.core.policy import policy
 from cosched.core.settings import Settings
 from cosched.replay.replayer import Replayer, Run, Workbook
 from cosched.replay.workbook import make_book
 from cosched.resources import sample_trace
-from solvers.problem import Floats, Problem
+from solvers.problem import Problem
 from solvers.solution import Solution
 from telemetry.messages import Message, SiteMessage, TaskOffer, TaskTruth, UeReport, UeReportBatch
 from telemetry.trace import read_trace
@@ -47,18 +48,22 @@ def watched(book: Workbook, spec: str) -> Watched:
     asked: Asked = []
     chosen = policy(spec)
     replayer = Replayer(book, chosen, Settings(), watch=plans.append)
-    inner = replayer._solver
+    handle, solve = replayer._core.handle, replayer._solve
     overbook = chosen.options.get("overbook", 1.0)
+    open_now: list[Problem] = []
 
-    def recording(
-        problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None
-    ) -> Solution:
-        found = inner(problem, warm=warm, options=options)
-        scaled = replace(problem, activity=problem.activity / overbook, background=problem.background / overbook)
-        asked.append((scaled if overbook > 1 else problem, found))
-        return found
+    def recording(command: Solve) -> None:
+        open_now.append(command.problem)
+        solve(command)
 
-    replayer._solver = recording
+    def answered(event: Event, at_s: float) -> list[Command]:
+        if isinstance(event, Solved) and event.solution is not None:
+            problem = open_now[-1]
+            scaled = replace(problem, activity=problem.activity / overbook, background=problem.background / overbook)
+            asked.append((scaled if overbook > 1 else problem, event.solution))
+        return handle(event, at_s)
+
+    replayer._solve, replayer._core.handle = recording, answered  # type: ignore[method-assign]
     return Watched(replayer.run(), plans, asked)
 
 

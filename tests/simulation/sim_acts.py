@@ -21,7 +21,7 @@ from cosched.core.layers import NodeLayers
 from cosched.daemon.mode import IllegalMove, Move
 from cosched.daemon.store import Store
 from cosched.errors import BadInput, hold
-from solvers import check
+from solvers import check, steps
 from solvers.solution import Solution
 from telemetry.bus import Frame
 from telemetry.messages import (
@@ -404,12 +404,13 @@ def hand_over(world: World, command: Solve, how: str) -> None:
     if engine.core.asked(command.request) is None:
         engine.solved(command.request, None, "")
         return
-    world.background = command.problem.background
     world.reserved = not engine.core._open[1].statistical  # of the policy that asked first, not of its substitutes
     found = solve_packed(pack(ask_of(command)))
     if found.solution is None:
         engine.solved(command.request, None, found.error)
         return
+    at = steps.at(command.problem, found.solution.step_s, found.solution.period_s)
+    world.background = at.background  # with the reads of who is held
     solution = wrong(world, command, found.solution) if how == "wrong" else found.solution
     for _ in range(1 + (how == "double")):
         engine.solved(command.request, solution, "")
@@ -431,6 +432,16 @@ def wrong(world: World, command: Solve, right: Solution) -> Solution:
         replace(right, chosen=right.chosen.astype(np.float64)),
         replace(right, share=-share),
         replace(right, certificate=replace(right.certificate, value=np.inf)),
+        replace(right, step_s=np.full_like(right.step_s, np.nan)),
+        replace(right, step_s=right.step_s[:-1]),
+        replace(right, step_s=right.step_s / 20),
+        replace(right, step_s=right.step_s * 20),
+        replace(right, step_s=np.full_like(right.step_s, np.inf)),
+        replace(right, step_s=np.zeros(0)),
+        replace(right, period_s=np.full_like(right.period_s, np.nan)),
+        replace(right, period_s=right.period_s[:-1]),
+        replace(right, period_s=right.period_s / 20),
+        replace(right, period_s=-right.period_s),
     )
     made = kinds[n % len(kinds)]
     is_typed = made.chosen.dtype.kind == "i"

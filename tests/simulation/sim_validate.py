@@ -5,7 +5,7 @@ What must hold of the state alone it says itself (`Core.validate`, `Engine.valid
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import numpy as np
@@ -71,3 +71,31 @@ def validate_plan(engine: Engine, plan: Plan, *, reserved: bool, stored: bool, l
     hold((plan.planned_use <= np.maximum(1.0, least_use) + OVER).all(), "planned", plan.planned_use)
     if reserved:
         hold((use[0] <= 1.0 + OVER).all(), "reserved", use[0])
+    validate_steps(core, plan, rows)
+
+
+def validate_steps(core: Core, plan: Plan, rows: Mapping[str, int]) -> None:
+    """Who is promised a token every so often gets it: his node's steps have a length, and there is room for them.
+
+    rows: of tasks that run. Counted is the least that steps must hold: the own part of each token, and of the reads
+    those of the one who needs most of it; what else is done on the node is left out.
+    """
+    state = core.state
+    for name in ("step_s", "period_s"):
+        hold(getattr(plan, name).shape == (len(state.site.nodes),), name, "is not one a node:", getattr(plan, name))
+    own, read = np.zeros(len(plan.step_s)), np.zeros(len(plan.step_s))
+    for name, i in rows.items():
+        task, node = state.tasks[name], int(state.tasks[name].table.node[plan.point[i]])
+        shared_s, own_s = task.table.steps[plan.point[i]].tolist()
+        if node == LOCAL or own_s <= 0:
+            hold(node != LOCAL or not plan.wait_s[i].any(), name, "waits for steps of no node:", plan.wait_s[i])
+            continue
+        hold(np.isfinite(plan.pace_s[i]), name, "decodes on a node, and no pace is counted on")
+        if plan.promised[i]:
+            step_s, most_s = float(plan.step_s[node]), float(task.table.deadline_s[1]) * core.settings.deadline_margin
+            hold(np.isfinite(step_s), name, "decodes on node", node, "whose steps have no length")
+            hold(plan.wait_s[i, 1] >= step_s * (1 - OVER), name, "waits", plan.wait_s[i], "s for a step of", step_s)
+            hold(plan.wait_s[i, 1] < plan.pace_s[i], name, "waits as long as a token takes:", plan.wait_s[i])
+            own[node] += own_s / plan.pace_s[i]
+            read[node] = max(read[node], shared_s / most_s)
+    hold((own + read <= 1.0 + OVER).all(), "nodes are to do", own, "of tokens and", read, "of reads")

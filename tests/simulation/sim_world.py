@@ -44,7 +44,7 @@ CELLS = 'cells = [{ id = "cell0", ul_prbs = %d, scs_khz = %d }, { id = "cell1", 
 NODES = 'nodes = [{ id = "edge0", device = "%s", %s }, { id = "edge1", device = "h100", %s }]\n'
 SITES = (
     'v = 1\nname = "node-bound"\ncells = [{ id = "cell0", ul_prbs = 48, scs_khz = 15, one_way_s = 0.012 }]\n'
-    'nodes = [{ id = "edge0", device = "a100", fraction = 0.25, host = "vllm", decode_batch = 2 }]\n' + DEVICES,
+    'nodes = [{ id = "edge0", device = "a100", fraction = 0.25, host = "vllm" }]\n' + DEVICES,
     'v = 1\nname = "two"\n' + CELLS % (48, 15) + NODES % ("a100", "fraction = 0.5", "fraction = 0.5") + DEVICES,
     'v = 1\nname = "little-memory"\n'
     + CELLS % (273, 30)

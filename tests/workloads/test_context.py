@@ -37,7 +37,13 @@ def test_contexts_differ_by_device_and_cell() -> None:
     profiles = load_profiles(changed(NODE_BOUND.site, cells=cells))
     near, far = (registry.points(offer(SESSION), profiles.context_of(0, cell)) for cell in (0, 1))
     kept = [near.point_ids.index(name) for name in far.point_ids]
-    assert far.fixed_s - near.fixed_s[kept] == pytest.approx(np.full((far.n_points, 2), 2 * (0.05 - 0.012)))
+    farther_s = far.fixed_s - near.fixed_s[kept]
+    away = far.node >= 0
+    assert farther_s[away, 0] == pytest.approx(np.full(away.sum(), 2 * (0.05 - 0.012)))
+    asks = (away & (far.split > 0)).astype(float)  # at k = 0 tokens stream down: none waits for a round trip
+    assert farther_s[:, 1] == pytest.approx(asks * 2 * (0.05 - 0.012))
+    assert asks.any()
+    assert not asks.all()
     assert profiles.context_of(0, 1) is profiles.context_of(0, 1)
     assert [profiles.context_of(share, 0).device.key for share in range(3)] == ["phone", "jetson", "laptop"]
 
@@ -158,7 +164,8 @@ def test_the_transport_adds_framing_and_headers_to_what_crosses_the_air(new: int
     plain, added = (llm.all_points(offer(work), load_profiles(s).context_of(0, 0)) for s in (site, framed))
     away = plain.node >= 0
     assert added.point_ids == plain.point_ids
-    expected = 1.04 * plain.ul_bits[away] + 800.0 * np.array([messages, 1.0])
+    asks = (plain.split[away] > 0).astype(float)  # who sends something at every token
+    expected = 1.04 * plain.ul_bits[away] + 800.0 * np.stack([np.full(away.sum(), messages), asks], axis=1)
     np.testing.assert_allclose(added.ul_bits[away], expected, rtol=1e-12)
     assert (added.ul_bits[~away] == 0).all()
 

@@ -1,0 +1,67 @@
+"""Each deadline cut in two: a fixed part for the radio, the rest for the node, each side admitting by its own room.
+
+The strongest policy that keeps the two sides apart: the radio gives each UE the rate that its part needs, the node the
+pace (SMEC's idea; docs/policies.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from solvers.baselines.common import HOLDS, keep_held, newcomers, read_options, resources_of_kind, rigid_use, solution
+from solvers.problem import Floats, Problem
+from solvers.solution import Solution
+
+
+def deadline_split(
+    problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None
+) -> Solution:
+    """First come first served, each at the point that takes least of cell and node together.
+
+    Options: radio (0.5), the part of each slack that is the cell's; where a phase has work on one side only, all of it
+    is that side's.
+    """
+    del warm
+    radio = read_options(options, radio=0.5)["radio"]
+    share, holds = _shares(problem, radio)
+    elastic = problem.activity * share  # (J, S)
+    chosen = keep_held(problem)
+    used = np.append(rigid_use(problem, chosen), 0.0)  # what is rigid is taken by all who run, promised or not
+    promised = np.zeros(problem.n_tasks, dtype=np.bool_)
+    running = [i for i in np.argsort(problem.order, kind="stable").tolist() if chosen[i] >= 0]
+    for i in [*running, *newcomers(problem).tolist()]:
+        is_new = chosen[i] < 0
+        rows = np.arange(problem.first[i], problem.first[i + 1]) if is_new else chosen[i : i + 1]
+        counted = elastic[rows] + (problem.rigid[rows] if is_new else 0.0)
+        slot = problem.slot[rows]
+        fits = holds[rows] & (problem.value[rows] > 0)
+        fits &= ((used[slot] + counted <= HOLDS) | (counted <= 0) | (slot == problem.n_resources)).all(axis=1)
+        if fits.any():
+            best = int(np.argmin(np.where(fits, counted.sum(axis=1), np.inf)))
+            chosen[i], promised[i] = int(rows[best]), True
+            np.add.at(used, slot[best], counted[best])
+            used[-1] = 0.0
+    given = np.zeros((problem.n_tasks, problem.slot.shape[1]))
+    on = np.flatnonzero(chosen >= 0)
+    given[on] = share[chosen[on]]
+    late = on[~promised[on]]  # who runs and does not fit any more shares what is left
+    room = np.maximum(1.0 - used[problem.slot[chosen[late]]], 0.0) / max(len(late), 1)
+    given[late] = np.where(problem.slot[chosen[late]] < problem.n_resources, np.minimum(given[late], room), 0.0)
+    return solution(problem, "deadline-split", chosen, given, promised, evaluations=1)
+
+
+def _shares(problem: Problem, radio: float) -> tuple[Floats, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:
+    """(J, S) shares with which each side keeps its part of every slack, and (J,) whether there are any."""
+    comm = np.append(resources_of_kind(problem, "comm"), False)[problem.slot]  # (J, S)
+    on_cell = np.where(comm[:, None, :], problem.work, 0.0).sum(axis=2)  # (J, Q)
+    on_node = np.where(comm[:, None, :], 0.0, problem.work).sum(axis=2)
+    part = np.where((on_cell > 0) & (on_node > 0), radio, 1.0)  # of the slack, the cell's
+    slack = np.maximum(problem.slack, 0.0)[:, :, None]
+    mine = np.where(comm[:, None, :], part[:, :, None], np.where(on_cell[:, :, None] > 0, 1 - radio, 1.0)) * slack
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = np.where(problem.work > 0, problem.work / mine, 0.0).max(axis=1)  # (J, S)
+    share = np.maximum(needed, problem.floor)
+    holds = (problem.slack >= 0).all(axis=1) & (share <= problem.cap * HOLDS).all(axis=1)
+    return np.where(holds[:, None], share, 0.0), holds

@@ -1,0 +1,226 @@
+"""Resources that serve in steps: how often and how long these are, and the ordinary problem that is left then.
+
+A server of language models runs step after step: one read of the weights, one token of every sequence that is ready,
+a piece of whatever else waits (Yu et al., Orca, OSDI 2022). Two numbers of a resource say what that costs:
+
+    period P    of the read: a sequence that wants a token every pi seconds rides along while pi >= P
+    length L    of a step with everybody in it, w + sum q_i: what a token waits for
+
+With w for the read and q_i for what sequence i adds to a step, the resource is used to
+
+    w / P  +  sum of q_i / pi_i  +  what is done in pieces (shares, as ever)  <=  1
+
+Who is generated for without being asked (a whole model on the server) rides where pi >= P. Who is asked for each token
+comes when he comes: he waits for the next read, P / 2 on average, or, where his slack does not bear that, he has a read
+started for himself: such reads take sum of w / pi, and the others ride in them as in any. So w / P is the greater of
+the two, and a newcomer that makes it greater (he wants tokens more often than P, or a read for himself) pays for what
+he adds. Whoever forces reads pays for them, at the prices of the resource, and given P and L all of it is linear: a
+background, rigid demands, and so much less slack (docs/model.md). The certificate of a solution is for the lengths that
+it names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from solvers.problem import NEVER, Bools, Floats, Ints, Problem, Steps
+from solvers.solution import Solution
+from solvers.solver import Solver
+
+GRID: Final = 1.05  # a length over the next shorter one: steps change by less are no change
+GRID_FROM_S: Final = 1e-3
+LEAST_LENGTH: Final = 1.2  # of the bare step: room for pieces beside it
+ROOM: Final = 1.0  # in a step for the sequences that are in it on average
+LEAST_AIR: Final = 4.0  # slack beside the wait for a read, in units of a token's work elsewhere, or nobody rides
+
+
+def solve(
+    solver: Solver, problem: Problem, *, warm: Floats | None = None, options: Mapping[str, float] | None = None
+) -> Solution:
+    """Solve with any solver; where resources serve in steps, say how long and how often these are planned.
+
+    An option `step_s` fixes the length of all of them, in seconds: it is not handed to the solver.
+    """
+    if problem.steps is None:
+        return solver(problem, warm=warm, options=options)
+    options = dict(options or {})
+    step_s, period_s = lengths(problem, options.pop("step_s", 0.0))
+    found = solver(at(problem, step_s, period_s), warm=warm, options=options)
+    return dataclasses.replace(found, step_s=step_s, period_s=period_s)
+
+
+def lengths(problem: Problem, fixed_s: float = 0.0) -> tuple[Floats, Floats]:
+    """(R,) lengths of steps and (R,) periods of reads that suit those who run; NEVER where nobody decodes or may.
+
+    fixed_s: length of all steps, 0 = as long as all who run make it. A newcomer pays for what the period is shorter
+    with him; of several at once each would, so for them it is a background, if who runs can bear it.
+    """
+    steps = problem.steps
+    step_s, period_s = np.full(problem.n_resources, NEVER), np.full(problem.n_resources, NEVER)
+    if steps is None:
+        return step_s, period_s
+    on = np.flatnonzero(steps.shared_s > 0)
+    resource = problem.slot[on, steps.slot[on]]
+    owner = np.repeat(np.arange(problem.n_tasks), np.diff(problem.first))[on]
+    held = problem.held[owner] == on
+    new = problem.held[owner] < 0
+    for r in np.unique(resource):
+        here = resource == r
+        runs, come = on[here & held], on[here & new]
+        bare = _shared(steps, runs if runs.size else on[here])
+        length = fixed_s or _on_grid(max(LEAST_LENGTH * bare, bare + ROOM * _usual_s(steps, runs)))
+        step_s[r], period_s[r] = length, _period(problem, steps, runs, length)
+        if np.unique(owner[here & new]).size > 1:
+            period_s[r] = _with_several(problem, steps, runs, come, int(r), float(period_s[r]))
+    return step_s, period_s
+
+
+def _with_several(problem: Problem, steps: Steps, runs: Ints, come: Ints, r: int, period_s: float) -> float:
+    """Period of reads for those who run (n,) and several that may come (m,): as short as leaves room for who runs.
+
+    It is background for all of them, whoever comes; who wants tokens more often pays for that himself.
+    """
+    slot = steps.slot[runs]
+    least = problem.rigid[runs, slot] + problem.activity[runs, slot] * problem.floor[runs, slot] + steps.demand[runs]
+    room = 1.0 - float(problem.background[r]) - float(least.sum())
+    read_s = float(_greatest(steps, np.concatenate([runs, come])).sum())
+    for pace in np.unique(steps.pace_s[come]).tolist():
+        if pace < period_s and read_s / pace <= room:
+            return float(pace)
+    return period_s
+
+
+def at(problem: Problem, step_s: Floats, period_s: Floats) -> Problem:
+    """Return the ordinary problem at lengths (R,) and periods (R,) in seconds.
+
+    A problem without steps is returned as it is.
+    """
+    steps = problem.steps
+    if steps is None:
+        return problem
+    on = np.flatnonzero(steps.slot >= 0)
+    slot = steps.slot[on]
+    resource = problem.slot[on, slot]
+    length = np.maximum(np.append(step_s, NEVER)[resource], steps.shared_s[on] + steps.own_s[on])  # with it alone
+    period = np.append(period_s, NEVER)[resource]
+    decodes = steps.shared_s[on] > 0
+    slack, rigid = problem.slack.copy(), problem.rigid.copy()
+    slack[on] -= steps.wait[on] * np.where(np.isinf(length), 0.0, length)[:, None]
+    rides = can_ride(problem, on, length, period)
+    asked = decodes & ~steps.streams[on]
+    slack[on, 1] -= np.where(asked & rides, period / 2, 0.0)
+    slack[on[decodes & np.isinf(length)]] = -np.inf
+    reads = _Reads.of(problem, steps, step_s, period_s)
+    owner = np.repeat(np.arange(problem.n_tasks), np.diff(problem.first))[on]
+    comes = decodes & (problem.held[owner] != on)
+    rigid[on, slot] += np.where(decodes, steps.demand[on], 0.0)
+    rigid[on, slot] += np.where(comes, reads.of_newcomers(on, resource, rides, period), 0.0)
+    return dataclasses.replace(
+        problem, slack=slack, rigid=rigid, background=problem.background + reads.base, steps=None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """Part of each resource (R,) that reading weights takes: of those who run, and what more it is with a newcomer."""
+
+    steps: Steps
+    shared_s: Floats  # (R, groups) of the read that the period is of: the greatest part of each group
+    alone: Floats  # (R,) reads that are started for somebody who cannot wait: others' steps are such as well
+    base: Floats  # (R,) the greater of the two: whoever rides does so in any step
+    several: Bools  # (R,) whether more than one may come
+
+    @classmethod
+    def of(cls, problem: Problem, steps: Steps, step_s: Floats, period_s: Floats) -> _Reads:
+        """Of several newcomers each would pay for all that is read for all: it counts what riders need as well."""
+        n = problem.n_resources
+        shared = np.zeros((n, int(steps.group.max(initial=0)) + 1))
+        alone, several = np.zeros(n), np.zeros(n, dtype=np.bool_)
+        on = np.flatnonzero(steps.shared_s > 0)
+        resource = problem.slot[on, steps.slot[on]]
+        owner = np.repeat(np.arange(problem.n_tasks), np.diff(problem.first))[on]
+        runs, new = problem.held[owner] == on, problem.held[owner] < 0
+        length = np.maximum(step_s[resource], steps.shared_s[on] + steps.own_s[on])
+        rides = can_ride(problem, on, length, period_s[resource]) & np.isfinite(period_s[resource])
+        for r in np.unique(resource):
+            here = resource == r
+            several[r] = np.unique(owner[here & new]).size > 1
+            shared[r] = _greatest(steps, on[here & (runs | (new & rides & several[r]))])
+            own = on[here & runs & ~rides & ~steps.streams[on]]
+            alone[r] = float((steps.shared_s[own] / steps.pace_s[own]).sum())
+        return cls(steps, shared, alone, np.maximum(shared.sum(axis=1) / period_s, alone), several)
+
+    def of_newcomers(self, points: Ints, resource: Ints, rides: Bools, period: Floats) -> Floats:
+        """(n,) what decoding points (n,) add if they are the only ones that come; nothing for who rides on less."""
+        steps, many = self.steps, np.append(self.several, False)[resource]
+        base, alone = np.append(self.base, 0.0)[resource], np.append(self.alone, 0.0)[resource]
+        shared = np.concatenate([self.shared_s, np.zeros((1, self.shared_s.shape[1]))])[resource]  # (n, groups)
+        there = shared[np.arange(points.size), steps.group[points]]
+        with_it = shared.sum(axis=1) + np.maximum(steps.shared_s[points] - there, 0.0)
+        often = 1.0 / steps.pace_s[points]
+        own = np.where(many, steps.shared_s[points] * often, alone + steps.shared_s[points] * often - base)
+        more = np.where(np.isinf(period), 0.0, with_it / period - base)
+        return np.maximum(np.where(rides, more, np.where(steps.streams[points], with_it * often - base, own)), 0.0)
+
+
+def can_ride(problem: Problem, points: Ints, length_s: Floats, period_s: Floats) -> Bools:
+    """(n,) whether decoding points (n,) keep their pace with reads of periods (n,) and steps of lengths (n,)."""
+    return np.asarray(longest_period_s(problem, points, length_s) >= period_s)
+
+
+def longest_period_s(problem: Problem, points: Ints, length_s: Floats) -> Floats:
+    """(n,) longest period of reads at which points (n,) keep their pace, in steps of lengths (n,)."""
+    steps = problem.steps
+    if steps is None:
+        return np.full(points.size, NEVER)
+    finite = np.where(np.isinf(length_s), 0.0, length_s)
+    left = problem.slack[points, 1] - steps.wait[points, 1] * finite
+    left = 2 * (left - LEAST_AIR * problem.work[points, 1].sum(axis=1))
+    return np.asarray(np.where(steps.streams[points], steps.pace_s[points], np.minimum(left, steps.pace_s[points])))
+
+
+def _period(problem: Problem, steps: Steps, runs: Ints, length_s: float) -> float:
+    """Period at which those who run (n,) take least in all: at a longer one some read for themselves."""
+    if not runs.size:
+        return NEVER
+    longest = longest_period_s(problem, runs, np.maximum(length_s, steps.shared_s[runs] + steps.own_s[runs]))
+    streams = steps.streams[runs]
+    most = float(steps.pace_s[runs[streams]].min(initial=NEVER))
+    shared = _shared(steps, runs)
+    alone = np.where(streams, 0.0, steps.shared_s[runs] / steps.pace_s[runs])
+    choices = np.unique(longest[~streams & (longest >= length_s) & (longest < most)])
+    choices = np.append(choices, most)
+    cost = [max(shared / p, float(alone[longest < p].sum())) for p in choices]
+    return float(choices[len(choices) - 1 - int(np.argmin(cost[::-1]))])
+
+
+def _usual_s(steps: Steps, runs: Ints) -> float:
+    """Seconds that those who run (n,) add to a step on average, if whoever has most tokens is in each."""
+    return float(steps.own_s[runs].sum())
+
+
+def _shortest(steps: Steps, points: Ints) -> float:
+    return float(steps.pace_s[points].min(initial=NEVER))
+
+
+def _shared(steps: Steps, points: Ints) -> float:
+    """Seconds of a read for points (n,)."""
+    return float(_greatest(steps, points).sum())
+
+
+def _greatest(steps: Steps, points: Ints) -> Floats:
+    """(groups,) seconds of it: layers are nested, so the greatest part of each group serves all of it."""
+    greatest = np.zeros(int(steps.group.max(initial=0)) + 1)
+    np.maximum.at(greatest, steps.group[points], steps.shared_s[points])
+    return greatest
+
+
+def _on_grid(least_s: float) -> float:
+    """The shortest length of a grid, the same for everybody, that is no shorter."""
+    return float(GRID_FROM_S * GRID ** math.ceil(math.log(max(least_s, GRID_FROM_S) / GRID_FROM_S) / math.log(GRID)))
