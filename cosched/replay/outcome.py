@@ -9,6 +9,7 @@ import numpy as np
 from cosched.core.commands import Decision
 from cosched.core.planner import resource_ids
 from cosched.fluid import rows as fl
+from cosched.fluid.nodes import LENGTH_S, SEQUENCES, STEPS
 from cosched.fluid.world import Served
 from cosched.replay.replayer import Run, Sample, Workbook
 from cosched.report.model import Percentiles, PolicyResult, Summary, TaskFate, Timeline
@@ -123,6 +124,7 @@ def _percentiles(values: Sequence[float]) -> Percentiles:
 
 def _summary(book: Workbook, run: Run, fates: list[TaskFate], hindsight_bound: float) -> Summary:
     met = [f for f in fates if f.outcome == "met"]
+    promised, names_met = {t for t, d in run.admitted.items() if d.promised}, {f.task for f in met}
     gaps = np.array(run.gaps) if run.gaps else np.zeros(1)
     names = resource_ids(book.site)
     return Summary(
@@ -141,7 +143,19 @@ def _summary(book: Workbook, run: Run, fates: list[TaskFate], hindsight_bound: f
         utilisation={n: float(u / max(run.end_s, 1e-9)) for n, u in zip(names, run.used, strict=False)},
         energy_j=_energy(book, run),
         decisions_sha256=run.decisions_sha256,
+        promised=len(promised),
+        broken=len(promised - names_met),
+        met_unpromised=len(names_met - promised),
+        tokens_met=sum(book.units[f.task] for f in met if f.kind == "llm"),
+        step_ms=_of_nodes(book, 1e3 * run.figures[:, LENGTH_S], run.figures[:, STEPS]),
+        batch=_of_nodes(book, run.figures[:, SEQUENCES], run.figures[:, STEPS]),
     )
+
+
+def _of_nodes(book: Workbook, total: Floats, count: Floats) -> dict[str, float]:
+    """Mean of a figure on each node that decoded."""
+    pairs = zip(book.site.nodes, total.tolist(), count.tolist(), strict=True)
+    return {node.id: whole / n for node, whole, n in pairs if n > 0}
 
 
 def _jain(fates: list[TaskFate]) -> float:

@@ -16,6 +16,7 @@ from cosched.core.policy import Policy, as_promised
 from cosched.core.reasons import Reason
 from cosched.core.settings import Settings
 from cosched.errors import CoschedError
+from cosched.fluid.nodes import N_FIGURE
 from cosched.fluid.world import ChannelTruth, Served, World, units_of
 from cosched.site import Site
 from cosched.workloads.base import Floats, PointTable
@@ -79,6 +80,7 @@ class Run:
     decide_s: list[float] = field(default_factory=list)
     switches: int = 0
     used: Floats = field(default_factory=lambda: np.zeros(0))
+    figures: Floats = field(default_factory=lambda: np.zeros((0, N_FIGURE)))  # of nodes' steps (cosched/fluid/nodes.py)
     end_s: float = 0.0
     decisions_sha256: str = ""
 
@@ -265,6 +267,7 @@ class Replayer:
         for progress in world.progress():
             run.served[progress.task] = world.remove(progress.task)
         run.used = np.concatenate([world.used_cell, world.used_node])
+        run.figures = world.figures
         run.end_s = world.now_s
         run.decisions_sha256 = self._digest.hexdigest()
         return run

@@ -43,6 +43,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     utilisation: dict[str, float]
     energy_j: float
     decisions_sha256: str
+    promised: int = 0  # that were promised their deadlines when they were admitted ...
+    broken: int = 0  # ... of these, not met
+    met_unpromised: int = 0  # met though nothing was promised
+    tokens_met: int = 0  # of the sessions that were met
+    step_ms: dict[str, float] = {}  # per node: mean length of a step in which somebody decoded
+    batch: dict[str, float] = {}  # ... and mean number of sequences in it
 
 
 class TaskFate(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +115,9 @@ class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
     met: int
     value: float
     hindsight_bound: float
+    promised: int = 0
+    broken: int = 0
+    tokens_met: int = 0
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """One fixed style per policy, for light and dark, that does not rest on colour alone.
 
 Hues follow Okabe & Ito's set for colour-blind readers (https://jfly.uni-koeln.de/color/), darkened on white and
-lightened on black until each stands out by 3:1 or more. Ten policies are more than any such set can tell apart, so
+lightened on black until each stands out by 3:1 or more. So many policies are more than any such set can tell apart, so
 each also has its own marker, and families share a dash: joint solid, greedy dashed, decoupled dotted.
 """
 
@@ -36,6 +36,10 @@ _KNOWN: Final[dict[str, Style]] = {
     "equal-rate-admit": Style(light="#b0468a", dark="#e58cc4", dash="dot", symbol="x"),
     "compute-only": Style(light="#6a43b5", dark="#b39bf0", dash="dot", symbol="star"),
     "edge": Style(light="#8a5a3c", dark="#c79a7b", dash="dot", symbol="hexagon"),
+    "engine": Style(light="#a3122b", dark="#ff8593", dash="dot", symbol="triangle-left"),
+    "predicted": Style(light="#4f6b00", dark="#a8cf2d", dash="dot", symbol="triangle-right"),
+    "deadline-split": Style(light="#00717d", dark="#45c8d8", dash="dot", symbol="bowtie"),
+    "weight-floor": Style(light="#7d33b0", dark="#cc92f7", dash="dash", symbol="hourglass"),
     "local": Style(light="#80868d", dark="#949ba3", dash="dot", symbol="pentagon"),
 }
 
