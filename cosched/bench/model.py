@@ -33,11 +33,12 @@ class ModelClaim(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     reached: float
     asked: float
+    at_most: bool = False  # of errors: `asked` is the most that may be reached
 
     @property
     def holds(self) -> bool:
-        """Whether at least as much was reached as is asked."""
-        return self.reached >= self.asked
+        """Whether at least (`at_most`: at most) as much was reached as is asked."""
+        return self.reached <= self.asked if self.at_most else self.reached >= self.asked
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

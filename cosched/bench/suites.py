@@ -23,6 +23,7 @@ SUITES: Final[dict[str, str]] = {
     "split": "cosched.bench.split:run",
     "gpu": "cosched.bench.card:run",
     "network": "cosched.bench.network:run",
+    "node": "cosched.bench.node:run",
 }
 
 

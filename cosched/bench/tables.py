@@ -56,5 +56,6 @@ def claims_table(claims: Sequence[ModelClaim]) -> Table:
     for heading in ("claim", "reached", "asked", "holds"):
         table.add_column(heading, justify="left" if heading == "claim" else "right")
     for claim in claims:
-        table.add_row(claim.text, f"{claim.reached:.2f}", f"{claim.asked:.2f}", "yes" if claim.holds else "NO")
+        asked = f"{'at most ' if claim.at_most else ''}{claim.asked:.2f}"
+        table.add_row(claim.text, f"{claim.reached:.2f}", asked, "yes" if claim.holds else "NO")
     return table

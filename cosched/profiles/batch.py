@@ -1,4 +1,4 @@
-"""How a decode step grows with its batch: step = shared + batch x sequence, fitted on measured servers.
+"""How a decode step grows with its batch: step = shared + batch x sequence, fitted on measured servers or planned.
 
 The shared part (weights, launches) is paid once a step, each sequence adds its own (its KV cache, its part of the
 arithmetic). solvers/batching.py plans with this line; what it is worth: docs/profiles.md.
@@ -12,7 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cosched.profiles import latency
+from cosched.profiles.device import Device, Host
 from cosched.profiles.measured import ServedRuns
+from cosched.profiles.model import Model
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -64,3 +67,31 @@ def held_out(run: ServedRuns, *, greatest: float | None = None) -> tuple[Floats,
             predicted.append(fit_line(batch[seen], seconds[seen]).step_s(batch[~seen]))
             measured.append(seconds[~seen])
     return np.concatenate(predicted), np.concatenate(measured)
+
+
+def planned_line(
+    model: Model,
+    device: Device,
+    host: Host,
+    context_tokens: float,
+    weight_bits: int,
+    *,
+    fraction: float = 1.0,
+    tp: int = 1,
+) -> StepLine:
+    """Return the line that is planned with, from a profile alone: each sequence adds what it adds to a lone one's step.
+
+        own    = layers x decode_sequence_s + head and embedding of one token + host's time per sequence
+        shared = served step of a lone sequence - own
+
+    For all layers on one node; cosched/workloads/llm.py has it for split sessions. The full equations bend, since
+    reading and computing overlap; the line is straight, right at a batch of one.
+    """
+    layers, idle_head_s = float(model.n_layers), latency.head_s(model, device, weight_bits, 0, fraction, tp=tp)
+    own_s = layers * latency.decode_sequence_s(model, device, context_tokens, fraction, tp=tp)
+    own_s += latency.head_s(model, device, weight_bits, 1, fraction, tp=tp) - idle_head_s
+    own_s += latency.embed_s(model, device, 1.0, fraction)
+    shared_s = layers * latency.decode_weight_read_s(model, device, weight_bits, fraction, tp=tp) + idle_head_s
+    lone_s = latency.served_step_s(shared_s + own_s, host, layers)
+    own_s += host.sequence_s
+    return StepLine(lone_s - own_s, own_s)

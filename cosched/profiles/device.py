@@ -133,12 +133,31 @@ class _HostTerms(_Group, frozen=True, kw_only=True):
     prompt_token_us: NonNegative
 
 
+class _HostMemory(_Group, frozen=True, kw_only=True):
+    fraction: Efficiency
+    of: Literal["card", "rest"]
+    sequences: Literal["paged", "reserved"]
+
+
 class _HostFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     v: Literal[1]
     name: str
     guess: tuple[str, ...] = ()  # terms without any measurement, in words
     measured_on: tuple[str, ...] = ()  # device keys
     terms: _HostTerms
+    memory: _HostMemory | None = None
+
+
+class KvMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server does with a card's memory (memory.py): how much it takes, and what a sequence holds of it.
+
+    `of_rest`: `fraction` is of what weights and workspace leave, not of the whole card. `reserved`: a sequence holds
+    its whole length from its start, so that none is ever evicted; else pages, as they fill.
+    """
+
+    fraction: float
+    of_rest: bool
+    reserved: bool
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +171,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     layer_s: float
     sequence_s: float
     prompt_token_s: float
+    memory: KvMemory | None = None  # None: unknown, sequences never wait for memory
 
     def guesses(self, device: str) -> tuple[str, ...]:
         """Return what in a served time on `device` (a key) has no measurement behind it."""
@@ -185,7 +205,12 @@ def load_host(key_or_path: str | Path) -> Host:
         layer_s=file.terms.layer_us * 1e-6,
         sequence_s=file.terms.sequence_ms * 1e-3,
         prompt_token_s=file.terms.prompt_token_us * 1e-6,
+        memory=None if file.memory is None else _kv_memory(file.memory),
     )
+
+
+def _kv_memory(table: _HostMemory) -> KvMemory:
+    return KvMemory(fraction=table.fraction, of_rest=table.of == "rest", reserved=table.sequences == "reserved")
 
 
 def _device(key: str, file: _DeviceFile) -> Device:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -73,9 +74,8 @@ def refit(data: Path) -> Iterator[Refit]:
     for part in (*_linear(runs), *_attention(data), *_link(data)):
         devices |= {key: _merge(devices.get(key), new, part.source) for key, new in part.devices.items()}
         yield msgspec.structs.replace(part, devices={key: devices[key] for key in part.devices})
-    a100 = devices.get("a100", load_device("a100"))
-    yield from _splitwise(data, a100)
-    yield from _argonne(data, a100)
+    for recording in served_recordings(data, devices.get("a100", load_device("a100"))):
+        yield _served(recording)
     yield from _edge(data)
 
 
@@ -212,32 +212,57 @@ def _link(data: Path) -> Iterator[Refit]:
         yield Refit(source="link", devices={"a100": fit.fit_link(*link, load_device("a100"))})
 
 
-def _splitwise(data: Path, a100: Device) -> Iterator[Refit]:
+@dataclass(frozen=True, slots=True)
+class ServedRecording:
+    """What one server was measured to deliver: (R,) rows on `device`, and how its host's terms are fitted."""
+
+    source: str
+    host: Host  # as shipped
+    run: ServedRuns
+    device: Device
+    train: str  # model that a fit is made on when the others are held out
+    kept: Mask  # (R,) rows that fits and their errors use: those with memory left
+
+    def trained(self) -> Host:
+        """Return the host fitted on the kept rows of `train` alone."""
+        return fit.fit_host(self.run, fit.device_steps(self.run, self.device), self.host, self.seen)
+
+    @property
+    def seen(self) -> Mask:
+        """(R,) rows that `trained` is fitted on."""
+        return np.asarray(self.kept & (self.run.names == self.train))
+
+
+def served_recordings(data: Path, a100: Device) -> Iterator[ServedRecording]:
+    """Read what servers delivered on the A100: Splitwise's, then LLM-Inference-Bench's."""
     run = measured.read_splitwise(data)
     if run is not None:
-        yield _served("splitwise", "splitwise", run, a100, "llama-2-70b")
-
-
-def _argonne(data: Path, a100: Device) -> Iterator[Refit]:
-    """Whole runs on what fits the 40 GB card only: its bandwidth, the 80 GB card's efficiencies."""
-    card = msgspec.structs.replace(a100, mem_bw_bytes_s=fit.A100_40GB_BW_BYTES_S, memory_bytes=fit.A100_40GB_BYTES)
+        everything = np.ones(len(run.seconds), dtype=np.bool_)
+        yield ServedRecording("splitwise", load_host("splitwise"), run, a100, "llama-2-70b", everything)
+    card = card_40gb(a100)
     for framework, key in measured.ARGONNE_HOSTS.items():
         run = measured.read_argonne(data, framework)
         if run is not None:
-            kept = measured.select(run, fit.fits_memory(run, card.memory_bytes))
-            yield _served("argonne", key, kept, card, "llama-2-7b")
+            kept = fit.fits_memory(run, card.memory_bytes)
+            yield ServedRecording("argonne", load_host(key), run, card, "llama-2-7b", kept)
 
 
-def _served(source: str, key: str, run: ServedRuns, device: Device, train: str) -> Refit:
+def card_40gb(a100: Device) -> Device:
+    """LLM-Inference-Bench's card: the 40 GB one's bandwidth and memory, the 80 GB one's efficiencies."""
+    return msgspec.structs.replace(
+        a100, key="a100-40gb", mem_bw_bytes_s=fit.A100_40GB_BW_BYTES_S, memory_bytes=fit.A100_40GB_BYTES
+    )
+
+
+def _served(recording: ServedRecording) -> Refit:
     """Fit a host on one model, test it on the others, then fit it on all; and a line over the batch per setting."""
-    steps, host = fit.device_steps(run, device), load_host(key)
-    seen = run.names == train
-    trained = fit.fit_host(run, steps, host, seen)
-    errors = _errors(fit.served_s(run, steps, trained), run.seconds)[~seen]
-    on = (train, ", ".join(sorted({str(name) for name in run.names[~seen]})))
-    claim = _claim(f"whole model, {key}", on, errors, BAR_SERVED)
+    run, host = measured.select(recording.run, recording.kept), recording.host
+    steps, seen = fit.device_steps(run, recording.device), recording.seen[recording.kept]
+    errors = _errors(fit.served_s(run, steps, recording.trained()), run.seconds)[~seen]
+    on = (recording.train, ", ".join(sorted({str(name) for name in run.names[~seen]})))
+    claim = _claim(f"whole model, {host.key}", on, errors, BAR_SERVED)
     everything = fit.fit_host(run, steps, host, np.ones_like(seen))
-    return Refit(source=source, hosts={key: everything}, claims=(claim, *_batches(key, run)))
+    return Refit(source=recording.source, hosts={host.key: everything}, claims=(claim, *_batches(host.key, run)))
 
 
 def _batches(key: str, run: ServedRuns) -> Iterator[PublishedClaim]:

@@ -98,23 +98,28 @@ def decode_attention_s(
     return batch * _kv_read_s(model, device, context_tokens, fraction, tp) + device.attention_decode_overhead_s
 
 
-def decode_weight_read_s(model: Model, device: Device, weight_bits: int, fraction: float = 1.0) -> float:
+def decode_weight_read_s(
+    model: Model, device: Device, weight_bits: int, fraction: float = 1.0, *, tp: int = 1
+) -> float:
     """Part of a layer's decode step that the batch shares: weights read once, and every overhead."""
-    weights = _matrix_bytes(model, device, weight_bits) / (device.memory_efficiency * device.mem_bw_bytes_s * fraction)
-    return weights + _overheads_s(model, device) + device.attention_decode_overhead_s
+    matrices = _matrix_bytes(model, device, weight_bits) / tp
+    weights = matrices / (device.memory_efficiency * device.mem_bw_bytes_s * fraction)
+    alone = weights + _overheads_s(model, device) + device.attention_decode_overhead_s
+    return alone + all_reduce_s(model, device, 0.0, tp)
 
 
-def decode_sequence_s(model: Model, device: Device, context_tokens: T, fraction: float = 1.0) -> T:
+def decode_sequence_s(model: Model, device: Device, context_tokens: T, fraction: float = 1.0, *, tp: int = 1) -> T:
     """Part of a layer's decode step that each sequence adds: its arithmetic, its activations, its KV cache read.
 
     decode_weight_read_s + batch x decode_sequence_s bounds decode_layer_s from above: the hypot of reading and
-    computing is at most their sum.
+    computing is at most their sum. With `tp` ranks for as long as each of them has a KV head.
     """
-    compute = model.flop_per_token_layer / (device.compute_efficiency * device.peak_flop_s * fraction)
-    traffic = _gemm_activation_elements(model, 1) * ELEMENT_BYTES
+    compute = model.flop_per_token_layer / tp / (device.compute_efficiency * device.peak_flop_s * fraction)
+    traffic = _gemm_activation_elements(model, tp) * ELEMENT_BYTES
     moved = traffic / (device.memory_efficiency * device.mem_bw_bytes_s * fraction) if device.kind == "gpu" else 0.0
-    small = _elementwise_slope_s(model, device, fraction, 1)
-    return compute + moved + small + _kv_read_s(model, device, context_tokens, fraction, 1)
+    small = _elementwise_slope_s(model, device, fraction, tp)
+    sent = all_reduce_s(model, device, 1.0, tp) - all_reduce_s(model, device, 0.0, tp)
+    return compute + moved + small + sent + _kv_read_s(model, device, context_tokens, fraction, tp)
 
 
 def head_s(

@@ -49,6 +49,8 @@ ARGONNE_MODELS: Final = {
     "meta-llama/Meta-Llama-3-8B": "llama-3-8b",
     "mistralai/Mistral-7B-v0.1": "mistral-7b",
     "Qwen/Qwen2-7B": "qwen2-7b",
+    "meta-llama/Llama-2-70b-hf": "llama-2-70b",
+    "meta-llama/Meta-Llama-3-70B": "llama-3-70b",
 }
 ARGONNE_HOSTS: Final = {"vLLM": "vllm", "TensorRT-LLM": "tensorrt-llm"}
 GGUF_BITS: Final = {"q4_k_m": 4, "q6_k": 6, "q8_0": 8}
@@ -281,6 +283,16 @@ def read_argonne(data: Path, framework: str) -> ServedRuns | None:
     )
 
 
+def count_argonne(data: Path) -> dict[tuple[str, str], int]:
+    """Rows of LLM-Inference-Bench on the A100 by framework and model, those that `read_argonne` leaves out too."""
+    path = _one(data / "prof-argonne", "All_results_A100.csv*")
+    counts: dict[tuple[str, str], int] = {}
+    for row in read_rows(path) if path is not None else []:
+        key = (row.get("Framework") or "", row.get("Model") or "")
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
 def read_edge(data: Path) -> EdgeRun | None:
     """Decode of GGUF models with llama.cpp on a Jetson AGX Orin."""
     path = _one(data / "prof-edge-llamacpp", "jetson_agx_orin*.csv*")
@@ -324,13 +336,18 @@ def octave_weights(values: Floats) -> Floats:
 
 def select(run: ServedRuns, keep: npt.NDArray[np.bool_]) -> ServedRuns:
     """Return the rows of `run` for which `keep` is true."""
+    return take(run, np.flatnonzero(keep))
+
+
+def take(run: ServedRuns, rows: npt.NDArray[np.int64], *, batch: Floats | None = None) -> ServedRuns:
+    """Return the rows `rows` (G,) of `run`, any number of times each; with other batch sizes (G,) where given."""
     return ServedRuns(
-        models=tuple(model for model, kept in zip(run.models, keep, strict=True) if kept),
-        tp=run.tp[keep],
-        batch=run.batch[keep],
-        prompt=run.prompt[keep],
-        context=run.context[keep],
-        steps=run.steps[keep],
-        prefill=run.prefill[keep],
-        seconds=run.seconds[keep],
+        models=tuple(run.models[row] for row in rows.tolist()),
+        tp=run.tp[rows],
+        batch=run.batch[rows] if batch is None else batch,
+        prompt=run.prompt[rows],
+        context=run.context[rows],
+        steps=run.steps[rows],
+        prefill=run.prefill[rows],
+        seconds=run.seconds[rows],
     )

@@ -136,6 +136,17 @@ def test_shared_plus_per_sequence_bounds_the_step(
     assert bound <= math.sqrt(2) * step * (1 + 1e-12)
 
 
+@given(model=models, context=tokens, batch=st.integers(1, 128), tp=st.sampled_from([2, 4]))
+def test_the_two_parts_are_sharded_as_the_step_is(model: Model, context: float, batch: int, tp: int) -> None:
+    """Equal to the step where nothing is computed and nothing but weights, overheads and all-reduces takes time."""
+    if model.kv_heads < tp:
+        return  # a rank keeps a whole KV head: its matrices are wider than a share
+    device = gpu(peak_flop_s=1e30)
+    step = latency.decode_layer_s(model, device, context, 16, batch, tp=tp)
+    own = latency.decode_sequence_s(model, device, context, tp=tp)
+    assert latency.decode_weight_read_s(model, device, 16, tp=tp) + batch * own == pytest.approx(step)
+
+
 @given(model=models, device=devices, new=tokens, more=st.integers(1, 5000), context=tokens, weight_bits=bits)
 def test_more_tokens_are_never_faster(
     *, model: Model, device: Device, new: float, more: int, context: float, weight_bits: int
