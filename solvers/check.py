@@ -108,6 +108,15 @@ def _at_steps(p: Problem, s: Solution, *, offered: bool = False) -> Problem:
     return dataclasses.replace(p, slack=slack, rigid=rigid, background=background, steps=None)
 
 
+def _is_like_held(p: Problem, j: int, held: int, here: list[int], rides: dict[int, bool]) -> bool:
+    """Whether a point burdens its resource as the one does that its task holds."""
+    if held not in here:
+        return False
+    steps = cast("Steps", p.steps)
+    same = all(column[j] == column[held] for column in (steps.group, steps.pace_s, steps.streams))
+    return same and rides[j] == rides[held] and bool(steps.shared_s[j] <= steps.shared_s[held])
+
+
 def _length(steps: Steps, j: int, planned: float) -> float:
     """Seconds of a step that point j waits for: as planned, or as long as its own part makes it."""
     return max(planned, float(steps.shared_s[j] + steps.own_s[j]))
@@ -119,26 +128,31 @@ def _offered_reads(
     """Reads that a bound counts on a resource for its decoders `here`; to `rigid` what each newcomer adds to that."""
     steps = cast("Steps", p.steps)
     runs = [j for j in here if p.held[owner[j]] == j]
-    new = {owner[j] for j in here if p.held[owner[j]] < 0}
-    ride = [j for j in here if owner[j] in new and rides[j] and math.isfinite(period)] if len(new) > 1 else []
+    come = [j for j in here if j not in runs and not _is_like_held(p, j, int(p.held[owner[j]]), here, rides)]
+    several = len({owner[j] for j in come}) > 1
+    ride = [j for j in come if rides[j] and math.isfinite(period)] if several else []
     base = max(_greatest(steps, runs + ride) / period, _alone(steps, runs, rides))
-    for j in [j for j in here if j not in runs]:
-        common = _greatest(steps, [*runs, *ride, j])
+    for j in come:
+        mine = [k for k in (*runs, *ride) if steps.group[k] == steps.group[j]]
+        others = _greatest(steps, [k for k in (*runs, *ride) if steps.group[k] != steps.group[j]]) / period
         if rides[j]:
-            with_it = 0.0 if math.isinf(period) else common / period
+            with_it = 0.0 if math.isinf(period) else others + _greatest(steps, [*mine, j]) / period
         elif steps.streams[j]:
-            with_it = common / float(steps.pace_s[j])
+            with_it = others + _greatest(steps, [*mine, j]) / float(steps.pace_s[j])
         else:
-            with_it = _alone(steps, [j], rides) + (base if len(new) > 1 else _alone(steps, runs, rides))
+            with_it = _alone(steps, [j], rides) + (base if several else _alone(steps, runs, rides))
         rigid[j, int(steps.slot[j])] += max(0.0, with_it - base)
     return base
 
 
 def _reads(steps: Steps, chosen: list[int], period: float, rides: dict[int, bool]) -> float:
-    """Part of a resource that reads take for the chosen: every period, or those that some need for themselves."""
-    riders = [j for j in chosen if rides[j] or steps.streams[j]]
-    often = min([period if rides[j] else float(steps.pace_s[j]) for j in riders], default=math.inf)
-    return max(_greatest(steps, riders) / often if riders else 0.0, _alone(steps, chosen, rides))
+    """Part of a resource that reads take for the chosen: each group's as often as it needs, or those for some alone."""
+    total = 0.0
+    for group in {int(steps.group[j]) for j in chosen}:
+        riders = [j for j in chosen if int(steps.group[j]) == group and (rides[j] or steps.streams[j])]
+        often = min([period if rides[j] else float(steps.pace_s[j]) for j in riders], default=math.inf)
+        total += _greatest(steps, riders) / often if riders else 0.0
+    return max(total, _alone(steps, chosen, rides))
 
 
 def _alone(steps: Steps, points: list[int], rides: dict[int, bool]) -> float:

@@ -36,7 +36,6 @@ from solvers.solver import Solver
 GRID: Final = 1.05  # a length over the next shorter one: steps change by less are no change
 GRID_FROM_S: Final = 1e-3
 LEAST_LENGTH: Final = 1.2  # of the bare step: room for pieces beside it
-ROOM: Final = 1.0  # in a step for the sequences that are in it on average
 LEAST_AIR: Final = 4.0  # slack beside the wait for a read, in units of a token's work elsewhere, or nobody rides
 
 
@@ -66,34 +65,51 @@ def lengths(problem: Problem, fixed_s: float = 0.0) -> tuple[Floats, Floats]:
     if steps is None:
         return step_s, period_s
     on = np.flatnonzero(steps.shared_s > 0)
-    resource = problem.slot[on, steps.slot[on]]
-    owner = np.repeat(np.arange(problem.n_tasks), np.diff(problem.first))[on]
+    resource, owner = _resource(problem, steps, on), _owner(problem)[on]
     held = problem.held[owner] == on
-    new = problem.held[owner] < 0
+    elsewhere = ~held & ((problem.held[owner] < 0) | (_resource_of_held(problem, steps, owner) != resource))
     for r in np.unique(resource):
         here = resource == r
-        runs, come = on[here & held], on[here & new]
+        runs, come = on[here & held], on[here & elsewhere]
         bare = _shared(steps, runs if runs.size else on[here])
-        length = fixed_s or _on_grid(max(LEAST_LENGTH * bare, bare + ROOM * _usual_s(steps, runs)))
+        length = fixed_s or _on_grid(max(LEAST_LENGTH * bare, bare + _all_own_s(steps, runs)))
         step_s[r], period_s[r] = length, _period(problem, steps, runs, length)
-        if np.unique(owner[here & new]).size > 1:
-            period_s[r] = _with_several(problem, steps, runs, come, int(r), float(period_s[r]))
+        if np.unique(owner[here & elsewhere]).size > 1:
+            period_s[r] = _with_several(problem, steps, runs, come, int(r), length, float(period_s[r]))
     return step_s, period_s
 
 
-def _with_several(problem: Problem, steps: Steps, runs: Ints, come: Ints, r: int, period_s: float) -> float:
+def _resource_of_held(problem: Problem, steps: Steps, owner: Ints) -> Ints:
+    """(n,) resource on which the tasks `owner` (n,) decode, -1 = on none."""
+    held = problem.held[owner]
+    slot = np.where(held >= 0, steps.slot[held], -1)
+    return np.where(slot >= 0, problem.slot[held, np.maximum(slot, 0)], -1)
+
+
+def _with_several(
+    problem: Problem, steps: Steps, runs: Ints, come: Ints, r: int, length_s: float, period_s: float
+) -> float:
     """Period of reads for those who run (n,) and several that may come (m,): as short as leaves room for who runs.
 
     It is background for all of them, whoever comes; who wants tokens more often pays for that himself.
     """
     slot = steps.slot[runs]
-    least = problem.rigid[runs, slot] + problem.activity[runs, slot] * problem.floor[runs, slot] + steps.demand[runs]
+    share = np.maximum(problem.floor[runs, slot], _needed(problem, steps, runs, length_s))
+    least = problem.rigid[runs, slot] + problem.activity[runs, slot] * share + steps.demand[runs]
     room = 1.0 - float(problem.background[r]) - float(least.sum())
     read_s = float(_greatest(steps, np.concatenate([runs, come])).sum())
     for pace in np.unique(steps.pace_s[come]).tolist():
         if pace < period_s and read_s / pace <= room:
             return float(pace)
     return period_s
+
+
+def _needed(problem: Problem, steps: Steps, runs: Ints, length_s: float) -> Floats:
+    """(n,) share of the resource with which those who run keep their deadlines, cheapest where all cost alike."""
+    root = np.sqrt(problem.work[runs])  # (n, Q, S)
+    left = np.maximum(problem.slack[runs] - steps.wait[runs] * length_s, 1e-9)
+    mine = np.take_along_axis(root, steps.slot[runs][:, None, None], axis=2)[:, :, 0]
+    return np.asarray(np.minimum((mine * root.sum(axis=2) / left).max(axis=1, initial=0.0), 1.0))
 
 
 def at(problem: Problem, step_s: Floats, period_s: Floats) -> Problem:
@@ -117,13 +133,33 @@ def at(problem: Problem, step_s: Floats, period_s: Floats) -> Problem:
     slack[on, 1] -= np.where(asked & rides, period / 2, 0.0)
     slack[on[decodes & np.isinf(length)]] = -np.inf
     reads = _Reads.of(problem, steps, step_s, period_s)
-    owner = np.repeat(np.arange(problem.n_tasks), np.diff(problem.first))[on]
-    comes = decodes & (problem.held[owner] != on)
+    comes = decodes & _comes(problem, steps, on, rides)
     rigid[on, slot] += np.where(decodes, steps.demand[on], 0.0)
     rigid[on, slot] += np.where(comes, reads.of_newcomers(on, resource, rides, period), 0.0)
     return dataclasses.replace(
         problem, slack=slack, rigid=rigid, background=problem.background + reads.base, steps=None
     )
+
+
+def _comes(problem: Problem, steps: Steps, points: Ints, rides: Bools) -> Bools:
+    """(n,) whether a decoding point is another burden to its resource than the one that its task holds."""
+    held = problem.held[_owner(problem)[points]]
+    all_ride = np.zeros(problem.n_points, dtype=np.bool_)
+    all_ride[points] = rides
+    same = _resource_of_held(problem, steps, _owner(problem)[points]) == _resource(problem, steps, points)
+    for column in (steps.group, steps.pace_s, steps.streams, all_ride):
+        same &= column[points] == column[held]
+    return np.asarray((held != points) & ~(same & (steps.shared_s[points] <= steps.shared_s[held])))
+
+
+def _owner(problem: Problem) -> Ints:
+    """(J,) task of each point."""
+    return np.repeat(np.arange(problem.n_tasks), np.diff(problem.first))
+
+
+def _resource(problem: Problem, steps: Steps, points: Ints) -> Ints:
+    """(n,) that serves points (n,) in steps."""
+    return np.asarray(problem.slot[points, steps.slot[points]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +179,14 @@ class _Reads:
         shared = np.zeros((n, int(steps.group.max(initial=0)) + 1))
         alone, several = np.zeros(n), np.zeros(n, dtype=np.bool_)
         on = np.flatnonzero(steps.shared_s > 0)
-        resource = problem.slot[on, steps.slot[on]]
-        owner = np.repeat(np.arange(problem.n_tasks), np.diff(problem.first))[on]
-        runs, new = problem.held[owner] == on, problem.held[owner] < 0
+        resource, owner = _resource(problem, steps, on), _owner(problem)[on]
         length = np.maximum(step_s[resource], steps.shared_s[on] + steps.own_s[on])
         rides = can_ride(problem, on, length, period_s[resource]) & np.isfinite(period_s[resource])
+        runs, comes = problem.held[owner] == on, _comes(problem, steps, on, rides)
         for r in np.unique(resource):
             here = resource == r
-            several[r] = np.unique(owner[here & new]).size > 1
-            shared[r] = _greatest(steps, on[here & (runs | (new & rides & several[r]))])
+            several[r] = np.unique(owner[here & comes]).size > 1
+            shared[r] = _greatest(steps, on[here & (runs | (comes & rides & several[r]))])
             own = on[here & runs & ~rides & ~steps.streams[on]]
             alone[r] = float((steps.shared_s[own] / steps.pace_s[own]).sum())
         return cls(steps, shared, alone, np.maximum(shared.sum(axis=1) / period_s, alone), several)
@@ -162,11 +197,13 @@ class _Reads:
         base, alone = np.append(self.base, 0.0)[resource], np.append(self.alone, 0.0)[resource]
         shared = np.concatenate([self.shared_s, np.zeros((1, self.shared_s.shape[1]))])[resource]  # (n, groups)
         there = shared[np.arange(points.size), steps.group[points]]
-        with_it = shared.sum(axis=1) + np.maximum(steps.shared_s[points] - there, 0.0)
+        others = (shared.sum(axis=1) - there) / period  # groups are read each as often as it needs
+        read_s = np.maximum(steps.shared_s[points], there)
         often = 1.0 / steps.pace_s[points]
         own = np.where(many, steps.shared_s[points] * often, alone + steps.shared_s[points] * often - base)
-        more = np.where(np.isinf(period), 0.0, with_it / period - base)
-        return np.maximum(np.where(rides, more, np.where(steps.streams[points], with_it * often - base, own)), 0.0)
+        more = np.where(np.isinf(period), 0.0, others + read_s / period - base)
+        sooner = others + read_s * often - base
+        return np.maximum(np.where(rides, more, np.where(steps.streams[points], sooner, own)), 0.0)
 
 
 def can_ride(problem: Problem, points: Ints, length_s: Floats, period_s: Floats) -> Bools:
@@ -200,8 +237,8 @@ def _period(problem: Problem, steps: Steps, runs: Ints, length_s: float) -> floa
     return float(choices[len(choices) - 1 - int(np.argmin(cost[::-1]))])
 
 
-def _usual_s(steps: Steps, runs: Ints) -> float:
-    """Seconds that those who run (n,) add to a step on average, if whoever has most tokens is in each."""
+def _all_own_s(steps: Steps, runs: Ints) -> float:
+    """Seconds that those who run (n,) add to a step with all of them in it."""
     return float(steps.own_s[runs].sum())
 
 

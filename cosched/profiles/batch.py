@@ -1,7 +1,7 @@
 """How a decode step grows with its batch: step = shared + batch x sequence, fitted on measured servers or planned.
 
 The shared part (weights, launches) is paid once a step, each sequence adds its own (its KV cache, its part of the
-arithmetic). solvers/batching.py plans with this line; what it is worth: docs/profiles.md.
+arithmetic). solvers/steps.py plans with this line; what it is worth: docs/profiles.md.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def test_it_is_what_the_planner_counts_with() -> None:
     """The two parts of whole offload, at every node of a site that ships."""
     context = URBAN.context_of(0, 0)
     table = llm.all_points(offer(SESSION), context)
-    shared_s, own_s = llm.decode_parts(offer(SESSION), context, table)
+    shared_s, own_s = table.steps.T
     tokens = SESSION.context_tokens + SESSION.new_tokens + SESSION.max_output_tokens / 2
     served = context.models[SESSION.model]
     for i, node in enumerate(context.site.nodes):
