@@ -25,7 +25,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -112,41 +112,74 @@ def _needed(problem: Problem, steps: Steps, runs: Ints, length_s: float) -> Floa
     return np.asarray(np.minimum((mine * root.sum(axis=2) / left).max(axis=1, initial=0.0), 1.0))
 
 
+class Change(NamedTuple):
+    """What the lengths and periods of steps make of a problem, and of any other with the same points."""
+
+    slack: Floats  # (J, Q) that is taken from it
+    rigid: Floats  # (J, S) that is added
+    background: Floats  # (R,) likewise
+
+    def of(self, problem: Problem) -> Problem:
+        """Return the ordinary problem."""
+        return dataclasses.replace(
+            problem,
+            slack=problem.slack - self.slack,
+            rigid=problem.rigid + self.rigid,
+            background=problem.background + self.background,
+            steps=None,
+        )
+
+
 def at(problem: Problem, step_s: Floats, period_s: Floats) -> Problem:
     """Return the ordinary problem at lengths (R,) and periods (R,) in seconds.
 
     A problem without steps is returned as it is.
     """
-    steps = problem.steps
-    if steps is None:
-        return problem
-    on = np.flatnonzero(steps.slot >= 0)
-    slot = steps.slot[on]
-    resource = problem.slot[on, slot]
-    length = np.maximum(np.append(step_s, NEVER)[resource], steps.shared_s[on] + steps.own_s[on])  # with it alone
-    period = np.append(period_s, NEVER)[resource]
-    decodes = steps.shared_s[on] > 0
-    slack, rigid = problem.slack.copy(), problem.rigid.copy()
-    slack[on] -= steps.wait[on] * np.where(np.isinf(length), 0.0, length)[:, None]
-    rides = can_ride(problem, on, length, period)
-    asked = decodes & ~steps.streams[on]
-    slack[on, 1] -= np.where(asked & rides, period / 2, 0.0)
-    slack[on[decodes & np.isinf(length)]] = -np.inf
-    reads = _Reads.of(problem, steps, step_s, period_s)
-    comes = decodes & _comes(problem, steps, on, rides)
-    rigid[on, slot] += np.where(decodes, steps.demand[on], 0.0)
-    rigid[on, slot] += np.where(comes, reads.of_newcomers(on, resource, rides, period), 0.0)
-    return dataclasses.replace(
-        problem, slack=slack, rigid=rigid, background=problem.background + reads.base, steps=None
-    )
+    return problem if problem.steps is None else change(problem, problem.steps, step_s, period_s).of(problem)
 
 
-def _comes(problem: Problem, steps: Steps, points: Ints, rides: Bools) -> Bools:
+def change(problem: Problem, steps: Steps, step_s: Floats, period_s: Floats) -> Change:
+    """What steps of lengths (R,) and reads of periods (R,) change; seconds."""
+    served = np.flatnonzero(steps.slot >= 0)
+    length = np.append(step_s, NEVER)[_resource(problem, steps, served)]
+    slack, rigid = np.zeros_like(problem.slack), np.zeros_like(problem.rigid)
+    longest = np.maximum(length, steps.shared_s[served] + steps.own_s[served])  # who is in one alone makes it so long
+    slack[served] = steps.wait[served] * np.where(np.isinf(length), 0.0, longest)[:, None]
+    on = np.flatnonzero(steps.shared_s > 0)
+    few = _Decoders.of(problem, steps, on, step_s, period_s)
+    slack[on, 1] += np.where(few.rides & ~steps.streams[on], few.period / 2, 0.0)
+    slack[on[np.isinf(step_s[few.resource])], 1] = np.inf
+    reads = _Reads.of(problem, steps, few, period_s)
+    rigid[on, steps.slot[on]] = steps.demand[on] + np.where(few.comes, reads.of_newcomers(steps, few), 0.0)
+    return Change(slack, rigid, reads.base)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoders:
+    """Decoding points (n,) of a problem and how they stand to the reads of their resources."""
+
+    points: Ints
+    resource: Ints
+    owner: Ints
+    period: Floats
+    rides: Bools  # whether they wait for a read of that period
+    comes: Bools  # whether they are another burden than the point that their task holds
+
+    @classmethod
+    def of(cls, problem: Problem, steps: Steps, on: Ints, step_s: Floats, period_s: Floats) -> _Decoders:
+        resource, owner = _resource(problem, steps, on), _owner(problem)[on]
+        length = np.maximum(step_s[resource], steps.shared_s[on] + steps.own_s[on])
+        period = period_s[resource]
+        rides = can_ride(problem, on, length, period)
+        return cls(on, resource, owner, period, rides, _comes(problem, steps, on, resource, owner, rides))
+
+
+def _comes(problem: Problem, steps: Steps, points: Ints, resource: Ints, owner: Ints, rides: Bools) -> Bools:
     """(n,) whether a decoding point is another burden to its resource than the one that its task holds."""
-    held = problem.held[_owner(problem)[points]]
+    held = problem.held[owner]
     all_ride = np.zeros(problem.n_points, dtype=np.bool_)
     all_ride[points] = rides
-    same = _resource_of_held(problem, steps, _owner(problem)[points]) == _resource(problem, steps, points)
+    same = _resource_of_held(problem, steps, owner) == resource
     for column in (steps.group, steps.pace_s, steps.streams, all_ride):
         same &= column[points] == column[held]
     return np.asarray((held != points) & ~(same & (steps.shared_s[points] <= steps.shared_s[held])))
@@ -166,44 +199,42 @@ def _resource(problem: Problem, steps: Steps, points: Ints) -> Ints:
 class _Reads:
     """Part of each resource (R,) that reading weights takes: of those who run, and what more it is with a newcomer."""
 
-    steps: Steps
     shared_s: Floats  # (R, groups) of the read that the period is of: the greatest part of each group
     alone: Floats  # (R,) reads that are started for somebody who cannot wait: others' steps are such as well
     base: Floats  # (R,) the greater of the two: whoever rides does so in any step
     several: Bools  # (R,) whether more than one may come
 
     @classmethod
-    def of(cls, problem: Problem, steps: Steps, step_s: Floats, period_s: Floats) -> _Reads:
+    def of(cls, problem: Problem, steps: Steps, few: _Decoders, period_s: Floats) -> _Reads:
         """Of several newcomers each would pay for all that is read for all: it counts what riders need as well."""
         n = problem.n_resources
         shared = np.zeros((n, int(steps.group.max(initial=0)) + 1))
         alone, several = np.zeros(n), np.zeros(n, dtype=np.bool_)
-        on = np.flatnonzero(steps.shared_s > 0)
-        resource, owner = _resource(problem, steps, on), _owner(problem)[on]
-        length = np.maximum(step_s[resource], steps.shared_s[on] + steps.own_s[on])
-        rides = can_ride(problem, on, length, period_s[resource]) & np.isfinite(period_s[resource])
-        runs, comes = problem.held[owner] == on, _comes(problem, steps, on, rides)
-        for r in np.unique(resource):
-            here = resource == r
-            several[r] = np.unique(owner[here & comes]).size > 1
-            shared[r] = _greatest(steps, on[here & (runs | (comes & rides & several[r]))])
-            own = on[here & runs & ~rides & ~steps.streams[on]]
+        on, runs = few.points, problem.held[few.owner] == few.points
+        rides = few.comes & few.rides & np.isfinite(few.period)
+        by_himself = runs & ~few.rides & ~steps.streams[on]
+        for r in np.unique(few.resource):
+            here = few.resource == r
+            comers = few.owner[here & few.comes]
+            several[r] = bool(comers.size) and bool((comers != comers[0]).any())
+            shared[r] = _greatest(steps, on[here & ((runs | rides) if several[r] else runs)])
+            own = on[here & by_himself]
             alone[r] = float((steps.shared_s[own] / steps.pace_s[own]).sum())
-        return cls(steps, shared, alone, np.maximum(shared.sum(axis=1) / period_s, alone), several)
+        return cls(shared, alone, np.maximum(shared.sum(axis=1) / period_s, alone), several)
 
-    def of_newcomers(self, points: Ints, resource: Ints, rides: Bools, period: Floats) -> Floats:
-        """(n,) what decoding points (n,) add if they are the only ones that come; nothing for who rides on less."""
-        steps, many = self.steps, np.append(self.several, False)[resource]
-        base, alone = np.append(self.base, 0.0)[resource], np.append(self.alone, 0.0)[resource]
-        shared = np.concatenate([self.shared_s, np.zeros((1, self.shared_s.shape[1]))])[resource]  # (n, groups)
+    def of_newcomers(self, steps: Steps, few: _Decoders) -> Floats:
+        """(n,) what decoders (n,) add if they are the only ones that come; nothing for who rides on less."""
+        points, resource, period = few.points, few.resource, few.period
+        base, shared = self.base[resource], self.shared_s[resource]  # (n,), (n, groups)
         there = shared[np.arange(points.size), steps.group[points]]
         others = (shared.sum(axis=1) - there) / period  # groups are read each as often as it needs
         read_s = np.maximum(steps.shared_s[points], there)
         often = 1.0 / steps.pace_s[points]
-        own = np.where(many, steps.shared_s[points] * often, alone + steps.shared_s[points] * often - base)
+        own = steps.shared_s[points] * often
+        own += np.where(self.several[resource], 0.0, self.alone[resource] - base)
         more = np.where(np.isinf(period), 0.0, others + read_s / period - base)
         sooner = others + read_s * often - base
-        return np.maximum(np.where(rides, more, np.where(steps.streams[points], sooner, own)), 0.0)
+        return np.maximum(np.where(few.rides, more, np.where(steps.streams[points], sooner, own)), 0.0)
 
 
 def can_ride(problem: Problem, points: Ints, length_s: Floats, period_s: Floats) -> Bools:

@@ -203,6 +203,9 @@ class DecisionMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     bandwidth_hz: float = 0.0  # that weight_prb PRBs are: planned with while it sends, not held for it
     weight_prb: float = 0.0  # weight in the work-conserving sharing of the cell, in PRBs: weights may add up to more
     weight_node: float = 0.0  # likewise of the node
+    pace_s: float = 0.0  # seconds a token on its node that are counted on, 0 = it decodes none there
+    step_s: float = 0.0  # longest step that is planned for its node, 0 = nobody decodes there
+    priority: int = 0  # in steps of the node: 0, who is promised something, comes before 1
     reserved: Reserved = Reserved()
     predicted_s: tuple[float | None, ...] = ()  # latency per phase at these shares; None: never, a share is 0
     slack_s: tuple[float | None, ...] = ()  # deadline less that

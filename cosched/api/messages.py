@@ -220,6 +220,8 @@ class ResourceView(msgspec.Struct, frozen=True, kw_only=True):
     background: float
     price: float
     tasks: int = 0  # that hold a share of it
+    step_ms: float = 0.0  # of a node: planned length of a step, 0 = nobody decodes there
+    period_ms: float = 0.0  # ... and how often its weights are read for those who can wait
 
 
 class CellView(msgspec.Struct, frozen=True, kw_only=True):

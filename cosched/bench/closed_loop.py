@@ -1,7 +1,7 @@
 """Suite `closed-loop`: tasks met over offered load on recorded channels and requests, every policy, two seed sets.
 
-Rivals are tuned first, for each load on its own and on seeds of their own: the strongest opponents that their one or
-two numbers allow. The joint policy has nothing tuned here.
+Rivals with a number are tuned first, for each load on its own and on seeds of their own: the strongest opponents that
+their one or two numbers allow. The joint policy and greedy have none.
 """
 
 from __future__ import annotations
@@ -41,11 +41,10 @@ SCALE_RATE_PER_S: Final = 10.0  # of the sample that load 1 is computed from
 
 # What a policy's numbers may be; the best for each load is taken.
 TUNING: Final[dict[str, tuple[str, ...]]] = {
-    "engine": tuple(f"engine:step_s={t},sequences={n}" for t in (0.05, 0.1) for n in (12, 256)),
-    "predicted": tuple(f"predicted:step_s={t},margin={m}" for t in (0.05, 0.1) for m in (0.7, 0.85, 1)),
-    "deadline-split": tuple(f"deadline-split:radio={r}" for r in (0.3, 0.5, 0.7)),
+    "engine": ("engine:step_s=0.05,sequences=12", "engine:step_s=0.1"),
+    "predicted": tuple(f"predicted:step_s={t},margin={m}" for t in (0.05, 0.1) for m in (0.85, 1)),
+    "deadline-split": tuple(f"deadline-split:radio={r}" for r in (0.3, 0.6)),
     "pf-admit": tuple(f"pf-admit:overbook={o}" for o in (1.5, 3)),
-    "pf-util": tuple(f"pf-util:rho={r},overbook=3" for r in (0.75, 0.9)),
     "compute-only": tuple(f"compute-only:overbook={o}" for o in (1, 2)),
 }
 PLAIN: Final = ("joint", "greedy", "greedy-residual")

@@ -52,8 +52,8 @@ def status(found: api.Status) -> None:
             ),
         )
     _table(
-        ("resource", "kind", "planned", "background", "price"),
-        ((r.id, r.kind, r.planned, r.background, r.price) for r in found.resources),
+        ("resource", "kind", "planned", "background", "price", "step ms", "read every ms"),
+        ((r.id, r.kind, r.planned, r.background, r.price, *_steps(r)) for r in found.resources),
     )
     delays = (("submit", found.submit_ms), ("solve", found.solve_ms), ("telemetry", found.telemetry_ms))
     _table(("ms", "p50", "p99", "max", "n"), ((name, q.p50, q.p99, q.max, q.n) for name, q in delays))
@@ -158,6 +158,11 @@ def policy(found: api.PolicyView) -> None:
 def mode(found: api.ModeView) -> None:
     """Print the mode."""
     _say(f"{found.mode}{''.join(f'; {alarm}' for alarm in found.alarms)}")
+
+
+def _steps(resource: api.ResourceView) -> list[str]:
+    """Length of a node's steps and period of its reads, where somebody decodes."""
+    return [f"{ms:.1f}" if ms else "" for ms in (resource.step_ms, resource.period_ms)]
 
 
 def reloaded(found: api.Reloaded) -> None:

@@ -53,7 +53,8 @@ class Plan:
     cell: Ints  # (N,) that it was planned in
     share: Floats  # (N, 3) of cell uplink, node, node memory
     node_weight: Floats  # (N,) with which the node shares itself out so that everybody gets his share of it
-    pace_s: Floats  # (N,) seconds a token that is counted on, inf where nothing is decoded
+    node: Ints  # (N,) below 0: the device alone
+    pace_s: Floats  # (N,) seconds a token that is counted on, 0 where nothing is decoded
     wait_s: Floats  # (N, 2) of each phase for steps of the node
     step_s: Floats  # (nodes,) planned length of a step, inf where nobody decodes
     period_s: Floats  # (nodes,) ... and how often its weights are read at most
@@ -68,40 +69,26 @@ class Plan:
     bound: float
     decisions: tuple[Decision, ...]  # what changed
 
+    @property
+    def longest_step_s(self) -> Floats:
+        """(N,) of each task's node, 0 where nobody decodes."""
+        of_nodes = np.where(np.isfinite(self.step_s), self.step_s, 0.0)
+        return np.append(of_nodes, 0.0)[np.where(self.node < 0, len(of_nodes), self.node)]
+
     def validate(self) -> None:
         """Hold the rows against each other; what the state must have to say to them, the state knows. Raises Broken."""
         n, told = len(self.tasks), [d.task for d in self.decisions]
         hold(len(set(self.tasks)) == n, "a task is planned twice:", sorted(self.tasks))
         hold(len(set(told)) == len(told), "a task is decided twice in one plan:", sorted(told))
         hold(self.at_s < self.valid_until_s, "plan", self.generation, "is over when it begins")
-        rows = (
-            "point",
-            "cell",
-            "share",
-            "node_weight",
-            "pace_s",
-            "wait_s",
-            "prbs",
-            "promised",
-            "reserved",
-            "efficiency",
-        )
-        for name in rows:
+        rows = "point", "cell", "share", "node_weight", "node", "pace_s", "wait_s", "prbs", "promised", "reserved"
+        for name in (*rows, "efficiency"):
             hold(len(getattr(self, name)) == n, "plan", self.generation, "has not one", name, "a task")
-        for name in ("step_s", "period_s", "pace_s"):
+        for name in ("step_s", "period_s"):
             hold((getattr(self, name) > 0).all(), "in plan", self.generation, name, "is not above 0")
         hold((self.point >= 0).all(), "a task is planned without a point:", self.point)
-        for name in (
-            "share",
-            "prbs",
-            "node_weight",
-            "wait_s",
-            "planned_use",
-            "reserved",
-            "variance",
-            "prices",
-            "efficiency",
-        ):
+        numbers = "share", "prbs", "node_weight", "pace_s", "wait_s", "planned_use", "reserved", "variance", "prices"
+        for name in (*numbers, "efficiency"):
             array = getattr(self, name)
             hold((np.isfinite(array) & (array >= 0)).all(), "in plan", self.generation, name, "is no number:", array)
         holders = {d.task for d in self.decisions if d.point >= 0}

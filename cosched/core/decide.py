@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from cosched.core.bids import is_screened
-from cosched.core.columns import WEIGHT
+from cosched.core.columns import NODE, WEIGHT
 from cosched.core.commands import Decision, Plan
 from cosched.core.planner import Planned
 from cosched.core.present import Present, as_asked, handed_over, make_room, present
@@ -41,8 +41,11 @@ class Asked:
 
     def at(self, step_s: Floats, period_s: Floats) -> Asked:
         """The same at the lengths and periods of steps (R,) of an answer."""
-        planned = self.planned.at(step_s, period_s)
-        return replace(self, planned=planned, problem=steps.at(self.problem, step_s, period_s))
+        if self.problem.steps is None:
+            return self
+        change = steps.change(self.problem, self.problem.steps, step_s, period_s)
+        planned = replace(self.planned, problem=change.of(self.planned.problem))
+        return replace(self, planned=planned, problem=change.of(self.problem))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,8 @@ def make_plan(
         cell=layout.cell[has],
         share=share,
         node_weight=_node_weight_column(asked, has, rows, share[:, 1]),
-        pace_s=asked.planned.pace_s[has],
+        node=layout.points[rows, NODE].astype(np.int64),
+        pace_s=np.where(np.isfinite(asked.planned.pace_s[has]), asked.planned.pace_s[has], 0.0),
         wait_s=asked.planned.wait_s[rows],
         step_s=_of_nodes(state, solution.step_s),
         period_s=_of_nodes(state, solution.period_s),

@@ -51,6 +51,9 @@ class Granted(NamedTuple):
     bandwidth_hz: float = 0.0
     weight_prb: float = 0.0
     weight_node: float = 0.0
+    pace_s: float = 0.0
+    step_s: float = 0.0
+    priority: int = 0
     reserved: Reserved = Reserved()
     predicted_s: tuple[float | None, ...] = ()
     slack_s: tuple[float | None, ...] = ()
@@ -68,6 +71,8 @@ class PlanRow(NamedTuple):
     promised: bool
     cell: int
     wait_s: list[float]  # of each phase, for steps of the node
+    pace_s: float  # a token, 0 = none is decoded on a node
+    step_s: float  # of its node, 0 = nobody decodes there
 
 
 def row_of(plan: Plan, row: int) -> PlanRow:
@@ -82,7 +87,7 @@ def rows_of(plan: Plan) -> Iterator[PlanRow]:
 
 def _columns(plan: Plan) -> tuple[npt.NDArray[Any], ...]:
     columns = plan.prbs, plan.share, plan.node_weight, plan.reserved, plan.efficiency, plan.promised
-    return *columns, plan.cell, plan.wait_s
+    return *columns, plan.cell, plan.wait_s, plan.pace_s, plan.longest_step_s
 
 
 class Phase(NamedTuple):
@@ -127,6 +132,9 @@ def grant(needs: Needs, row: PlanRow, valid_until_s: float) -> Granted:
         bandwidth_hz=row.prbs * needs.ul_bandwidth_hz / needs.ul_prbs,
         weight_prb=row.prbs,
         weight_node=row.node_weight if needs.is_on_node else 0.0,
+        pace_s=row.pace_s if needs.is_on_node else 0.0,
+        step_s=row.step_s if needs.is_on_node else 0.0,
+        priority=0 if row.promised else 1,
         reserved=Reserved(*row.reserved),
         predicted_s=tuple([_finite(p) for p in predicted]),
         slack_s=tuple([_finite(q.deadline_s - p) for q, p in zip(needs.phases, predicted, strict=True)]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,6 @@ from cosched.core.settings import Settings
 from cosched.core.state import Block, State, Task
 from cosched.site import Site
 from cosched.workloads.base import Floats, Ints
-from solvers import steps
 from solvers.problem import Devices, Problem, Steps
 
 WAITS_FOREVER_S = 1e6  # where nobody decodes
@@ -79,10 +78,6 @@ class Planned:
         """(J, 2) seconds that each phase waits for steps, once their lengths are known."""
         ends = np.isfinite(self.slack)
         return np.where(ends, np.where(ends, self.slack, 0.0) - np.maximum(self.problem.slack, -WAITS_FOREVER_S), 0.0)
-
-    def at(self, step_s: Floats, period_s: Floats) -> Planned:
-        """The same at lengths and periods of steps (R,)."""
-        return replace(self, problem=steps.at(self.problem, step_s, period_s))
 
 
 def resource_ids(site: Site) -> tuple[str, ...]:

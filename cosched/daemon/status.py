@@ -17,7 +17,7 @@ from cosched.core.commands import Plan
 from cosched.core.planner import resource_ids
 from cosched.core.state import State
 from cosched.daemon.sound import sound
-from cosched.workloads.base import LOCAL
+from cosched.workloads.base import LOCAL, Floats
 from telemetry.quality import OTHERS
 
 if TYPE_CHECKING:
@@ -83,11 +83,20 @@ def _resources(daemon: Daemon, plan: Plan | None) -> tuple[api.ResourceView, ...
     names = resource_ids(site)
     kinds = ["comm"] * len(site.cells) + ["compute"] * len(site.nodes) + ["memory"] * len(site.nodes)
     planned = plan.planned_use if plan is not None and len(plan.planned_use) == len(names) else np.zeros(len(names))
-    columns = planned.tolist(), state.background.tolist(), state.prices.tolist(), _holders(state)
-    return tuple(
-        api.ResourceView(id=name, kind=kind, planned=use, background=background, price=price, tasks=tasks)
-        for name, kind, use, background, price, tasks in zip(names, kinds, *columns, strict=True)
-    )
+    steps = [_of_steps(state, getattr(plan, name, None)) for name in ("step_s", "period_s")]
+    columns = planned.tolist(), state.background.tolist(), state.prices.tolist(), _holders(state), *steps
+    fields = ("id", "kind", "planned", "background", "price", "tasks", "step_ms", "period_ms")
+    rows = (dict(zip(fields, row, strict=True)) for row in zip(names, kinds, *columns, strict=True))
+    return tuple(api.ResourceView(**row) for row in rows)
+
+
+def _of_steps(state: State, seconds: Floats | None) -> list[float]:
+    """Milliseconds of a plan's column of nodes, for all resources; 0 where nobody decodes."""
+    n_cells, n_nodes = len(state.site.cells), len(state.site.nodes)
+    of_nodes = np.zeros(n_nodes)
+    if seconds is not None and len(seconds) == n_nodes:
+        of_nodes = np.where(np.isfinite(seconds), 1e3 * seconds, 0.0)
+    return [*[0.0] * n_cells, *of_nodes.tolist(), *[0.0] * n_nodes]
 
 
 def _holders(state: State) -> list[int]:

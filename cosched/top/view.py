@@ -109,9 +109,13 @@ def cells(found: api.Status) -> list[str]:
 
 
 def nodes(found: api.Status) -> list[str]:
-    """A line a node, after its head: load, tasks."""
-    rows = [("node", "planned", "tasks")]
-    rows += [(plain(r.id), bar(r.planned), str(r.tasks)) for r in found.resources if r.kind == "compute"]
+    """A line a node, after its head: load, tasks, planned length of a step."""
+    rows = [("node", "planned", "tasks", "step ms")]
+    rows += [
+        (plain(r.id), bar(r.planned), str(r.tasks), f"{r.step_ms:.0f}" if r.step_ms else "")
+        for r in found.resources
+        if r.kind == "compute"
+    ]
     return aligned(rows)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from solvers.baselines.common import HOLDS, keep_held, newcomers, read_options, resources_of_kind, rigid_use, solution
+from solvers.baselines.common import HOLDS, keep_held, newcomers, read_options, resources_of_kind, solution
 from solvers.problem import Floats, Problem
 from solvers.solution import Solution
 
@@ -28,13 +28,15 @@ def deadline_split(
     share, holds = _shares(problem, radio)
     elastic = problem.activity * share  # (J, S)
     chosen = keep_held(problem)
-    used = np.append(rigid_use(problem, chosen), 0.0)  # what is rigid is taken by all who run, promised or not
+    # Whoever runs has what is rigid of his, promised or not; below 0 it belongs to a line that counts shares (tangents)
+    running = np.flatnonzero(chosen >= 0)
+    used = np.append(problem.background, 0.0)
+    np.add.at(used, problem.slot[chosen[running]], np.maximum(problem.rigid[chosen[running]], 0.0))
     promised = np.zeros(problem.n_tasks, dtype=np.bool_)
-    running = [i for i in np.argsort(problem.order, kind="stable").tolist() if chosen[i] >= 0]
-    for i in [*running, *newcomers(problem).tolist()]:
+    for i in [*running[np.argsort(problem.order[running], kind="stable")].tolist(), *newcomers(problem).tolist()]:
         is_new = chosen[i] < 0
         rows = np.arange(problem.first[i], problem.first[i + 1]) if is_new else chosen[i : i + 1]
-        counted = elastic[rows] + (problem.rigid[rows] if is_new else 0.0)
+        counted = elastic[rows] + (problem.rigid[rows] if is_new else np.minimum(problem.rigid[rows], 0.0))
         slot = problem.slot[rows]
         fits = holds[rows] & (problem.value[rows] > 0)
         fits &= ((used[slot] + counted <= HOLDS) | (counted <= 0) | (slot == problem.n_resources)).all(axis=1)
@@ -42,13 +44,18 @@ def deadline_split(
             best = int(np.argmin(np.where(fits, counted.sum(axis=1), np.inf)))
             chosen[i], promised[i] = int(rows[best]), True
             np.add.at(used, slot[best], counted[best])
-            used[-1] = 0.0
+        used[-1] = 0.0
     given = np.zeros((problem.n_tasks, problem.slot.shape[1]))
     on = np.flatnonzero(chosen >= 0)
     given[on] = share[chosen[on]]
     late = on[~promised[on]]  # who runs and does not fit any more shares what is left
-    room = np.maximum(1.0 - used[problem.slot[chosen[late]]], 0.0) / max(len(late), 1)
-    given[late] = np.where(problem.slot[chosen[late]] < problem.n_resources, np.minimum(given[late], room), 0.0)
+    points = chosen[late]
+    left = (
+        np.maximum(1.0 - used[problem.slot[points]], 0.0)
+        / max(len(late), 1)
+        / np.maximum(problem.activity[points], 1.0)
+    )
+    given[late] = np.where(problem.slot[points] < problem.n_resources, np.minimum(given[late], left), 0.0)
     return solution(problem, "deadline-split", chosen, given, promised, evaluations=1)
 
 

@@ -13,6 +13,8 @@ Row = dict[str, Any]
 
 MOMENT_S: Final = 1e-12  # what is less apart is the same instant
 LONE_PIECE_S: Final = 0.005  # of work on a node that plans no steps and where nobody decodes
+SOON_STEPS: Final = 2.0  # planned: while other work waits, decoders that are due later start none
+MOST_OF_STEP: Final = 0.3  # planned, that pieces are given beside decoders who fill it
 
 
 @dataclass(frozen=True)
@@ -207,23 +209,24 @@ class PlainWorld:
         """Start a step on node k if it is free and somebody wants one."""
         node = self.nodes[k]
         waiting = [row for row in self.rows if row["stage"] == "queue" and row["job"].node == k]
-        ready = sorted((r for r in waiting if decodes(r) and wakes_s(r) <= self.now + MOMENT_S), key=self._urgency)
-        ahead = sorted((r for r in waiting if decodes(r) and wakes_s(r) > self.now + MOMENT_S), key=self._urgency)
         pieces = sorted((r for r in waiting if not decodes(r)), key=self._urgency)
+        soon_s = SOON_STEPS * node.planned_s / node.free if pieces and node.free > 0 else math.inf
+        ready = sorted((r for r in waiting if decodes(r) and self._wants(r, soon_s)), key=self._urgency)
+        ahead = sorted((r for r in waiting if decodes(r) and not self._wants(r, soon_s)), key=self._urgency)
         if node.end_s > self.now + MOMENT_S or node.free <= 0 or not (ready or pieces):
             return False
         most_s = node.planned_s
         if math.isinf(most_s) and not ready and not ahead:
             most_s = LONE_PIECE_S
         share, rest_s = sum(r["job"].share for r in pieces), sum(r["rest"] for r in pieces)
-        reserved_s = min(rest_s, min(share, 1.0) * most_s) if share > 0 else 0.0
+        reserved_s = min(rest_s, min(share, MOST_OF_STEP) * most_s) if share > 0 else 0.0
         members: list[Row] = []
         for row in ready:
-            if not members or lasts_s([*members, row]) <= most_s - reserved_s:
+            if not members or lasts_s([*members, row]) <= most_s:
                 members.append(row)
         taken_s = self._cut(pieces, max(most_s - lasts_s(members), reserved_s), most_s, node.free, bool(members))
         for row in ahead:
-            if taken_s + lasts_s([*members, row]) <= most_s:
+            if members and taken_s + lasts_s([*members, row]) <= most_s:
                 members.append(row)
         length_s = taken_s + lasts_s(members)
         node.end_s = self.now + length_s / node.free
@@ -233,6 +236,10 @@ class PlainWorld:
         if members:
             node.steps.append((length_s, len(members), taken_s))
         return True
+
+    def _wants(self, row: Row, soon_s: float) -> bool:
+        """Whether a decoder wants a step to start: he is not far ahead, and due in soon_s seconds."""
+        return max(wakes_s(row), due_s(row) - soon_s) <= self.now + MOMENT_S
 
     def _cut(self, pieces: list[Row], room_s: float, most_s: float, free: float, with_decoders: bool) -> float:
         """Give everybody his piece of a step, the most urgent first; return what all take."""

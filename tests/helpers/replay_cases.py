@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from cosched.core.commands import Command, Plan, Solve
 from cosched.core.events import Event, Solved
-from cosched.core.policy import policy
+from cosched.core.policy import as_promised, policy
 from cosched.core.settings import Settings
 from cosched.replay.replayer import Replayer, Run, Workbook
 from cosched.replay.workbook import make_book
@@ -49,7 +49,6 @@ def watched(book: Workbook, spec: str) -> Watched:
     chosen = policy(spec)
     replayer = Replayer(book, chosen, Settings(), watch=plans.append)
     handle, solve = replayer._core.handle, replayer._solve
-    overbook = chosen.options.get("overbook", 1.0)
     open_now: list[Problem] = []
 
     def recording(command: Solve) -> None:
@@ -58,9 +57,7 @@ def watched(book: Workbook, spec: str) -> Watched:
 
     def answered(event: Event, at_s: float) -> list[Command]:
         if isinstance(event, Solved) and event.solution is not None:
-            problem = open_now[-1]
-            scaled = replace(problem, activity=problem.activity / overbook, background=problem.background / overbook)
-            asked.append((scaled if overbook > 1 else problem, event.solution))
+            asked.append((as_promised(open_now[-1], chosen), event.solution))
         return handle(event, at_s)
 
     replayer._solve, replayer._core.handle = recording, answered  # type: ignore[method-assign]
@@ -70,7 +67,9 @@ def watched(book: Workbook, spec: str) -> Watched:
 def fingerprint(plan: Plan) -> bytes:
     """Return all that a plan decides, bit for bit."""
     said = [(d.task, str(d.reason), d.point, d.cell, d.binding, d.promised) for d in plan.decisions]
-    numbers = [a.tobytes() for a in (plan.point, plan.share, plan.prbs, plan.promised, plan.planned_use, plan.prices)]
+    arrays = (plan.point, plan.share, plan.prbs, plan.promised, plan.planned_use, plan.prices)
+    steps = (plan.node_weight, plan.pace_s, plan.wait_s, plan.step_s, plan.period_s)
+    numbers = [a.tobytes() for a in (*arrays, *steps)]
     return b"|".join([repr((plan.generation, plan.at_s, plan.tasks, said, plan.value, plan.bound)).encode(), *numbers])
 
 

@@ -28,10 +28,20 @@ POLICIES = (
     "equal-rate-admit",
     "compute-only",
     "edge",
+    "engine",
+    "predicted",
+    "deadline-split",
+    "weight-floor",
     "local",
 )
 # met at load 1 and how well private users fare: about what a prototype found
-SKILL = dict(zip(POLICIES, (0.76, 0.72, 0.73, 0.31, 0.58, 0.55, 0.52, 0.44, 0.35, 0.12), strict=True))
+SKILL = dict(
+    zip(
+        POLICIES,
+        (0.76, 0.72, 0.73, 0.31, 0.58, 0.55, 0.52, 0.44, 0.35, 0.48, 0.5, 0.56, 0.7, 0.12),
+        strict=True,
+    )
+)
 RESOURCES = ("cell0/ul", "cell1/ul", "cell2/ul", "edge0/gpu", "edge1/gpu", "cloud/gpu")
 
 

@@ -64,7 +64,7 @@ def test_no_policy_figure_or_name_is_cut(width: int) -> None:
 
 
 def test_ten_policies_fit_one_block_at_120_columns() -> None:
-    text = printed(comparison_table(make_result(tasks=300, samples=10)), 120)
+    text = printed(comparison_table(make_result(policies=POLICIES[:10], tasks=300, samples=10)), 120)
     assert sum(line.startswith("offered") for line in text.splitlines()) == 1
 
 
@@ -170,6 +170,7 @@ def test_json_has_exactly_the_keys_of_interfaces() -> None:
         assert set(policy) == {
             *("offered", "admitted", "met", "met_ratio", "value", "hindsight_bound", "gap_p50", "gap_max"),
             *("latency_ms", "decide_ms", "fairness_jain", "switches", "utilisation", "energy_j", "decisions_sha256"),
+            *("promised", "broken", "met_unpromised", "tokens_met", "step_ms", "batch"),
         }
         assert set(policy["latency_ms"]) == {"p50", "p95", "p99"}
         assert set(policy["decide_ms"]) == {"p50", "p99", "max"}

@@ -20,7 +20,7 @@ from cosched.site import DeviceShare, Site, Ues, load_site
 from telemetry.messages import LlmSession, TaskOffer, TaskTruth, UeReport, VideoClip
 
 UES = tuple(f"ue{i:02d}" for i in range(24))
-GOLDEN_COUNT, GOLDEN_DIGEST = 339, "e5742c02a5ea7737"
+GOLDEN_COUNT, GOLDEN_DIGEST = 339, "ae8207a174a1ce46"
 REQUESTS = tuple(RecordedRequest(i * 0.5, 100 * (i + 1), 7 * (i + 1)) for i in range(90))
 
 
@@ -80,27 +80,58 @@ def test_recorded_arrivals_keep_their_spacing_at_another_rate(site: Site) -> Non
     assert sorted({round(float(g) * 10, 3) for g in gaps}) == [0, 1, 2.5, 3, 6]  # a tenth, and the mean gap at the seam
 
 
-def test_an_llm_session_is_made_of_its_row(site: Site) -> None:
-    offers, truths = draw(with_mix(site, video_share=0.0))
+@pytest.mark.parametrize(("divisor", "most"), [(1, 4096), (8, 512)])
+def test_an_llm_session_is_made_of_its_row(divisor: int, most: int, site: Site) -> None:
+    assert (site.mix.context_divisor, site.mix.new_tokens_max) == (1, 4096)  # node-bound: nothing is in a cache
+    offers, truths = draw(with_mix(site, video_share=0.0, context_divisor=divisor, new_tokens_max=most))
     tokens = {t.task: t.output_tokens for t in truths}
     assert len(tokens) == len(offers)
     first = next(i for i, r in enumerate(REQUESTS) if r.output_tokens == min(tokens[offers[0].task], 400) or i == 89)
     for k, offer in enumerate(offers[:200]):
         row = REQUESTS[(first + k) % 90]
         assert isinstance(offer.work, LlmSession)
-        assert offer.work.new_tokens == min(max(row.context_tokens // 8, 16), 512)
+        assert offer.work.new_tokens == min(max(row.context_tokens // divisor, 16), most)
         assert offer.work.context_tokens == max(0, row.context_tokens - offer.work.new_tokens)
         assert offer.work.max_output_tokens == 400
         assert tokens[offer.task] == min(row.output_tokens, 400)
 
 
 def test_no_offer_tells_what_will_have_been_generated(site: Site) -> None:
-    """Two request sources that differ only in the answers' lengths give the same offers."""
+    """Two request sources that differ only in the answers' lengths give the same offers, but for who is free when."""
     longer = [r._replace(output_tokens=r.output_tokens + 50) for r in REQUESTS]
-    ours, truths = draw(site)
-    theirs, other_truths = draw(site, requests=longer)
+    anybody = with_mix(site, concurrent_sessions=0)
+    ours, truths = draw(anybody)
+    theirs, other_truths = draw(anybody, requests=longer)
     assert ours == theirs
     assert truths != other_truths
+    ours, _ = draw(site)
+    theirs, _ = draw(site, requests=longer)
+    assert [msgspec.structs.replace(o, ue="") for o in ours] == [msgspec.structs.replace(o, ue="") for o in theirs]
+
+
+@pytest.mark.parametrize(("most", "rate_per_s"), [(1, 0.8), (2, 1.6), (1, 5.0)])
+def test_a_task_goes_to_the_next_ue_that_is_free(most: int, rate_per_s: float, site: Site) -> None:
+    """A UE is busy until its task's deadlines have passed; a task that nobody is free for overlaps on the drawn UE."""
+    asked, _ = draw(with_mix(site, concurrent_sessions=0), rate_per_s=rate_per_s)
+    offers, truths = draw(with_mix(site, concurrent_sessions=most), rate_per_s=rate_per_s)
+    tokens = {t.task: t.output_tokens for t in truths}
+    ends: dict[str, list[float]] = {ue: [] for ue in UES}
+    moved = overlapping = 0
+    for wish, offer in zip(asked, offers, strict=True):
+        now = offer.at_ns / 1e9
+        order = UES[UES.index(wish.ue) :] + UES[: UES.index(wish.ue)]
+        free = [ue for ue in order if sum(end > now for end in ends[ue]) < most]
+        assert offer.ue == (free[0] if free else wish.ue), offer.task
+        moved += offer.ue != wish.ue
+        overlapping += not free
+        work = offer.work
+        if isinstance(work, VideoClip):
+            lasts = (work.frames - 1) / work.fps + work.deadline_s
+        else:
+            lasts = work.ttft_s + work.tpot_s * (tokens[offer.task] - 1)
+        ends[offer.ue].append(now + lasts)
+    assert moved > 20
+    assert overlapping < len(offers) / 4 or rate_per_s == 5.0
 
 
 def test_clips(site: Site) -> None:
@@ -128,8 +159,8 @@ def test_shares_of_the_mix(site: Site) -> None:
 
 
 def test_another_share_of_video_leaves_all_other_draws_as_they_were(site: Site) -> None:
-    a, _ = draw(with_mix(site, video_share=0.3))
-    b, _ = draw(with_mix(site, video_share=0.6))
+    a, _ = draw(with_mix(site, video_share=0.3, concurrent_sessions=0))  # who is free depends on what the others do
+    b, _ = draw(with_mix(site, video_share=0.6, concurrent_sessions=0))
     assert [(o.at_ns, o.ue, o.weight) for o in a] == [(o.at_ns, o.ue, o.weight) for o in b]
     turned = [(x.work, y.work) for x, y in zip(a, b, strict=True) if type(x.work) is not type(y.work)]
     assert all(isinstance(x, LlmSession) and isinstance(y, VideoClip) for x, y in turned)
@@ -226,7 +257,7 @@ def test_time_in_which_a_ue_was_detached_is_cut_out(site: Site) -> None:
 def test_cut_idle_leaves_samples_only(site: Site) -> None:
     reports = channel_reports({"a": channel("a", 80)}, site, 10.0, np.random.default_rng(0), cut_idle=True)
     assert all(r.ul_efficiency_bps_hz is not None for r in reports)
-    assert len(reports) == 24 * 40
+    assert len(reports) == site.ues.count * 40
 
 
 def test_cells_go_round() -> None:

@@ -18,6 +18,7 @@ from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Solution
 
 POLICIES = [name for name, where in registry.SOLVERS.items() if where.startswith("solvers.baselines:")]
+ORDINARY = [name for name in POLICIES if name not in registry.FLOATING]  # these promise nothing and plan no use
 ADMITTING = ["pf-admit", "equal-rate-admit", "greedy", "greedy-residual"]  # promise all that they serve
 CELL, NODE, MEMORY = 0, 1, 2
 EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True)
@@ -289,8 +290,16 @@ def test_memory_is_held_and_not_given_away_twice(name: str, overbook: float):
 
 def test_running_tasks_that_memory_no_longer_holds_go_latest_first():
     p = problem([[both(0.01, 0.01, 1.0, rigid={MEMORY: 0.6})]] * 2, held=[0, 1], order=[1, 0])
-    for name in POLICIES:
+    for name in ORDINARY:
         assert run(name, p).chosen.tolist() == [-1, 1], name
+
+
+@pytest.mark.parametrize("name", registry.FLOATING)
+def test_who_promises_nothing_keeps_whom_he_serves_though_memory_no_longer_holds_them(name: str):
+    p = problem([[both(0.01, 0.01, 1.0, rigid={MEMORY: 0.6})]] * 3, held=[0, 1, -1], order=[1, 0, 2])
+    solution = registry.get(name)(p)
+    assert solution.chosen.tolist() == [0, 1, -1]
+    assert not solution.promised.any()
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -319,7 +328,7 @@ def used(p: Problem, solution: Solution, r: int) -> float:
 
 @EXAMPLES
 @given(seed=st.integers(0, 100_000), running=st.booleans())
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ORDINARY)
 def test_every_plan_holds_what_it_promises(name: str, seed: int, running: bool):
     p = random_problem(seed, running=running)
     solution = run(name, p)  # verifies it
@@ -328,6 +337,27 @@ def test_every_plan_holds_what_it_promises(name: str, seed: int, running: bool):
     assert (solution.chosen[stays] == p.held[stays]).all()
     if name in ADMITTING and not running:
         assert (solution.promised == (solution.chosen >= 0)).all()
+    again = registry.get(name)(p)
+    assert (again.chosen == solution.chosen).all()
+    assert again.share.tobytes() == solution.share.tobytes()
+
+
+@EXAMPLES
+@given(seed=st.integers(0, 100_000), running=st.booleans())
+@pytest.mark.parametrize("name", registry.FLOATING)
+def test_who_lets_steps_be_as_long_as_they_come_promises_nothing_and_fills_memory_once(
+    name: str, seed: int, running: bool
+):
+    """Airtime and node are equal parts of what each has; the couplings between them are nobody's there."""
+    p = random_problem(seed, running=running)
+    solution = registry.get(name)(p)
+    none = np.zeros(0, dtype=np.int64)
+    apart = replace(p, coupling_from=none, coupling_to=none, coupling_per_share=np.zeros(0))
+    assert check.verify(apart, solution) == []
+    assert not solution.promised.any()
+    assert used(p, solution, MEMORY) <= 1 + 1e-9
+    stays = p.held >= 0
+    assert (solution.chosen[stays] == p.held[stays]).all()
     again = registry.get(name)(p)
     assert (again.chosen == solution.chosen).all()
     assert again.share.tobytes() == solution.share.tobytes()

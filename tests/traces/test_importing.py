@@ -76,14 +76,14 @@ def test_a_mapped_trace(ran: Path, azure: Path) -> None:
     assert isinstance(messages[0], SiteMessage)
     assert messages[0].toml == (config_dir() / "sites" / "node-bound.toml").read_text()
     reports = [m for m in messages if isinstance(m, UeReport)]
-    assert {r.ue for r in reports} == {f"ue{i:02d}" for i in range(24)}
+    assert {r.ue for r in reports} == {f"ue{i:02d}" for i in range(96)}
     assert max(r.at_ns for r in reports) < 30e9
     offers = [m for m in messages if isinstance(m, TaskOffer)]
     assert Counter(type(o.work) for o in offers) == {LlmSession: summary.sessions, VideoClip: summary.clips}
     assert {m.task for m in messages if isinstance(m, TaskTruth)} == {
         o.task for o in offers if isinstance(o.work, LlmSession)
     }
-    assert (summary.ues, summary.channels, summary.rows, summary.reports) == (24, 2, 808, len(reports))
+    assert (summary.ues, summary.channels, summary.rows, summary.reports) == (96, 2, 808, len(reports))
     assert summary.rows_valid + summary.rows_idle == 808
     assert "1 channels left out, under 20 valid samples: 103 (5)" in "\n".join(summary.warnings)
 
@@ -140,7 +140,7 @@ def test_best_window_against_trying_every_second() -> None:
 def test_without_a_request_source_lengths_are_drawn_and_that_is_said(ran: Path) -> None:
     messages, summary = import_trace(options(ran))
     assert summary.sessions > 0
-    assert len({o.work.context_tokens for o in of_kind(messages, TaskOffer) if isinstance(o.work, LlmSession)}) > 3  # type: ignore[attr-defined]
+    assert len({o.work.new_tokens for o in of_kind(messages, TaskOffer) if isinstance(o.work, LlmSession)}) > 3  # type: ignore[attr-defined]
     assert any("drawn" in line for line in summary.warnings)
 
 
@@ -273,7 +273,7 @@ def test_the_recorded_channels_with_azure_conversations(shared_data: Path) -> No
         options(shared_data / "ran-tractor" / "multi10ue_trial1", requests, duration_s=120.0, rate_per_s=3.4)
     )
     assert (summary.rows, summary.rows_valid, summary.rows_idle) == (29_166, 5_602, 23_564)
-    assert (summary.ues, summary.channels) == (24, 8)
+    assert (summary.ues, summary.channels) == (96, 8)
     assert summary.sessions + summary.clips == pytest.approx(408, abs=80)
     assert msgspec.json.encode(summary)
     kept, window = import_trace(
