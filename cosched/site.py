@@ -125,7 +125,9 @@ def parse_site(text: str, where: str) -> Site:
         raw: dict[str, Any] = tomllib.loads(text)
         site = msgspec.convert(raw, Site)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise BadInput(f"{where}: {error}") from None
+        gone = "decode_batch" in str(error)
+        hint = "; nodes decode in steps, whose size is decided: leave decode_batch out (docs/site.md)" if gone else ""
+        raise BadInput(f"{where}: {error}{hint}") from None
     _check(site, where)
     return site
 

@@ -112,7 +112,7 @@ def _needed(problem: Problem, steps: Steps, runs: Ints, length_s: float) -> Floa
     return np.asarray(np.minimum((mine * root.sum(axis=2) / left).max(axis=1, initial=0.0), 1.0))
 
 
-class Change(NamedTuple):
+class StepChange(NamedTuple):
     """What the lengths and periods of steps make of a problem, and of any other with the same points."""
 
     slack: Floats  # (J, Q) that is taken from it
@@ -138,7 +138,7 @@ def at(problem: Problem, step_s: Floats, period_s: Floats) -> Problem:
     return problem if problem.steps is None else change(problem, problem.steps, step_s, period_s).of(problem)
 
 
-def change(problem: Problem, steps: Steps, step_s: Floats, period_s: Floats) -> Change:
+def change(problem: Problem, steps: Steps, step_s: Floats, period_s: Floats) -> StepChange:
     """What steps of lengths (R,) and reads of periods (R,) change; seconds."""
     served = np.flatnonzero(steps.slot >= 0)
     length = np.append(step_s, NEVER)[_resource(problem, steps, served)]
@@ -151,7 +151,7 @@ def change(problem: Problem, steps: Steps, step_s: Floats, period_s: Floats) -> 
     slack[on[np.isinf(step_s[few.resource])], 1] = np.inf
     reads = _Reads.of(problem, steps, few, period_s)
     rigid[on, steps.slot[on]] = steps.demand[on] + np.where(few.comes, reads.of_newcomers(steps, few), 0.0)
-    return Change(slack, rigid, reads.base)
+    return StepChange(slack, rigid, reads.base)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import pytest
 from cosched.config import settings
 from cosched.config import wiring as build
 from cosched.errors import BadInput
+from cosched.resources import config_file
 from cosched.site import LIMITS, Cell, DeviceShare, Node, load_site, parse_site
 from telemetry.messages import LlmSession, TaskOffer
 
@@ -67,3 +68,10 @@ def test_toml_that_python_refuses_to_read_is_one_line(tmp_path: Path, text: str)
         with pytest.raises(BadInput, match=r"x\.toml") as refused:
             read()
         assert "\n" not in str(refused.value)
+
+
+def test_the_batch_that_nodes_no_longer_have_is_refused_with_what_to_do() -> None:
+    shipped = config_file("sites", "node-bound.toml").read_text()
+    text = shipped.replace("fraction = 0.25", "fraction = 0.25\ndecode_batch = 2")
+    with pytest.raises(BadInput, match=r"decode_batch.*decode in steps.*leave decode_batch out"):
+        parse_site(text, "old.toml")

@@ -64,7 +64,7 @@ class Scene:
     async def decide(self, offers: Sequence[TaskOffer]) -> Plan:
         """Decide on further tasks now; nobody else hears of it. Raises what `ask` raises."""
         core, _ = self.core()
-        todo, decisions, plan = core.handle(Offered(tuple(offers)), self.snapshot.at_s), list[Decision](), None
+        todo, decisions, plan = core.handle(Offered(tuple(offers)), self.snapshot.at_s), dict[str, Decision](), None
         while todo:  # a UE's tasks are decided one after the other
             command = todo.pop(0)
             if isinstance(command, Solve):
@@ -72,9 +72,9 @@ class Scene:
                 todo += core.handle(Solved(command.request, solution=solution), self.snapshot.at_s)
             else:
                 plan = command.plan
-                decisions += plan.decisions
+                decisions |= {d.task: d for d in plan.decisions}
         assert plan is not None  # noqa: S101  # what Solved leads to
-        return replace(plan, decisions=tuple(decisions))
+        return replace(plan, decisions=tuple(decisions.values()))
 
     async def admits(self, offer: TaskOffer) -> bool:
         """Whether the task would be promised its deadlines now."""

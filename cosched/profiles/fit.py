@@ -183,7 +183,7 @@ def _edge_token_s(model: Model, device: Device, bits: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class StepTimes:
+class DeviceTimes:
     """The device's part of served measurements, (R,): seconds of a prefill and of one decode step."""
 
     prefill_s: Floats
@@ -191,10 +191,10 @@ class StepTimes:
     layers: Floats
 
 
-def device_steps(run: ServedRuns, device: Device) -> StepTimes:
+def device_steps(run: ServedRuns, device: Device) -> DeviceTimes:
     """Compute the device's part of each row, at 16-bit weights."""
     rows = list(zip(run.models, run.tp, run.batch, run.prompt, run.context, strict=True))
-    return StepTimes(
+    return DeviceTimes(
         prefill_s=np.array([_prefill_s(m, device, int(tp), b, prompt) for m, tp, b, prompt, _ in rows]),
         decode_s=np.array([_decode_s(m, device, int(tp), b, context) for m, tp, b, _, context in rows]),
         layers=np.array([float(m.n_layers) for m in run.models]),
@@ -212,14 +212,14 @@ def _decode_s(model: Model, device: Device, tp: int, batch: float, context: floa
     return model.n_layers * layer_s + latency.head_s(model, device, SERVED_BITS, batch, tp=tp)
 
 
-def served_s(run: ServedRuns, steps: StepTimes, host: Host) -> Floats:
+def served_s(run: ServedRuns, steps: DeviceTimes, host: Host) -> Floats:
     """(R,) predicted seconds of each row as the server delivers it."""
     decode = latency.served_step_s(steps.decode_s, host, steps.layers, run.batch)
     prompt = latency.served_step_s(steps.prefill_s, host, steps.layers, run.batch, run.batch * run.prompt)
     return np.where(run.prefill, prompt, 0.0) + run.steps * decode
 
 
-def fit_host(run: ServedRuns, steps: StepTimes, host: Host, keep: Mask) -> Host:
+def fit_host(run: ServedRuns, steps: DeviceTimes, host: Host, keep: Mask) -> Host:
     """Fit a host's terms to the rows `keep` of served measurements.
 
     Where only whole runs of equal prompt and output were measured, a time per prompt token cannot be told from one

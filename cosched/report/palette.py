@@ -44,10 +44,10 @@ _KNOWN: Final[dict[str, Style]] = {
 }
 
 _SPARE: Final = (
-    Style(light="#a11d33", dark="#ff7a8a", dash="dashdot", symbol="triangle-left"),
-    Style(light="#5d7a00", dark="#b2d235", dash="dashdot", symbol="triangle-right"),
-    Style(light="#007d8a", dark="#4dd0dc", dash="dashdot", symbol="bowtie"),
-    Style(light="#8c3fc0", dark="#d09bf5", dash="dashdot", symbol="hourglass"),
+    Style(light="#a11d33", dark="#ff7a8a", dash="dashdot", symbol="diamond-tall"),
+    Style(light="#5d7a00", dark="#b2d235", dash="dashdot", symbol="diamond-wide"),
+    Style(light="#007d8a", dark="#4dd0dc", dash="dashdot", symbol="star-square"),
+    Style(light="#8c3fc0", dark="#d09bf5", dash="dashdot", symbol="circle-cross"),
 )
 
 

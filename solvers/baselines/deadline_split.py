@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from solvers.baselines.common import HOLDS, keep_held, newcomers, read_options, resources_of_kind, solution
-from solvers.problem import Floats, Problem
+from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Solution
 
 
@@ -26,25 +26,22 @@ def deadline_split(
     del warm
     radio = read_options(options, radio=0.5)["radio"]
     share, holds = _shares(problem, radio)
-    elastic = problem.activity * share  # (J, S)
     chosen = keep_held(problem)
     # Whoever runs has what is rigid of his, promised or not; below 0 it belongs to a line that counts shares (tangents)
     running = np.flatnonzero(chosen >= 0)
-    used = np.append(problem.background, 0.0)
-    np.add.at(used, problem.slot[chosen[running]], np.maximum(problem.rigid[chosen[running]], 0.0))
+    kept = np.maximum(problem.rigid[chosen[running]], 0.0)
+    used = problem.background + _loads(problem, chosen[running], kept).sum(axis=0)
     promised = np.zeros(problem.n_tasks, dtype=np.bool_)
     for i in [*running[np.argsort(problem.order[running], kind="stable")].tolist(), *newcomers(problem).tolist()]:
         is_new = chosen[i] < 0
         rows = np.arange(problem.first[i], problem.first[i + 1]) if is_new else chosen[i : i + 1]
-        counted = elastic[rows] + (problem.rigid[rows] if is_new else np.minimum(problem.rigid[rows], 0.0))
-        slot = problem.slot[rows]
-        fits = holds[rows] & (problem.value[rows] > 0)
-        fits &= ((used[slot] + counted <= HOLDS) | (counted <= 0) | (slot == problem.n_resources)).all(axis=1)
+        rigid = problem.rigid[rows] if is_new else np.minimum(problem.rigid[rows], 0.0)
+        loads = _loads(problem, rows, rigid, problem.activity[rows] * share[rows])  # (n, R)
+        fits = holds[rows] & (problem.value[rows] > 0) & ((used + loads <= HOLDS) | (loads <= 0)).all(axis=1)
         if fits.any():
-            best = int(np.argmin(np.where(fits, counted.sum(axis=1), np.inf)))
+            best = int(np.argmin(np.where(fits, loads.sum(axis=1), np.inf)))
             chosen[i], promised[i] = int(rows[best]), True
-            np.add.at(used, slot[best], counted[best])
-        used[-1] = 0.0
+            used += loads[best]
     given = np.zeros((problem.n_tasks, problem.slot.shape[1]))
     on = np.flatnonzero(chosen >= 0)
     given[on] = share[chosen[on]]
@@ -55,8 +52,25 @@ def deadline_split(
         / max(len(late), 1)
         / np.maximum(problem.activity[points], 1.0)
     )
+    if problem.coupling_from.size:  # what these would pull along is not counted
+        left[:] = 0.0
     given[late] = np.where(problem.slot[points] < problem.n_resources, np.minimum(given[late], left), 0.0)
     return solution(problem, "deadline-split", chosen, given, promised, evaluations=1)
+
+
+def _loads(problem: Problem, points: Ints, rigid: Floats, elastic: Floats | None = None) -> Floats:
+    """(n, R) what points (n,) take of each resource with rigid and elastic parts (n, S), couplings counted."""
+    n, rows = problem.n_resources, np.arange(points.size)[:, None]
+    total = np.zeros((points.size, n + 1))
+    np.add.at(total, (rows, problem.slot[points]), rigid)
+    if elastic is not None:
+        pulls = np.zeros_like(total)
+        np.add.at(pulls, (rows, problem.slot[points]), elastic)
+        total += pulls
+        columns = zip(problem.coupling_from, problem.coupling_to, problem.coupling_per_share, strict=True)
+        for source, to, per_share in columns:
+            total[:, to] += per_share * pulls[:, source]
+    return total[:, :n]
 
 
 def _shares(problem: Problem, radio: float) -> tuple[Floats, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:

@@ -5,12 +5,30 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from cosched.bench import closed_loop
-from cosched.bench.closed_loop import LOADS, TUNING, LoopJob, Recordings, claims, met, noise, run_job, run_jobs, tuned
-from cosched.core.policy import DECOUPLED, GREEDY
+from cosched.bench.closed_loop import (
+    LOADS,
+    TUNING,
+    LoopJob,
+    Recordings,
+    both_sets,
+    broken,
+    claims,
+    met,
+    noise,
+    run_job,
+    run_jobs,
+    tuned,
+)
+from cosched.core.policy import POLICIES
+from cosched.core.policy import policy as parse_policy
+from cosched.core.settings import Settings
+from cosched.replay.outcome import policy_result
+from cosched.replay.replayer import Replayer
 from cosched.report.model import SweepRow
 from cosched.resources import config_file
 from cosched.site import Site, load_site
@@ -51,7 +69,7 @@ def test_ties_go_to_the_first() -> None:
 
 
 def test_each_load_is_tuned_on_its_own() -> None:
-    first, *_, last = TUNING["pf-util"]
+    first, *_, last = TUNING["predicted"]
     rows = [
         row(spec, load, 1, 20 if spec == best else 10)
         for load, best in ((1.0, first), (2.0, last))
@@ -59,7 +77,7 @@ def test_each_load_is_tuned_on_its_own() -> None:
         for spec in specs
     ]
     found = tuned(rows)
-    assert (found[1.0, "pf-util"], found[2.0, "pf-util"]) == (first, last)
+    assert (found[1.0, "predicted"], found[2.0, "predicted"]) == (first, last)
 
 
 def test_met_is_the_mean_of_the_seeds_ratios() -> None:
@@ -71,33 +89,102 @@ def test_noise_is_two_standard_errors_of_the_paired_differences() -> None:
     rows = [row("joint", 1.0, s, j) for s, j in ((1, 50), (2, 60), (3, 40))]
     rows += [row("greedy", 1.0, s, 10) for s in (1, 2, 3)]
     rows += [row("greedy-residual", 1.0, s, g) for s, g in ((3, 39), (1, 48), (2, 60))]
+    greedy = ("greedy", "greedy-residual")
     difference = np.array([0.02, 0.0, 0.01])
     expected = 2 * float(np.std(difference, ddof=1)) / np.sqrt(3)
-    assert noise(rows, 1.0, "joint", GREEDY) == pytest.approx(expected)
+    assert noise(rows, 1.0, "joint", greedy) == pytest.approx(expected)
 
 
 def test_one_seed_says_nothing_about_noise() -> None:
-    rows = [row(p, 1.0, 1, 5) for p in ("joint", *GREEDY)]
-    assert noise(rows, 1.0, "joint", GREEDY) == np.inf
+    rows = [row(p, 1.0, 1, 5) for p in ("joint", "greedy", "engine")]
+    assert noise(rows, 1.0, "joint", ("greedy", "engine")) == np.inf
+
+
+def shown(joint: int, *, seeds: tuple[int, ...] = (1, 2)) -> list[SweepRow]:
+    """Make every load's rows: joint, greedy at 50, greedy-residual at 55, each tuned rival at 40."""
+    rows = []
+    for load in LOADS:
+        for seed in seeds:
+            rows += [row("joint", load, seed, joint), row("greedy", load, seed, 50)]
+            rows += [row("greedy-residual", load, seed, 55), *(row(p, load, seed, 40) for p in TUNING)]
+    return rows
+
+
+def changed(rows: list[SweepRow], load: float, **fields: int) -> list[SweepRow]:
+    """Rows with joint's figures changed at one load."""
+    return [msgspec.structs.replace(r, **fields) if (r.policy, r.load) == ("joint", load) else r for r in rows]
 
 
 def test_claims_compare_with_the_best_of_each_load() -> None:
-    rows = []
-    for load in LOADS:
-        for seed in (1, 2):
-            rows += [
-                row("joint", load, seed, 60),
-                row("greedy", load, seed, 50),
-                row("greedy-residual", load, seed, 55),
-            ]
-            rows += [row(p, load, seed, 50 if p == "pf-util" else 10) for p in DECOUPLED]
-    over, behind = claims(rows)
-    assert over.reached == pytest.approx(1.2)
-    assert behind.reached == pytest.approx(0.05)
-    worse = [row("joint", r.load, r.seed, 40) if r.policy == "joint" and r.load == LOADS[0] else r for r in rows]
-    over, behind = claims(worse)
-    assert over.reached == pytest.approx(1.2)  # loads below 1 are no part of it
-    assert behind.reached == pytest.approx(-0.15)
+    over, behind, kept = claims("s", shown(66))
+    assert all(claim.text.startswith("s: ") for claim in (over, behind, kept))
+    assert (over.asked, behind.asked, kept.asked) == (1.0, 0.0, 0.95)
+    assert over.reached == pytest.approx(66 / 55)
+    assert behind.reached == pytest.approx(0.11)
+    assert kept.reached == 1.0  # nothing was promised, so nothing was broken
+
+
+def test_a_loss_at_one_load_shows_in_every_claim() -> None:
+    over, behind, _ = claims("s", changed(shown(66), LOADS[0], met=33))
+    assert over.reached == pytest.approx((33 / 55 + 66 / 55 * (len(LOADS) - 1)) / len(LOADS))
+    assert behind.reached == pytest.approx(-0.22)
+
+
+def test_a_rival_who_is_best_at_one_load_only_is_compared_with_there() -> None:
+    rows = [msgspec.structs.replace(r, met=88) if (r.policy, r.load) == ("engine", LOADS[-1]) else r for r in shown(66)]
+    over, behind, _ = claims("s", rows)
+    assert over.reached == pytest.approx((66 / 88 + 66 / 55 * (len(LOADS) - 1)) / len(LOADS))
+    assert behind.reached == pytest.approx(-0.22)
+
+
+def test_a_loss_within_the_noise_is_no_loss() -> None:
+    rows = [msgspec.structs.replace(r, met=50 if r.seed == 1 else 58) if r.policy == "joint" else r for r in shown(0)]
+    _, behind, _ = claims("s", rows)  # 0.05 behind and 0.03 ahead of greedy-residual's 0.55
+    assert behind.reached == pytest.approx(-0.01 + 2 * float(np.std([-0.05, 0.03], ddof=1)) / np.sqrt(2))
+    assert behind.reached > 0
+
+
+def test_promises_kept_are_those_of_the_load_that_kept_fewest() -> None:
+    rows = changed(shown(66), LOADS[0], promised=50, broken=1)
+    rows = changed(rows, LOADS[1], promised=40, broken=4)
+    *_, kept = claims("s", rows)
+    assert kept.reached == pytest.approx(0.9)
+    assert broken(rows, LOADS[0], "joint") == pytest.approx(0.02)
+
+
+def test_broken_is_a_part_of_all_promises_of_a_load() -> None:
+    """Seeds with many promises count for more; a policy that promises nothing breaks nothing."""
+    rows = [
+        msgspec.structs.replace(row("joint", 1.0, 1, 5), promised=90, broken=0),
+        msgspec.structs.replace(row("joint", 1.0, 2, 5), promised=10, broken=5),
+        msgspec.structs.replace(row("joint", 2.0, 1, 5), promised=10, broken=10),
+        row("engine", 1.0, 1, 5),
+    ]
+    assert broken(rows, 1.0, "joint") == pytest.approx(0.05)
+    assert broken(rows, 1.0, "engine") == 0.0
+
+
+def test_both_sets_are_apart_from_each_other_and_from_tuning() -> None:
+    seeds = both_sets(5)
+    assert seeds == (100, 101, 102, 103, 104, 500, 501, 502, 503, 504)
+    assert max(seeds) < closed_loop.TUNING_SEED
+
+
+def test_every_spec_that_is_tuned_is_a_policy() -> None:
+    for name, specs in TUNING.items():
+        assert {parse_policy(spec).name for spec in specs} == set(specs)
+        assert {parse_policy(spec).solver for spec in specs} == {POLICIES[name].solver}
+        assert len(set(specs)) == len(specs)
+
+
+def test_rows_carry_promises_and_tokens(recordings: Recordings, site: Site) -> None:
+    book = closed_loop.book_of(recordings, site, 3.0, 6.0, 5)
+    (r,) = one_worker(recordings, [LoopJob(site, 1.0, 3.0, 5, 6.0, ("joint",))])
+    s = policy_result(book, Replayer(book, parse_policy("joint"), Settings()).run(), r.hindsight_bound).summary
+    assert (r.promised, r.broken, r.tokens_met) == (s.promised, s.broken, s.tokens_met)
+    assert 0 <= r.broken <= r.promised <= r.admitted
+    assert r.promised > 0
+    assert r.tokens_met > 0
 
 
 def one_worker(recordings: Recordings, jobs: list[LoopJob]) -> list[SweepRow]:

@@ -255,6 +255,7 @@ def test_what_is_wrong_with_the_options_is_said_before_anything_is_replayed(
 SUMMARY = {
     "offered", "admitted", "met", "met_ratio", "value", "hindsight_bound", "gap_p50", "gap_max", "latency_ms",
     "decide_ms", "fairness_jain", "switches", "utilisation", "energy_j", "decisions_sha256",
+    "promised", "broken", "met_unpromised", "tokens_met", "step_ms", "batch",
 }  # fmt: skip
 
 
@@ -272,6 +273,12 @@ def test_json_on_stdout_is_json_alone_with_the_keys_of_the_interface(cosched: Co
         assert set(figures["latency_ms"]) == {"p50", "p95", "p99"}
         assert set(figures["decide_ms"]) == {"p50", "p99", "max"}
         assert figures["met"] <= figures["admitted"] <= figures["offered"]
+        assert figures["broken"] <= figures["promised"] <= figures["admitted"]
+        assert figures["promised"] - figures["broken"] + figures["met_unpromised"] == figures["met"]
+        assert figures["tokens_met"] > 0
+        assert set(figures["step_ms"]) == set(figures["batch"])
+        assert all(ms > 0 for ms in figures["step_ms"].values())
+        assert all(mean >= 1 for mean in figures["batch"].values())
         assert figures["value"] <= figures["hindsight_bound"] + 1e-6
         assert all(0 <= u <= 1 + 1e-9 for u in figures["utilisation"].values())
         assert len(figures["decisions_sha256"]) == 64

@@ -51,8 +51,8 @@ def needs(**changes: object) -> Needs:
 
 
 def row(**changes: object) -> PlanRow:
-    """A tenth of the cell and half of the node at 4 bit/s/Hz; nobody waits for a step."""
-    one = PlanRow(27.3, [0.1, 0.5, 0.01], 0.7, [0.05, 0.25, 0.01], 4.0, True, 0, [0.0, 0.0])
+    """A tenth of the cell, half of the node, 4 bit/s/Hz, a token every 0.1 s in steps of 30 ms, no waits."""
+    one = PlanRow(27.3, [0.1, 0.5, 0.01], 0.7, [0.05, 0.25, 0.01], 4.0, True, 0, [0.0, 0.0], 0.1, 0.03)
     return one._replace(**changes)
 
 
@@ -98,11 +98,14 @@ def test_a_grant_is_the_row_in_units_of_the_cell():
     told = grant(needs(), row(), 7.25)
     assert told.bandwidth_hz == pytest.approx(27.3 * 100e6 / 273)
     assert (told.weight_prb, told.weight_node) == (27.3, 0.7)
+    assert (told.pace_s, told.step_s) == (0.1, 0.03)
     assert told.reserved == Reserved(cell=0.05, node=0.25, memory=0.01)
     assert told.predicted_s == pytest.approx((0.75,))
     assert told.slack_s == pytest.approx((0.25,))
     assert told.valid_until_ns == 7_250_000_000
-    assert grant(needs(is_on_node=False), row(), 7.0).weight_node == 0.0, "the device needs no node"
+    alone = grant(needs(is_on_node=False), row(), 7.0)
+    assert (alone.weight_node, alone.pace_s, alone.step_s) == (0.0, 0.0, 0.0), "the device needs no node"
+    assert [grant(needs(), row(promised=p), 7.0).priority for p in (True, False)] == [0, 1], "promised ones come first"
 
 
 def test_rows_of_a_plan_are_its_columns(plan: Plan):
@@ -117,6 +120,8 @@ def test_rows_of_a_plan_are_its_columns(plan: Plan):
         assert one.promised is bool(plan.promised[i])
         assert one.cell == plan.cell[i]
         assert one.wait_s == plan.wait_s[i].tolist()
+        assert one.pace_s == plan.pace_s[i] > 0
+        assert one.step_s == plan.step_s[plan.node[i]]
 
 
 def test_needs_are_of_the_phases_with_a_deadline_at_the_point(plan: Plan):

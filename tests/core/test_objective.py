@@ -22,7 +22,7 @@ GOALS = ("latency", "max-latency", "alpha-fair:2", "energy")
 
 
 def plans(spec: str, settings: Settings) -> list[Plan]:
-    """Three sessions of two UEs, then a tick."""
+    """Three sessions of one UE, which are asked for one after the other, then a tick."""
     core = Core(SITE, policy(spec), settings, points, session_memory_bytes(PROFILES))
     core.handle(report("ue00", 0.0, 2.0), 0.0)
     offers = (session("a", weight=5.0), session("b", private=False), session("c", tpot_s=0.1))
@@ -33,7 +33,8 @@ def plans(spec: str, settings: Settings) -> list[Plan]:
 @pytest.mark.parametrize("name", GOALS)
 def test_shares_grow_into_what_is_left_and_nothing_else_changes(name: str):
     tight, wide = plans("joint", Settings()), plans(f"joint:objective={name}", Settings())
-    assert len(tight) == len(wide) == 2
+    assert len(tight) == len(wide) == 4
+    assert set(tight[-1].tasks) == {"a", "b", "c"}
     for before, after in zip(tight, wide, strict=True):
         assert (before.tasks, before.point.tolist()) == (after.tasks, after.point.tolist())
         assert (before.promised == after.promised).all()

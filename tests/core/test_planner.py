@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from cosched.site import load_site
 from cosched.workloads import registry
 from cosched.workloads.base import LOCAL, Floats
 from cosched.workloads.context import load_profiles, session_memory_bytes
+from solvers.steps import at as at_lengths
 from telemetry.messages import LlmSession, TaskOffer, UeReport, VideoClip
 
 SITE = load_site(config_file("sites", "urban-llm.toml"))
@@ -93,8 +96,14 @@ def expected_deadlines(task: Task) -> tuple[float, float]:
 
 
 def expected_rates(task: Task) -> tuple[float, float]:
-    """A decoder that is ahead of the promised pace asks for less, one that is behind for more."""
+    """A decoder that is ahead of the promised pace asks for less, one that is behind for more.
+
+    A prefill that has begun comes once in the time that is left.
+    """
     first, second = (float(r) for r in task.table.rate_hz)
+    if task.is_llm and task.phase == 0 and task.progress is not None and task.point >= 0:
+        left_s = expected_deadlines(task)[0]
+        return (max(first, 1.0 / left_s) if left_s > 0 else first), second
     if task.is_llm and task.phase == 1:
         return first, SETTINGS.deadline_margin / expected_deadlines(task)[1]
     return first, second
@@ -327,8 +336,9 @@ def test_waits_are_what_is_less_of_each_slack_at_lengths_of_steps() -> None:
     n = len(SITE.cells), len(SITE.nodes)
     step_s = np.concatenate([np.full(n[0], np.inf), np.full(n[1], 0.03), np.full(n[1], np.inf)])
     period_s = np.where(np.isinf(step_s), np.inf, 0.02)
-    at, steps = found.at(step_s, period_s), found.problem.steps
+    steps = found.problem.steps
     assert steps is not None
+    at = replace(found, problem=at_lengths(found.problem, step_s, period_s))
     assert at.problem.steps is None
     has = np.isfinite(found.slack)
     assert at.slack[has] - at.problem.slack[has] == pytest.approx(at.wait_s[has])

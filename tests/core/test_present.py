@@ -253,7 +253,8 @@ def test_a_policy_switched_while_a_solve_is_open_plans_from_the_next_one_on():
     (second,) = answer(core, [again], 0.25)
     assert second.generation == plan.generation + 1
     assert set(second.tasks) >= {"t0", "t1"}
-    np.testing.assert_array_equal(second.node_weight, second.share[:, 1])  # reserved, as that policy has it
+    np.testing.assert_array_equal(second.node_weight, second.reserved[:, 1])  # reserved, as that policy has it
+    assert (second.node_weight >= second.share[:, 1]).all()
 
 
 def test_a_solve_that_fails_after_a_switch_falls_back_from_the_policy_that_it_was_of():

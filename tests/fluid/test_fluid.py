@@ -70,10 +70,10 @@ def weights(names: list[str], prbs: list[float], node: list[float]) -> Plan:
     share = np.stack([np.array(prbs) / 50, np.array(node), np.zeros(len(names))], axis=1)
     return Plan(
         generation=1, at_s=0.0, valid_until_s=1.0, tasks=tuple(names), point=np.zeros(len(names), dtype=np.int64),
-        cell=np.zeros(len(names), dtype=np.int64),
-        share=share, node_weight=np.array(node), pace_s=np.full(len(names), np.inf), wait_s=np.zeros((len(names), 2)),
-        step_s=np.full(4, np.inf), period_s=np.full(4, np.inf), prbs=np.array(prbs), promised=np.ones(len(names), dtype=bool),
-        reserved=np.zeros_like(share),
+        cell=np.zeros(len(names), dtype=np.int64), node=np.zeros(len(names), dtype=np.int64),
+        share=share, node_weight=np.array(node), pace_s=np.zeros(len(names)), wait_s=np.zeros((len(names), 2)),
+        step_s=np.full(4, np.inf), period_s=np.full(4, np.inf), prbs=np.array(prbs),
+        promised=np.ones(len(names), dtype=bool), reserved=np.zeros_like(share),
         planned_use=np.zeros(9),
         efficiency=np.ones(len(names)), variance=np.zeros(9), prices=np.zeros(9), value=0.0, bound=0.0, decisions=(),
     )  # fmt: skip
