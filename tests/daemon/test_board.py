@@ -29,9 +29,10 @@ class Told:
     def __init__(self) -> None:
         self.out: list[tuple[str, Lease]] = []
         self.core: Core = TWO.core("joint", Settings())
-        self.core.handle(msgspec.structs.replace(report("ue00", 0.0, 4.0), cell="cell0"), 0.0)
+        for ue in ("ue00", "ue01"):
+            self.core.handle(msgspec.structs.replace(report(ue, 0.0, 4.0), cell="cell0"), 0.0)
         self.board = Board(TWO.site, self._publish)
-        self.offers = {name: offer(name, 0.1) for name in ("t0", "t1")}
+        self.offers = {f"t{i}": msgspec.structs.replace(offer(f"t{i}", 0.1), ue=f"ue0{i}") for i in (0, 1)}
         (self.plan,) = answer(self.core, self.core.handle(Offered(tuple(self.offers.values())), 0.1), 0.1)
         for row, decision in enumerate(self.plan.decisions):
             message = decision_message(TWO.site, self.plan, decision, row)
