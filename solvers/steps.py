@@ -75,7 +75,8 @@ def lengths(problem: Problem, fixed_s: float = 0.0) -> tuple[Floats, Floats]:
         length = fixed_s or _on_grid(max(LEAST_LENGTH * bare, bare + _all_own_s(steps, runs)))
         step_s[r], period_s[r] = length, _period(problem, steps, runs, length)
         if np.unique(owner[here & elsewhere]).size > 1:
-            period_s[r] = _with_several(problem, steps, runs, come, int(r), length, float(period_s[r]))
+            room = _room(problem, steps, int(r), length)
+            period_s[r] = _with_several(steps, runs, come, room, float(period_s[r]))
     return step_s, period_s
 
 
@@ -86,22 +87,27 @@ def _resource_of_held(problem: Problem, steps: Steps, owner: Ints) -> Ints:
     return np.where(slot >= 0, problem.slot[held, np.maximum(slot, 0)], -1)
 
 
-def _with_several(
-    problem: Problem, steps: Steps, runs: Ints, come: Ints, r: int, length_s: float, period_s: float
-) -> float:
-    """Period of reads for those who run (n,) and several that may come (m,): as short as leaves room for who runs.
+def _with_several(steps: Steps, runs: Ints, come: Ints, room: float, period_s: float) -> float:
+    """Period of reads for those who decode (n,) and several that may (m,): as short as there is room for.
 
     It is background for all of them, whoever comes; who wants tokens more often pays for that himself.
     """
-    slot = steps.slot[runs]
-    share = np.maximum(problem.floor[runs, slot], _needed(problem, steps, runs, length_s))
-    least = problem.rigid[runs, slot] + problem.activity[runs, slot] * share + steps.demand[runs]
-    room = 1.0 - float(problem.background[r]) - float(least.sum())
     read_s = float(_greatest(steps, np.concatenate([runs, come])).sum())
     for pace in np.unique(steps.pace_s[come]).tolist():
         if pace < period_s and read_s / pace <= room:
             return float(pace)
     return period_s
+
+
+def _room(problem: Problem, steps: Steps, r: int, length_s: float) -> float:
+    """Part of a resource that is left for reads beside all who run there, clips too."""
+    served = np.flatnonzero(steps.slot >= 0)
+    served = served[_resource(problem, steps, served) == r]
+    runs = served[problem.held[_owner(problem)[served]] == served]
+    slot = steps.slot[runs]
+    share = np.maximum(problem.floor[runs, slot], _needed(problem, steps, runs, length_s))
+    least = problem.rigid[runs, slot] + problem.activity[runs, slot] * share + steps.demand[runs]
+    return 1.0 - float(problem.background[r]) - float(least.sum())
 
 
 def _needed(problem: Problem, steps: Steps, runs: Ints, length_s: float) -> Floats:

@@ -361,6 +361,24 @@ def test_those_who_run_keep_their_promise_whoever_comes(n: int) -> None:
         assert found.promised[0], name
 
 
+def test_several_who_come_to_decode_push_no_clip_out() -> None:
+    """A clip takes six tenths of the node; reads for newcomers every 40 ms would take nearly four."""
+    clip = Point(
+        held=True,
+        shared_s=0.0,
+        own_s=0.0,
+        streams=True,
+        wait=(0.5, 0.0),
+        slack_s=(0.1, math.inf),
+        node_s=0.06,
+        value=2.0,
+    )
+    newcomer = Point(shared_s=0.015, pace_s=0.04, slack_s=(1.0, 0.2), node_s=0.001)
+    for name in ("joint", "greedy"):
+        found = solved(name, problem_of([[clip], [newcomer], [newcomer]]))
+        assert found.promised[0], name
+
+
 @pytest.mark.parametrize("name", ["joint", "greedy"])
 def test_newcomers_break_no_promise_that_can_be_kept_without_them(name: str) -> None:
     """Who runs is worth more than all newcomers together. First come first served, they have nothing to do with him.
