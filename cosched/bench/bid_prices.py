@@ -15,7 +15,6 @@ import numpy as np
 from cosched.bench.closed_loop import (
     DURATION_S,
     FIRST_SEED,
-    LOADS,
     LoopJob,
     rate_at_load_1,
     read_recordings,
@@ -31,6 +30,7 @@ from cosched.site import load_site
 SUITE: Final = "bid-prices"
 SITE: Final = "node-bound"
 WEIGHTS: Final = (1.0, 5.0)
+LOADS: Final = (0.3, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 HIGH_LOAD: Final = 1.25  # from here on there is something to gain
 
 

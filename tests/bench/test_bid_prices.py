@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cosched.bench import closed_loop
-from cosched.bench.bid_prices import HIGH_LOAD, SITE, WEIGHTS, claims, value
-from cosched.bench.closed_loop import LOADS, LoopJob
+from cosched.bench.bid_prices import HIGH_LOAD, LOADS, SITE, WEIGHTS, claims, value
+from cosched.bench.closed_loop import LoopJob
 from cosched.core.policy import GREEDY
 from cosched.report.model import SweepRow
 from cosched.resources import config_file
