@@ -200,7 +200,8 @@ def _points(scene: Scene, offer: TaskOffer, problem: Problem, core: Core) -> tup
         slots = [(s, int(r)) for s, r in enumerate(problem.slot[j]) if r < problem.n_resources]
         phases = np.isfinite(table.deadline_s)
         least = table.fixed_s[row] + problem.work[j].sum(axis=1)
-        least = least + np.where(phases & np.isfinite(problem.slack[j]), bare.slack[j] - problem.slack[j], 0.0)
+        waits = phases & np.isfinite(problem.slack[j])
+        least[waits] += bare.slack[j][waits] - problem.slack[j][waits]
         views.append(
             api.PointView(
                 point=problem.point_ids[j],
