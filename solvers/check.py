@@ -253,9 +253,9 @@ def _deadlines(
     p: Problem, tasks: Ints, points: Ints, share: Floats, promised: Mask, tolerance: float, snr: Floats | None
 ) -> list[str]:
     latency = _latency(p.work[points], share, snr)  # (K, Q)
-    never = np.isneginf(p.slack[points])  # inf less inf is no number
-    late = latency > p.slack[points] + tolerance * np.maximum(1e-3, np.abs(p.slack[points]))
-    late = (late | never).any(axis=1) & promised
+    never = np.isneginf(p.slack[points])
+    slack = np.where(never, 0.0, p.slack[points])
+    late = (never | (latency > slack + tolerance * np.maximum(1e-3, np.abs(slack)))).any(axis=1) & promised
     return _named(p, tasks, late, lambda k: f"takes {latency[k]} s of a slack of {p.slack[points[k]]} s")
 
 
