@@ -72,7 +72,7 @@ def lengths(problem: Problem, fixed_s: float = 0.0) -> tuple[Floats, Floats]:
         here = resource == r
         runs, come = on[here & held], on[here & elsewhere]
         bare = _shared(steps, runs if runs.size else on[here])
-        length = fixed_s or _on_grid(max(LEAST_LENGTH * bare, bare + _all_own_s(steps, runs)))
+        length = fixed_s or _on_grid(max(LEAST_LENGTH * bare, bare + float(steps.own_s[runs].sum())))
         step_s[r], period_s[r] = length, _period(problem, steps, runs, length)
         if np.unique(owner[here & elsewhere]).size > 1:
             room = _room(problem, steps, int(r), length)
@@ -272,15 +272,6 @@ def _period(problem: Problem, steps: Steps, runs: Ints, length_s: float) -> floa
     choices = np.append(choices, most)
     cost = [max(shared / p, float(alone[longest < p].sum())) for p in choices]
     return float(choices[len(choices) - 1 - int(np.argmin(cost[::-1]))])
-
-
-def _all_own_s(steps: Steps, runs: Ints) -> float:
-    """Seconds that those who run (n,) add to a step with all of them in it."""
-    return float(steps.own_s[runs].sum())
-
-
-def _shortest(steps: Steps, points: Ints) -> float:
-    return float(steps.pace_s[points].min(initial=NEVER))
 
 
 def _shared(steps: Steps, points: Ints) -> float:

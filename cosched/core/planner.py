@@ -111,7 +111,8 @@ def add_newcomers(
 
 
 def _behind(running: Columns | Layout, tasks: tuple[Task, ...], state: State, progress_row: Ints) -> Columns:
-    blocks = [_within_memory(t, t.block(state.places, state.models), running.tasks) for t in tasks]
+    beside = _beside(running.tasks, tasks)
+    blocks = [_within_memory(t, t.block(state.places, state.models), beside.get(t.ue, ())) for t in tasks]
     return Columns(
         tasks=(*running.tasks, *tasks),
         names=(*running.names, *[t.offer.task for t in tasks]),
@@ -126,10 +127,18 @@ def _behind(running: Columns | Layout, tasks: tuple[Task, ...], state: State, pr
     )
 
 
-def _within_memory(task: Task, block: Block, running: Sequence[Task]) -> Block:
+def _beside(running: Sequence[Task], tasks: Sequence[Task]) -> dict[int, list[Task]]:
+    """UE -> its tasks that run, of the UEs of newcomers; one pass, for a burst of these beside thousands that run."""
+    found: dict[int, list[Task]] = {t.ue: [] for t in tasks if t.point < 0}
+    for task in running if found else ():
+        if task.ue in found and task.point >= 0:
+            found[task.ue].append(task)
+    return found
+
+
+def _within_memory(task: Task, block: Block, beside: Sequence[Task]) -> Block:
     """Rule points out for which a newcomer's device has no memory beside what its UE's other tasks hold."""
-    beside = [] if task.point >= 0 else [t for t in running if t.ue == task.ue and t.point >= 0]
-    if not beside or task.table.device_bytes is None:
+    if task.point >= 0 or not beside or task.table.device_bytes is None:
         return block
     layers: dict[str, float] = {}  # once for all sessions of a model
     cached = 0.0
