@@ -6,16 +6,15 @@ solution's prices with bisection instead of the solvers' closed forms.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, cast
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from solvers.problem import Floats, Ints, Problem, Steps
+from solvers.check_steps import at_steps
+from solvers.problem import Floats, Ints, Problem
 from solvers.solution import Solution
 
 Mask = npt.NDArray[np.bool_]
@@ -41,7 +40,7 @@ def verify(
     findings = list(_shapes(problem, solution))
     if findings:
         return findings
-    whole, problem = problem, _at_steps(problem, solution)
+    whole, problem = problem, at_steps(problem, solution)
     tasks = np.flatnonzero(solution.chosen >= 0)
     points = solution.chosen[tasks]
     findings += _belonging(problem, tasks, points) + _unserved(problem, solution)
@@ -55,7 +54,7 @@ def verify(
     findings += _value(problem, solution, points[promised], tolerance)
     certificate = solution.certificate
     if dual and not findings and np.isfinite(certificate.bound) and (solution.prices > 0).any():
-        most = dual_value(_at_steps(whole, solution, offered=True), solution.prices, snr)
+        most = dual_value(at_steps(whole, solution, offered=True), solution.prices, snr)
         if not most <= certificate.bound + BOUND_TOLERANCE * max(1.0, abs(certificate.bound)):
             findings.append(f"bound {certificate.bound:.9g} is not proven: the dual at the prices is {most:.9g}")
     return findings
@@ -69,113 +68,6 @@ def dual_value(problem: Problem, prices: Floats, snr: Floats | None = None) -> f
     for i in range(problem.n_tasks):
         total += max(0.0, float(net[problem.first[i] : problem.first[i + 1]].max(initial=0.0)))
     return total
-
-
-def _at_steps(p: Problem, s: Solution, *, offered: bool = False) -> Problem:
-    """The problem at the plan's lengths and periods, worked out point by point from what a step is.
-
-    Of reads only those are counted that the chosen cause; with `offered` those that a bound has to count: what runs, or
-    may come where several may, is read every period, and each newcomer pays for what he needs beyond.
-    """
-    steps = p.steps
-    if steps is None:
-        return p
-    slack, rigid, background = p.slack.copy(), p.rigid.copy(), p.background.copy()
-    owner = np.repeat(np.arange(p.n_tasks), np.diff(p.first)).tolist()
-    chosen = set(s.chosen.tolist())
-    served = np.flatnonzero(steps.slot >= 0).tolist()
-    place = {j: int(p.slot[j, steps.slot[j]]) for j in served}
-    decoders = [j for j in served if steps.shared_s[j] > 0]
-    rides = {
-        j: _rides(p, j, _length(steps, j, float(s.step_s[place[j]])), float(s.period_s[place[j]])) for j in decoders
-    }
-    for j in served:
-        length = _length(steps, j, float(s.step_s[place[j]]))
-        if math.isfinite(length):
-            slack[j] = [a - w * length for a, w in zip(p.slack[j], steps.wait[j], strict=True)]
-    for j in decoders:
-        if not math.isfinite(float(s.step_s[place[j]])):
-            slack[j] = -np.inf
-        if rides[j] and not steps.streams[j]:
-            slack[j, 1] -= float(s.period_s[place[j]]) / 2
-        rigid[j, int(steps.slot[j])] += steps.demand[j]
-    for r in set(place.values()):
-        here, period = [j for j in decoders if place[j] == r], float(s.period_s[r])
-        if not offered:
-            background[r] += _reads(steps, [j for j in here if j in chosen], period, rides)
-            continue
-        background[r] += _offered_reads(p, owner, here, period, rides, rigid)
-    return dataclasses.replace(p, slack=slack, rigid=rigid, background=background, steps=None)
-
-
-def _is_like_held(p: Problem, j: int, held: int, here: list[int], rides: dict[int, bool]) -> bool:
-    """Whether a point burdens its resource as the one does that its task holds."""
-    if held not in here:
-        return False
-    steps = cast("Steps", p.steps)
-    same = all(column[j] == column[held] for column in (steps.group, steps.pace_s, steps.streams))
-    return same and rides[j] == rides[held] and bool(steps.shared_s[j] <= steps.shared_s[held])
-
-
-def _length(steps: Steps, j: int, planned: float) -> float:
-    """Seconds of a step that point j waits for: as planned, or as long as its own part makes it."""
-    return max(planned, float(steps.shared_s[j] + steps.own_s[j]))
-
-
-def _offered_reads(
-    p: Problem, owner: list[int], here: list[int], period: float, rides: dict[int, bool], rigid: Floats
-) -> float:
-    """Reads that a bound counts on a resource for its decoders `here`; to `rigid` what each newcomer adds to that."""
-    steps = cast("Steps", p.steps)
-    runs = [j for j in here if p.held[owner[j]] == j]
-    come = [j for j in here if j not in runs and not _is_like_held(p, j, int(p.held[owner[j]]), here, rides)]
-    several = len({owner[j] for j in come}) > 1
-    ride = [j for j in come if rides[j] and math.isfinite(period)] if several else []
-    base = max(_greatest(steps, runs + ride) / period, _alone(steps, runs, rides))
-    for j in come:
-        mine = [k for k in (*runs, *ride) if steps.group[k] == steps.group[j]]
-        others = _greatest(steps, [k for k in (*runs, *ride) if steps.group[k] != steps.group[j]]) / period
-        if rides[j]:
-            with_it = 0.0 if math.isinf(period) else others + _greatest(steps, [*mine, j]) / period
-        elif steps.streams[j]:
-            with_it = others + _greatest(steps, [*mine, j]) / float(steps.pace_s[j])
-        else:
-            with_it = _alone(steps, [j], rides) + (base if several else _alone(steps, runs, rides))
-        rigid[j, int(steps.slot[j])] += max(0.0, with_it - base)
-    return base
-
-
-def _reads(steps: Steps, chosen: list[int], period: float, rides: dict[int, bool]) -> float:
-    """Part of a resource that reads take for the chosen: each group's as often as it needs, or those for some alone."""
-    total = 0.0
-    for group in {int(steps.group[j]) for j in chosen}:
-        riders = [j for j in chosen if int(steps.group[j]) == group and (rides[j] or steps.streams[j])]
-        often = min([period if rides[j] else float(steps.pace_s[j]) for j in riders], default=math.inf)
-        total += _greatest(steps, riders) / often if riders else 0.0
-    return max(total, _alone(steps, chosen, rides))
-
-
-def _alone(steps: Steps, points: list[int], rides: dict[int, bool]) -> float:
-    """Part of a resource that reads take which these decoders need for themselves."""
-    return sum(float(steps.shared_s[j] / steps.pace_s[j]) for j in points if not (rides[j] or steps.streams[j]))
-
-
-def _rides(p: Problem, j: int, length: float, period: float) -> bool:
-    """Whether a decoder keeps its pace with reads of that period, if that leaves four times its work elsewhere."""
-    steps = cast("Steps", p.steps)
-    if float(steps.pace_s[j]) < period:
-        return False
-    waits = 0.0 if math.isinf(length) else float(steps.wait[j, 1]) * length
-    return bool(steps.streams[j]) or 2 * (float(p.slack[j, 1]) - waits - 4 * float(p.work[j, 1].sum())) >= period
-
-
-def _greatest(steps: Steps, points: Iterable[int]) -> float:
-    """The greatest shared part of each group, added up."""
-    greatest: dict[int, float] = {}
-    for j in points:
-        group = int(steps.group[j])
-        greatest[group] = max(greatest.get(group, 0.0), float(steps.shared_s[j]))
-    return sum(greatest.values())
 
 
 def usage(problem: Problem, points: Ints, share: Floats) -> Floats:

@@ -43,6 +43,8 @@ class Steps:
     wait: Floats  # (J, Q) lengths of a step by which slack is less
     group: Ints  # (J,) from 0: points of one group (a model) share what they need, the greatest serves all
     weight: Floats  # (N,) of tasks as they came
+    queued: Bools  # (J,) whether its first phase's work there waits for what is due before (solvers/queues.py)
+    lead_s: Floats  # (N,) seconds until a task's next token is due, inf where it decodes nothing yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers.problem import NEVER, Bools, Floats, Ints, Problem, Steps
+from solvers.queues import Queue, Reads, queue
 from solvers.solution import Solution
 from solvers.solver import Solver
 
@@ -106,6 +107,7 @@ def _room(problem: Problem, steps: Steps, r: int, length_s: float) -> float:
     runs = served[problem.held[_owner(problem)[served]] == served]
     slot = steps.slot[runs]
     share = np.maximum(problem.floor[runs, slot], _needed(problem, steps, runs, length_s))
+    share = np.where(steps.queued[runs], 0.0, share)
     least = problem.rigid[runs, slot] + problem.activity[runs, slot] * share + steps.demand[runs]
     return 1.0 - float(problem.background[r]) - float(least.sum())
 
@@ -121,15 +123,30 @@ def _needed(problem: Problem, steps: Steps, runs: Ints, length_s: float) -> Floa
 class StepChange(NamedTuple):
     """What the lengths and periods of steps make of a problem, and of any other with the same points."""
 
-    slack: Floats  # (J, Q) that is taken from it
+    slack: Floats  # (J, Q) that is taken from it, for waiting
     rigid: Floats  # (J, S) that is added
     background: Floats  # (R,) likewise
+    queue: Queue | None
+    served: Ints  # (J,) slot in which points are served in steps
+
+    @property
+    def wait_s(self) -> Floats:
+        """(J, Q) seconds that each phase waits, 0 where it cannot be served at all."""
+        return np.where(np.isfinite(self.slack), self.slack, 0.0)
 
     def of(self, problem: Problem) -> Problem:
         """Return the ordinary problem."""
+        slack, work, floor = problem.slack - self.slack, problem.work, problem.floor
+        if self.queue is not None:  # it has no share: it is background, or a rigid demand
+            q, slot = self.queue.points, self.served[self.queue.points]
+            work, floor = work.copy(), floor.copy()
+            work[q, 0, slot], floor[q, slot] = 0.0, 0.0
+            slack[q, 0] = np.where(self.queue.lost, -np.inf, self.queue.elsewhere_s)
         return dataclasses.replace(
             problem,
-            slack=problem.slack - self.slack,
+            slack=slack,
+            work=work,
+            floor=floor,
             rigid=problem.rigid + self.rigid,
             background=problem.background + self.background,
             steps=None,
@@ -157,7 +174,32 @@ def change(problem: Problem, steps: Steps, step_s: Floats, period_s: Floats) -> 
     slack[on[np.isinf(step_s[few.resource])], 1] = np.inf
     reads = _Reads.of(problem, steps, few, period_s)
     rigid[on, steps.slot[on]] = steps.demand[on] + np.where(few.comes, reads.of_newcomers(steps, few), 0.0)
-    return StepChange(slack, rigid, reads.base)
+    if not steps.queued.any():
+        return StepChange(slack, rigid, reads.base, None, steps.slot)
+    waits = np.zeros(problem.n_points)
+    waits[served] = np.where(np.isinf(length), 0.0, longest)
+    queues = _queues(problem, steps, few, reads, step_s, period_s, waits)
+    rigid[queues.points, steps.slot[queues.points]] += queues.rigid
+    return StepChange(slack, rigid, reads.base + queues.background, queues, steps.slot)
+
+
+def _queues(
+    problem: Problem, steps: Steps, few: _Decoders, reads: _Reads, step_s: Floats, period_s: Floats, waits_s: Floats
+) -> Queue:
+    """What waits in order on each resource, with the reads that cannot wait. waits_s (J,): a step's length."""
+    points = np.flatnonzero(steps.queued)
+    of, room = {}, {}
+    for r in np.unique(_resource(problem, steps, points)).tolist():
+        runs = (few.resource == r) & (problem.held[few.owner] == few.points) & np.isfinite(steps.lead_s[few.owner])
+        rides = few.points[runs & steps.streams[few.points]]
+        asked = few.points[runs & ~steps.streams[few.points] & few.rides]
+        steady = max(float(_greatest(steps, asked).sum()) / float(period_s[r]), float(reads.alone[r]))
+        of[r] = Reads(
+            float(reads.base[r]), steps.lead_s[few.owner[runs & steps.streams[few.points]]], steps.pace_s[rides],
+            steps.shared_s[rides], steps.group[rides], steady if asked.size or reads.alone[r] else 0.0,
+        )  # fmt: skip
+        room[r] = _room(problem, steps, r, float(step_s[r]) if np.isfinite(step_s[r]) else 0.0)
+    return queue(problem, steps, waits_s, of, room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +281,9 @@ class _Reads:
         own = steps.shared_s[points] * often
         own += np.where(self.several[resource], 0.0, self.alone[resource] - base)
         more = np.where(np.isinf(period), 0.0, others + read_s / period - base)
-        sooner = others + read_s * often - base
+        # of several each pays for all that his group is read more often: others' reads may end when they move
+        alone_there = read_s * often - there / period
+        sooner = np.where(self.several[resource], alone_there, others + read_s * often - base)
         return np.maximum(np.where(few.rides, more, np.where(steps.streams[points], sooner, own)), 0.0)
 
 

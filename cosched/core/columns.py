@@ -109,6 +109,8 @@ class Instant(NamedTuple):
     wait: Floats  # (J, 2) steps of the node by which slack is less
     pace_s: Floats  # (N,) seconds a token that the plan counts on, inf where nothing is decoded
     device_load: Floats  # (N,) part of its device that the UE's earlier tasks take
+    queued: Bools  # (J,) whether its prefill waits on its node for those that are due before
+    lead_s: Floats  # (N,) seconds until the next token is due, inf where none is
 
 
 def new_gathered(n_points: int, n_tasks: int) -> Gathered:
@@ -208,6 +210,7 @@ def new_tick(n_points: int, n_tasks: int) -> Instant:
     return Instant(
         np.zeros((n_points, 2, SLOTS)), np.empty((n_points, 2)), np.zeros((n_points, SLOTS)), np.empty(n_tasks),
         np.zeros(n_points), np.zeros((n_points, 2)), np.empty(n_tasks), np.zeros(n_tasks),
+        np.zeros(n_points, dtype=np.bool_), np.full(n_tasks, np.inf),
     )  # fmt: skip
 
 
@@ -225,6 +228,13 @@ def _steps(points: Floats, j: int, kind: int, busy: float, wait: Floats) -> None
         wait[1] = TOKEN_STEPS
         if kind == WAITING and points[j, BITS + 1] > 0:  # who runs has his place in the rhythm of the steps
             wait[1] += FOREIGN_STEPS * busy
+
+
+@nopython
+def _is_queued(points: Floats, j: int, kind: int) -> bool:
+    """Whether all that the first token of point j needs besides its node's work is the way of the prompt."""
+    alone = points[j, NODE] >= 0 and points[j, OWN_S] > 0 and points[j, BITS + 1] <= 0
+    return bool(alone and kind in (WAITING, PREFILLING))
 
 
 @nopython
@@ -269,13 +279,14 @@ def fill(
     rule: PaceRule,
     busy: Floats,
 ) -> None:
-    """Fill `out`, which holds zeros, with the columns of the instant now_s.
+    """Fill `out`, as new_tick gives it, with the columns of the instant now_s.
 
     row (N,) of progress (rows, N_PROGRESS), -1 = none yet. busy (nodes,): part of the time in which a step runs.
     Frames are planned with less risk than sessions. Whom no point would serve in time at that, even alone, is planned
     with the mean: better a promise at even odds than none at all.
     """
-    work, slack, mean_use, efficiency, demand, wait, pace_s, device_load = out
+    work, slack, mean_use, efficiency, demand, wait, pace_s, device_load, queued, lead_s = out
+    is_alone = np.sum(task[:, HELD] < 0) == 1  # of several newcomers each is planned with a share: they share in prices
     on_device = np.zeros(channel.mean.shape[0])  # by UE: what its tasks take
     _load_devices(first, points, task, device_load, on_device)
     for i in range(task.shape[0]):
@@ -300,14 +311,18 @@ def fill(
             seconds_per_bit = 1.0 / (efficiency[i] * hz)
         rate_hz = _rates_hz(task, i, left_s, rule.margin)
         pace_s[i] = 1.0 / rate_hz[1] if rate_hz[1] > 0 else np.inf
+        if kind == DECODING:
+            due_s = progress[k, FIRST_S] + progress[k, DONE] * task[i, DEADLINE_S + 1] * rule.margin
+            lead_s[i] = max(0.0, due_s - now_s)
         for j in range(first[i], first[i + 1]):
             for q in range(2):
                 work[j, q, 0] *= seconds_per_bit
                 for s in range(2):
                     mean_use[j, s] = max(mean_use[j, s], min(work[j, q, s] * rate_hz[q], 1.0))
             _steps(points, j, kind, busy[max(int(points[j, NODE]), 0)], wait[j])
+            queued[j] = _is_queued(points, j, kind) and (j == held or (held < 0 and is_alone))
             # first the prefill, then the tokens: what it takes is the greater of the two, not both
-            demand[j] = max(0.0, points[j, OWN_S] * rate_hz[1] - mean_use[j, 1])
+            demand[j] = max(0.0, points[j, OWN_S] * rate_hz[1] - (0.0 if queued[j] else mean_use[j, 1]))
 
 
 @cached

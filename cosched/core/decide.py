@@ -44,7 +44,7 @@ class Asked:
         if self.problem.steps is None:
             return self
         change = steps.change(self.problem, self.problem.steps, step_s, period_s)
-        planned = replace(self.planned, problem=change.of(self.planned.problem))
+        planned = replace(self.planned, problem=change.of(self.planned.problem), wait_s=change.wait_s)
         return replace(self, planned=planned, problem=change.of(self.problem))
 
 

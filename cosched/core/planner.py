@@ -21,7 +21,6 @@ from cosched.site import Site
 from cosched.workloads.base import Floats, Ints
 from solvers.problem import Devices, Problem, Steps
 
-WAITS_FOREVER_S = 1e6  # where nobody decodes
 SLOTS = col.SLOTS  # cell uplink, node, node memory
 
 
@@ -69,15 +68,9 @@ class Planned:
     layout: Layout
     efficiency: Floats  # (N,) bit/s/Hz planned with
     pace_s: Floats  # (N,) seconds a token that is counted on, inf where nothing is decoded
-    slack: Floats  # (J, 2) before anybody waits for steps
     alone_slack: Floats  # (J, 2) slack with nobody else in the steps of its node
     device_load: Floats  # (N,) part of its device that the UE's earlier tasks take
-
-    @property
-    def wait_s(self) -> Floats:
-        """(J, 2) seconds that each phase waits for steps, once their lengths are known."""
-        ends = np.isfinite(self.slack)
-        return np.where(ends, np.where(ends, self.slack, 0.0) - np.maximum(self.problem.slack, -WAITS_FOREVER_S), 0.0)
+    wait_s: Floats  # (J, 2) seconds that each phase waits for steps, once their lengths are known
 
 
 def resource_ids(site: Site) -> tuple[str, ...]:
@@ -209,11 +202,19 @@ def plan_problem(
             wait=now.wait,
             group=layout.task[layout.owner, col.MODEL].astype(np.int64),
             weight=layout.task[:, col.WEIGHT].copy(),
+            queued=now.queued,
+            lead_s=now.lead_s,
         ),
     )
+    mean_use = now.mean_use
+    if now.queued.any():  # a queue is no statistical use of the node
+        mean_use = mean_use.copy()
+        mean_use[now.queued, 1] = 0.0
     alone_slack = now.slack.copy()
     alone_slack[:, 1] -= layout.points[:, col.SHARED_S] + layout.points[:, col.OWN_S]
-    return Planned(problem, now.mean_use, layout, now.efficiency, now.pace_s, now.slack, alone_slack, now.device_load)
+    return Planned(
+        problem, mean_use, layout, now.efficiency, now.pace_s, alone_slack, now.device_load, np.zeros_like(now.slack)
+    )
 
 
 def _values(layout: Layout, uplink_bps: Floats, settings: Settings) -> Floats:

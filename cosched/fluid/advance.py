@@ -179,7 +179,7 @@ def _is_served(stage: int) -> bool:
 
 @nopython
 def _next_event(f: Floats, n: Ints, rate: Floats, step_end: Floats, now: float, until: float) -> float:
-    """Earliest instant at which a stage or step ends, a frame's deadline passes or a step is wanted; until at most."""
+    """Earliest instant at which a stage or step ends, or a frame's deadline passes; until at most."""
     t = until
     for node in range(step_end.shape[0]):
         if step_end[node] > now:
@@ -191,8 +191,7 @@ def _next_event(f: Floats, n: Ints, rate: Floats, step_end: Floats, now: float, 
         if _is_served(stage):
             end = now + f[i, fl.REMAINING] / rate[i] if rate[i] > 0 else np.inf
         elif stage == fl.ON_NODE:
-            end = steps.wakes_s(f, n, i)
-            end = end if end > now else np.inf
+            end = np.inf  # it waits for a step to end
         else:
             end = f[i, fl.TIMER]
         if n[i, fl.KIND] == fl.VIDEO and stage != fl.WAITING:

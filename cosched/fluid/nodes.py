@@ -3,9 +3,9 @@
 A step is formed when its node is free and somebody wants one. It reads what its decoders share once, takes their own
 parts, and pieces of what else waits (prefills, video frames) before; decoders come out at its end, frames when their
 piece is done. Decoders make no step longer than the plan says; who would waits for the next one. Among those who wait,
-first come the promised ones, and of these who is due first. Who is two tokens ahead of his promise starts no step, but
-joins one; so a node is idle while nobody is in need. While other work waits, a step is read for none but those who are
-due soon: so many share it.
+first come the promised ones, and of these who is due first. While other work waits, a step is read for none but those
+who are due soon, and all others join: so many share it. While none waits decoders run ahead of their promises: what
+they are ahead by is time that a prefill has the node for itself.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from cosched.fluid import rows as fl
 from cosched.fluid.rows import Floats, Ints
 from solvers.jit import nopython
 
-AHEAD: Final = 2.0  # tokens: who is more of them ahead of his promise starts no step
 SOON: Final = 2.0  # planned steps: where other work waits, who is due later than in so many starts none
 MOST_RESERVED: Final = 0.3  # of a planned step, for pieces of other work beside those who decode
 BEHIND: Final = 3.0  # tokens: who is more of them behind comes last, his promise is not to be saved
 PREFILL_PART: Final = 0.5  # of a step in which decoders wait: more is not prefilled in one
 NOBODY_DECODES_S: Final = 0.005  # piece of work that is done at once where no step length is planned
 LATER: Final = 1e6  # seconds: what comes after all else of its kind
-HELD: Final = 8e6  # ... and who is so far ahead that he starts no step
+HELD: Final = 8e6  # ... and who is due so late that he starts no step
 DECODERS: Final = 0
 ELASTIC: Final = 1  # what is done in pieces: prefills and frames
 SLIP: Final = 1e-9  # of a step: rounding
@@ -55,12 +54,6 @@ def due_s(f: Floats, n: Ints, i: int) -> float:
 
 
 @nopython
-def wakes_s(f: Floats, n: Ints, i: int) -> float:
-    """Instant from which on task i, which waits on its node, wants a step to start."""
-    return due_s(f, n, i) - AHEAD * f[i, fl.PERIOD] if is_decoding(f, n, i) else -np.inf
-
-
-@nopython
 def _urgency(f: Floats, n: Ints, i: int, now: float) -> float:
     """Who comes first has the least."""
     left = due_s(f, n, i) - now
@@ -82,12 +75,12 @@ def _insert(order: Ints, key: Floats, count: int, i: int, value: float) -> None:
 def _queue(f: Floats, n: Ints, node: int, now: float, order: Ints, key: Floats, kind: int, soon_s: float) -> int:
     """Fill `order` (M,) with the DECODERS or ELASTIC rows that wait on a node, the most urgent first; how many.
 
-    Decoders that are due later than in soon_s seconds start no step, nor do those that are far ahead.
+    Decoders that are due later than in soon_s seconds start no step.
     """
     count = 0
     for i in range(f.shape[0]):
         if n[i, fl.STAGE] == fl.ON_NODE and n[i, fl.NODE] == node and is_decoding(f, n, i) == (kind == DECODERS):
-            held = kind == DECODERS and max(wakes_s(f, n, i), due_s(f, n, i) - soon_s) > now + fl.EPS
+            held = kind == DECODERS and due_s(f, n, i) - soon_s > now + fl.EPS
             _insert(order, key, count, i, _urgency(f, n, i, now) + (HELD if held else 0.0))
             count += 1
     return count
@@ -122,20 +115,20 @@ def form_step(
     n_e = _queue(f, n, node, now, elastic, unused, ELASTIC, np.inf)
     soon_s = SOON * planned_s / free if n_e > 0 and free > 0 else np.inf
     n_d = _queue(f, n, node, now, decoders, key, DECODERS, soon_s)
-    if free <= 0 or (n_e == 0 and (n_d == 0 or key[0] >= HELD)):
+    if free <= 0 or (n_e == 0 and n_d == 0):
         return now
     most_s = planned_s
     if np.isinf(most_s) and n_d == 0:
         most_s = NOBODY_DECODES_S
-    reserved_s = _reserved_s(f, elastic[:n_e], most_s)
+    reserved_s = _reserved_s(f, n, elastic[:n_e], now, most_s)
     shared, step_s, batch, d = np.zeros(n_models), 0.0, 0, 0
     while d < n_d and key[d] < HELD:
         more = _join(f, n, decoders[d], shared, most_s - step_s if batch > 0 else np.inf)
         step_s, batch, d = step_s + more, batch + (more > 0), d + 1
-    step_s += _pieces(f, n, elastic[:n_e], now, free, max(most_s - step_s, reserved_s), most_s, batch > 0)
     while batch > 0 and d < n_d:  # who is not in need joins where there is room: the weights are read anyway
         more = _join(f, n, decoders[d], shared, most_s - step_s)
         step_s, batch, d = step_s + more, batch + (more > 0), d + 1
+    step_s += _pieces(f, n, elastic[:n_e], now, free, max(most_s - step_s, reserved_s), most_s, batch > 0)
     end = now + step_s / free
     _close(f, n, node, end, shared.sum() / max(batch, 1))
     if batch > 0:
@@ -147,13 +140,15 @@ def form_step(
 
 
 @nopython
-def _reserved_s(f: Floats, elastic: Ints, most_s: float) -> float:
-    """Seconds of a step that are for pieces of work at least, by the shares that the plan gives them."""
-    share, waiting_s = 0.0, 0.0
-    for i in elastic:
-        share += f[i, fl.SHARE_NODE]
+def _reserved_s(f: Floats, n: Ints, elastic: Ints, now: float, most_s: float) -> float:
+    """Seconds of a step that are for pieces of work at least: the part of all time with which all of it is in time."""
+    waiting_s, part = 0.0, 0.0
+    for i in elastic:  # in the order in which they are due
         waiting_s += f[i, fl.REMAINING]
-    return float(min(waiting_s, min(share, MOST_RESERVED) * most_s)) if share > 0 else 0.0
+        left = due_s(f, n, i) - now
+        if n[i, fl.RANK] == 0 and left > 0:
+            part = max(part, waiting_s / left)
+    return float(min(waiting_s, min(part, MOST_RESERVED) * most_s))
 
 
 @nopython

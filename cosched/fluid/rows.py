@@ -12,7 +12,7 @@ Ints = npt.NDArray[np.int64]
 
 # float columns
 W_UL: Final = 0  # weight on the uplink
-SHARE_NODE: Final = 1  # of the node that the plan gives to what is done in pieces
+CHUNK: Final = 1  # of its remaining node work that is done in the present step
 CAP_UL: Final = 2  # greatest share of the uplink that the UE's power carries
 DEVICE_S: Final = 3  # + phase: device time of a unit
 BITS: Final = 5  # + phase: uplink bits of a unit
@@ -32,8 +32,7 @@ AIR_BUSY: Final = 21  # accumulated seconds on the air
 NODE_BUSY: Final = 22  # accumulated node work, seconds at full share
 SHARED_S: Final = 23  # of a step, that all of its model in it share
 OWN_S: Final = 24  # ... and that its sequence adds
-CHUNK: Final = 25  # of its remaining node work that is done in the present step
-N_FLOAT: Final = 26
+N_FLOAT: Final = 25
 
 # integer columns
 KIND: Final = 0  # 0 llm, 1 video

@@ -131,7 +131,6 @@ class World:
         known = [k for k, name in enumerate(plan.tasks) if name in self._row]
         rows = np.array([self._row[plan.tasks[k]] for k in known], dtype=np.int64)
         self._f[rows, fl.W_UL] = np.maximum(plan.prbs[known], LEAST_WEIGHT)
-        self._f[rows, fl.SHARE_NODE] = plan.share[known, 1]
         self._n[rows, fl.RANK] = ~plan.promised[known]
         self._step_s = plan.step_s.copy()
 

@@ -37,7 +37,6 @@ class Job:
     period_s: float  # TPOT, or of frames
     units: int
     prbs: float
-    share: float  # of the node, for what is done in pieces
     is_promised: bool
 
 
@@ -185,8 +184,6 @@ class PlainWorld:
         for row in self.rows:
             if row["stage"] in ("device", "air") and row["rate"] > 0:
                 at.append(self.now + row["rest"] / row["rate"])
-            elif row["stage"] == "queue" and decodes(row) and wakes_s(row) > self.now:
-                at.append(wakes_s(row))
             elif row["stage"] in ("flight", "step", "pause"):
                 at.append(row["until"])
             at.append(self._drop_s(row))
@@ -218,16 +215,15 @@ class PlainWorld:
         most_s = node.planned_s
         if math.isinf(most_s) and not ready and not ahead:
             most_s = LONE_PIECE_S
-        share, rest_s = sum(r["job"].share for r in pieces), sum(r["rest"] for r in pieces)
-        reserved_s = min(rest_s, min(share, MOST_OF_STEP) * most_s) if share > 0 else 0.0
+        reserved_s = min(sum(r["rest"] for r in pieces), min(self._hurry(pieces), MOST_OF_STEP) * most_s)
         members: list[Row] = []
         for row in ready:
             if not members or lasts_s([*members, row]) <= most_s:
                 members.append(row)
-        taken_s = self._cut(pieces, max(most_s - lasts_s(members), reserved_s), most_s, node.free, bool(members))
         for row in ahead:
-            if members and taken_s + lasts_s([*members, row]) <= most_s:
+            if members and lasts_s([*members, row]) <= most_s:
                 members.append(row)
+        taken_s = self._cut(pieces, max(most_s - lasts_s(members), reserved_s), most_s, node.free, bool(members))
         length_s = taken_s + lasts_s(members)
         node.end_s = self.now + length_s / node.free
         for row in [*members, *pieces]:
@@ -237,9 +233,18 @@ class PlainWorld:
             node.steps.append((length_s, len(members), taken_s))
         return True
 
+    def _hurry(self, pieces: list[Row]) -> float:
+        """Part of all time with which the promised of these are in time; what is before them counts."""
+        rest_s, part = 0.0, 0.0
+        for row in pieces:
+            rest_s += row["rest"]
+            if row["job"].is_promised and due_s(row) > self.now:
+                part = max(part, rest_s / (due_s(row) - self.now))
+        return part
+
     def _wants(self, row: Row, soon_s: float) -> bool:
-        """Whether a decoder wants a step to start: he is not far ahead, and due in soon_s seconds."""
-        return max(wakes_s(row), due_s(row) - soon_s) <= self.now + MOMENT_S
+        """Whether a decoder wants a step to start: he is due in soon_s seconds."""
+        return due_s(row) - soon_s <= self.now + MOMENT_S
 
     def _cut(self, pieces: list[Row], room_s: float, most_s: float, free: float, with_decoders: bool) -> float:
         """Give everybody his piece of a step, the most urgent first; return what all take."""
@@ -278,11 +283,6 @@ def due_s(row: Row) -> float:
     if row["phase"] == 0:
         return float(row["arrival"] + job.deadline_s)
     return float(row["first"] + row["done"] * job.period_s)
-
-
-def wakes_s(row: Row) -> float:
-    """From when on a decoder wants a step: two tokens before it is due."""
-    return due_s(row) - 2.0 * float(row["job"].period_s)
 
 
 def lasts_s(members: list[Row]) -> float:
