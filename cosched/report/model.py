@@ -14,6 +14,8 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True):
     ues: int
     tasks: int  # all that arrived
     local_feasible: int  # of these, such as their device serves alone in time: not in `offered`
+    overlap_share: float  # of the tasks, that overlap another of the same UE (cosched/replay/overlap.py)
+    most_at_once: int  # tasks of one UE
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
