@@ -1,13 +1,14 @@
 """Suite `closed-loop`: tasks met over offered load on recorded channels and requests, every policy, two seed sets.
 
 Rivals with a number are tuned first, for each load on its own and on seeds of their own: the strongest opponents that
-their one or two numbers allow. The joint policy and greedy have none.
+their one or two numbers allow. The joint policy and greedy have none. Sites, loads and mix can be chosen; one sweep
+gives both the tables over load and, at their head, the capacity (capacity.py).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from cosched.bench.model import BenchRow, ModelClaim, Result, spread
+from cosched.bench.capacity import capacities
+from cosched.bench.loop_figures import SECOND_SET, bench_rows, claims
+from cosched.bench.model import Result, Scope
 from cosched.core.policy import policy as parse_policy
 from cosched.core.settings import Settings
 from cosched.errors import BadInput
@@ -35,7 +38,6 @@ SITES: Final = ("node-bound", "balanced", "cell-bound")
 LOADS: Final = (0.6, 1.0, 1.5)
 DURATION_S: Final = 60.0
 FIRST_SEED: Final = 100  # the planner's own settings were chosen on seeds below
-SECOND_SET: Final = 500  # a second set of seeds, to see what the first is worth
 TUNING_SEED: Final = 9_000  # tuning and the load's scale use seeds from here on
 SCALE_RATE_PER_S: Final = 10.0  # of the sample that load 1 is computed from
 
@@ -47,7 +49,20 @@ TUNING: Final[dict[str, tuple[str, ...]]] = {
     "pf-admit": tuple(f"pf-admit:overbook={o}" for o in (1.5, 3)),
     "compute-only": tuple(f"compute-only:overbook={o}" for o in (1, 2)),
 }
+# ... where there are several nodes: some of them for tight deadlines per token
+POOLS: Final[dict[str, tuple[str, ...]]] = {
+    "predicted-pools": tuple(
+        f"predicted:step_s=0.05,margin=1,pools={n},pool_s={s}" for n in (1, 2) for s in (0.06, 0.11)
+    )
+}
+# ... where weights differ: from which use on light tasks are refused
+FLOORS: Final[dict[str, tuple[str, ...]]] = {"weight-floor": tuple(f"weight-floor:use={u}" for u in (0.4, 0.6, 0.8))}
 PLAIN: Final = ("joint", "greedy", "greedy-residual")
+DRAWN: Final = "drawn"
+PRIVATE: Final = "private"  # all sessions keep their tokens on the device, weights 1 and 5: what is scarce is the cell
+MIX_SITES: Final = {DRAWN: SITES, PRIVATE: ("cell-bound",)}
+PRIVATE_WEIGHTS: Final = (1.0, 5.0)
+WHOLE: Final = Scope()
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,8 @@ def run_job(job: LoopJob) -> list[SweepRow]:
         raise RuntimeError("run_job works in a process that _start has prepared")
     book = book_of(_RECORDINGS, job.site, job.rate_per_s, job.duration_s, job.seed)
     bound = regret.bound(book)
+    alone = int((regret.unavoidable(book)[2] > 0).sum()) if book.offers else 0
+    weight = sum(offer.weight for _, offer in book.offers)
     rows = []
     for spec in job.policies:
         run = Replayer(book, parse_policy(spec), Settings(), verify=True).run()
@@ -106,7 +123,8 @@ def run_job(job: LoopJob) -> list[SweepRow]:
             SweepRow(
                 site=job.site.name, load=job.load, seed=job.seed, policy=spec, offered=s.offered,
                 admitted=s.admitted, met=s.met, value=s.value, hindsight_bound=bound, promised=s.promised,
-                broken=s.broken, tokens_met=s.tokens_met,
+                broken=s.broken, tokens_met=s.tokens_met, offered_value=weight, feasible_alone=alone,
+                duration_s=job.duration_s,
             )
         )  # fmt: skip
     return rows
@@ -131,13 +149,19 @@ def run_jobs(
     return rows
 
 
-def tuned(rows: Sequence[SweepRow]) -> dict[tuple[float, str], str]:
-    """(load, policy) -> the spec that met most over the tuning seeds; ties go to the first in TUNING."""
+def tuning_for(site: Site) -> dict[str, tuple[str, ...]]:
+    """Rivals with numbers, and what these may be at that site."""
+    pools = POOLS if len(site.nodes) > 1 else {}
+    return TUNING | pools | (FLOORS if len(set(site.mix.weights)) > 1 else {})
+
+
+def tuned(rows: Sequence[SweepRow], tuning: Mapping[str, Sequence[str]] = TUNING) -> dict[tuple[float, str], str]:
+    """(load, policy) -> the spec that met most weight over the tuning seeds; ties go to the first in `tuning`."""
     best: dict[tuple[float, str], str] = {}
     for load in sorted({r.load for r in rows}):
-        for name, specs in TUNING.items():
-            met = [sum(r.met for r in rows if r.load == load and r.policy == spec) for spec in specs]
-            best[load, name] = specs[int(np.argmax(met))]
+        for name, specs in tuning.items():
+            value = [sum(r.value for r in rows if r.load == load and r.policy == spec) for spec in specs]
+            best[load, name] = specs[int(np.argmax(value))]
     return best
 
 
@@ -152,17 +176,17 @@ def sweep(
     tell: Callable[[float], None] | None = None,
 ) -> list[SweepRow]:
     """Tune the decoupled policies at every load, then run all. A row's policy keeps the spec that tuning chose."""
-    rate = rate_at_load_1(recordings, site)
-    variants = tuple(spec for specs in TUNING.values() for spec in specs)
+    rate, tuning_specs = rate_at_load_1(recordings, site), tuning_for(site)
+    variants = tuple(spec for specs in tuning_specs.values() for spec in specs)
     tuning = [
         LoopJob(site, load, load * rate, TUNING_SEED + 1 + seed, duration_s, variants)
         for load in loads
         for seed in tuning_seeds
     ]
     half = tell or (lambda _part: None)
-    chosen = tuned(run_jobs(recordings, tuning, lambda part: half(part / 2)))
+    chosen = tuned(run_jobs(recordings, tuning, lambda part: half(part / 2)), tuning_specs)
     jobs = [
-        LoopJob(site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in TUNING)))
+        LoopJob(site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in tuning_specs)))
         for load in loads
         for seed in seeds
     ]
@@ -170,8 +194,12 @@ def sweep(
 
 
 def by_name(rows: Sequence[SweepRow]) -> list[SweepRow]:
-    """Rows with the policies' plain names, for curves."""
-    return [msgspec.structs.replace(row, policy=row.policy.partition(":")[0]) for row in rows]
+    """Rows with the policies' plain names, for curves; one that is cut into pools has a name of its own."""
+    return [msgspec.structs.replace(row, policy=_plain(row.policy)) for row in rows]
+
+
+def _plain(spec: str) -> str:
+    return spec.partition(":")[0] + ("-pools" if "pools=" in spec else "")
 
 
 def read_recordings(folder: Path) -> Recordings:
@@ -200,91 +228,50 @@ def recordings_folder() -> Path:
     return Path(os.environ.get("COSCHED_RECORDINGS", "../shared/data"))
 
 
-def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
-    """All sites and loads, two sets of so many seeds. Claims: no loss to anybody, few broken promises."""
+def run(*, seeds: int, progress: Callable[[float], None], scope: Scope = WHOLE) -> Result:
+    """All sites and loads, two sets of so many seeds. Claims: no loss to anybody, few broken promises.
+
+    Raises BadInput for a mix or site that there is not, or a load that is none.
+    """
+    mix, loads = scope.mix or DRAWN, tuple(sorted(scope.loads or LOADS))
+    if mix not in MIX_SITES:
+        raise BadInput(f"--mix {mix}: there are: {', '.join(MIX_SITES)}")
+    if not all(0 < load < np.inf for load in loads):
+        raise BadInput("--load: give positive numbers, such as 0.6")
+    sites = [site_of_mix(name, mix) for name in scope.sites or MIX_SITES[mix]]
     recordings = read_recordings(recordings_folder())
     rows: list[SweepRow] = []
-    for i, name in enumerate(SITES):
-        site = load_site(config_file("sites", f"{name}.toml"))
+    for i, site in enumerate(sites):
         rows += sweep(
-            recordings, site, seeds=both_sets(seeds),
-            tell=lambda fraction, i=i: progress((i + fraction) / len(SITES)),  # type: ignore[misc]  # default argument
+            recordings, site, loads=loads, seeds=both_sets(seeds),
+            tell=lambda fraction, i=i: progress((i + fraction) / len(sites)),  # type: ignore[misc]  # default argument
         )  # fmt: skip
-    command = f"cosched bench {SUITE} --seeds {seeds}"
+    plain, names = by_name(rows), [site.name for site in sites]
     return Result(
-        rows=[row for name in SITES for row in _bench_rows(name, rows)],
-        claims=[claim for name in SITES for claim in claims(name, [r for r in by_name(rows) if r.site == name])],
-        sweeps=[Sweep(v=1, name=SUITE, command=command, rows=by_name(rows))],
+        rows=[row for name in names for row in bench_rows(SUITE, name, rows)],
+        claims=[claim for name in names for claim in claims(name, [r for r in plain if r.site == name])],
+        sweeps=[Sweep(v=1, name=SUITE, command=command(SUITE, seeds, scope), rows=plain)],
+        capacities=capacities(plain),
     )
+
+
+def site_of_mix(name: str, mix: str) -> Site:
+    """A site that ships, with the tasks of a mix. Raises BadInput where it does not ship."""
+    site = load_site(config_file("sites", f"{name}.toml"))
+    if mix == DRAWN:
+        return site
+    private = msgspec.structs.replace(site.mix, private_share=1.0, weights=PRIVATE_WEIGHTS)
+    return msgspec.structs.replace(site, name=f"{site.name}, {mix}", mix=private)
+
+
+def command(suite: str, seeds: int, scope: Scope) -> str:
+    """What was called."""
+    sites = [f"--site {name}" for name in scope.sites]
+    loads = [f"--load {load:g}" for load in scope.loads]
+    rest = [f"--mix {scope.mix}"] * bool(scope.mix) + [f"--batch {scope.batch:g}"] * bool(scope.batch)
+    return " ".join(["cosched bench", suite, f"--seeds {seeds}", *sites, *loads, *rest])
 
 
 def both_sets(seeds: int) -> tuple[int, ...]:
     """So many seeds of each of two sets."""
     return (*range(FIRST_SEED, FIRST_SEED + seeds), *range(SECOND_SET, SECOND_SET + seeds))
-
-
-def claims(site: str, rows: Sequence[SweepRow]) -> list[ModelClaim]:
-    """What the README states of one site's rows (plain policy names)."""
-    rivals = [p for p in dict.fromkeys(r.policy for r in rows) if p != "joint"]
-    loads = sorted({r.load for r in rows})
-    over = [met(rows, load, "joint") / max(met(rows, load, p) for p in rivals) for load in loads]
-    behind = [
-        met(rows, load, "joint") - max(met(rows, load, p) for p in rivals) + noise(rows, load, "joint", rivals)
-        for load in loads
-    ]
-    kept = [1.0 - broken(rows, load, "joint") for load in loads]
-    return [
-        ModelClaim(text=f"{site}: joint over the best rival, mean over loads", reached=float(np.mean(over)), asked=1.0),
-        ModelClaim(
-            text=f"{site}: joint less the best rival plus the noise, least over loads", reached=min(behind), asked=0.0
-        ),
-        ModelClaim(text=f"{site}: promises that joint keeps, least over loads", reached=min(kept), asked=0.95),
-    ]
-
-
-def broken(rows: Sequence[SweepRow], load: float, policy: str) -> float:
-    """Part of what was promised that was not met, all seeds together; 0 where nothing is promised."""
-    some = [r for r in rows if r.load == load and r.policy == policy]
-    return sum(r.broken for r in some) / max(1, sum(r.promised for r in some))
-
-
-def met(rows: Sequence[SweepRow], load: float, policy: str) -> float:
-    """Mean over seeds of the fraction of tasks met."""
-    return float(np.mean([r.met / r.offered for r in rows if r.load == load and r.policy == policy]))
-
-
-def noise(rows: Sequence[SweepRow], load: float, policy: str, others: Sequence[str]) -> float:
-    """Two standard errors of the mean over seeds of the difference to the better of `others`, seed by seed paired."""
-    best = max(others, key=lambda p: met(rows, load, p))
-    of = {
-        name: {r.seed: r.met / r.offered for r in rows if r.load == load and r.policy == name}
-        for name in (policy, best)
-    }
-    difference = np.array([of[policy][seed] - of[best][seed] for seed in sorted(of[policy])])
-    return float(2 * difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
-
-
-def _bench_rows(site: str, rows: Sequence[SweepRow]) -> list[BenchRow]:
-    """Per load and policy (with the spec that tuning chose): met, missed of the admitted, broken of the promised."""
-    out = []
-    for load in LOADS:
-        some = [r for r in rows if r.site == site and r.load == load]
-        for policy in dict.fromkeys(r.policy for r in some):
-            mine = [r for r in some if r.policy == policy]
-            figures = {
-                "met_ratio": [r.met / r.offered for r in mine],
-                "met_ratio_set1": [r.met / r.offered for r in mine if r.seed < SECOND_SET],
-                "met_ratio_set2": [r.met / r.offered for r in mine if r.seed >= SECOND_SET],
-                "missed_of_admitted_percent": [100 * (1 - r.met / max(r.admitted, 1)) for r in mine],
-                "broken_of_promised_percent": [100 * r.broken / max(r.promised, 1) for r in mine],
-            }
-            bound = float(np.mean([r.hindsight_bound / r.offered for r in mine]))
-            for figure, reached in figures.items():
-                p50, p99, mean = spread(reached)
-                out.append(
-                    BenchRow(
-                        suite=SUITE, case=f"{site} load={load:g}", subject=policy, figure=figure, p50=p50, p99=p99,
-                        n=len(reached), value=mean, bound=bound if figure == "met_ratio" else None,
-                    )
-                )  # fmt: skip
-    return out

@@ -41,12 +41,34 @@ class ModelClaim(msgspec.Struct, frozen=True, kw_only=True):
         return self.reached <= self.asked if self.at_most else self.reached >= self.asked
 
 
+class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Greatest load at which 95 % of some tasks hold their deadlines, and what is met there a second."""
+
+    site: str
+    policy: str
+    of: str  # "offered", "feasible alone", "admitted"
+    limit: str  # "": `load` it is; "<": not even at `load`, the least that was tried; ">": at the greatest as well
+    load: float
+    met_per_s: float
+    tokens_per_s: float  # of the sessions that were met
+
+
+class Scope(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a suite is to be run; what is empty or 0 is the suite's own choice."""
+
+    sites: tuple[str, ...] = ()
+    loads: tuple[float, ...] = ()
+    mix: str = ""
+    batch: float = 0.0
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """All that one suite measured."""
 
     rows: list[BenchRow]
     claims: list[ModelClaim]
     sweeps: list[Sweep]
+    capacities: list[CapacityRow] = []
 
 
 class Suite(Protocol):
@@ -54,6 +76,14 @@ class Suite(Protocol):
 
     def __call__(self, *, seeds: int, progress: Callable[[float], None]) -> Result:
         """Run with that many seeds; progress(fraction) is called now and then."""
+        ...
+
+
+class ScopedSuite(Protocol):
+    """A suite of which a part can be run."""
+
+    def __call__(self, *, seeds: int, progress: Callable[[float], None], scope: Scope = ...) -> Result:
+        """As any suite's. Raises BadInput where the scope names what there is not."""
         ...
 
 

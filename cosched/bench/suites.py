@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Final, cast
 
-from cosched.bench.model import Suite
+from cosched.bench.model import Result, Scope, ScopedSuite, Suite
 from cosched.errors import BadInput
 
 SUITES: Final[dict[str, str]] = {
@@ -13,6 +14,7 @@ SUITES: Final[dict[str, str]] = {
     "codesign-sensitivity": "cosched.bench.sensitivity:run",
     "mixed": "cosched.bench.mixed:run",
     "closed-loop": "cosched.bench.closed_loop:run",
+    "constant-batch": "cosched.bench.constant_batch:run",
     "bid-prices": "cosched.bench.bid_prices:run",
     "ingest": "cosched.bench.ingest:run",
     "attack": "cosched.bench.attack:run",
@@ -25,6 +27,22 @@ SUITES: Final[dict[str, str]] = {
     "network": "cosched.bench.network:run",
     "node": "cosched.bench.node:run",
 }
+
+SCOPED: Final = ("closed-loop", "constant-batch")  # of which sites, loads and mix can be chosen; they take long
+
+
+def get_scoped(name: str, scope: Scope) -> Suite:
+    """Return a part of a suite. Raises BadInput where it is all or nothing."""
+    suite = get(name)
+    if scope == Scope():
+        return suite
+    if name not in SCOPED:
+        raise BadInput(f"suite '{name}' has no sites, loads or mixes to choose from; these have: {', '.join(SCOPED)}")
+
+    def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
+        return cast("ScopedSuite", suite)(seeds=seeds, progress=progress, scope=scope)
+
+    return run
 
 
 def get(name: str) -> Suite:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from cosched.bench.model import RATIO, BenchRow, ModelClaim
+from cosched.bench.model import RATIO, BenchRow, CapacityRow, ModelClaim
 
 
 def tables(suite: str, rows: Sequence[BenchRow]) -> list[Table]:
@@ -48,6 +48,31 @@ def _table(title: str, rows: Sequence[BenchRow]) -> Table:
 
 def _cell(value: float | None, marked: bool) -> str:
     return "" if value is None else f"{value:.2f}{'*' if marked else ' '}"
+
+
+def capacity_tables(rows: Sequence[CapacityRow]) -> list[Table]:
+    """A table for each site: policies down; across, for each kind of task, the load and what is met there a second."""
+    return [_capacity(site, [row for row in rows if row.site == site]) for site in dict.fromkeys(r.site for r in rows)]
+
+
+def _capacity(site: str, rows: Sequence[CapacityRow]) -> Table:
+    title = f"{site}: greatest load at which 95 % hold their deadlines, tasks and tokens met a second there"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("")
+    kinds = list(dict.fromkeys(row.of for row in rows))
+    for kind in kinds:
+        table.add_column(f"of the\n{kind}", justify="right", no_wrap=True)
+        table.add_column("tasks/s", justify="right", no_wrap=True)
+        table.add_column("tokens/s", justify="right", no_wrap=True)
+    found = {(row.policy, row.of): row for row in rows}
+    for policy in dict.fromkeys(row.policy for row in rows):
+        cells = [cell for kind in kinds for cell in _capacity_cells(found[policy, kind])]
+        table.add_row(policy, *cells)
+    return table
+
+
+def _capacity_cells(row: CapacityRow) -> tuple[str, str, str]:
+    return f"{row.limit} {row.load:.2f}".strip(), f"{row.met_per_s:.2f}", f"{row.tokens_per_s:.0f}"
 
 
 def claims_table(claims: Sequence[ModelClaim]) -> Table:

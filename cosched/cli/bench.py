@@ -27,6 +27,10 @@ def bench(
     sweep_file: Annotated[
         Path | None, typer.Option("--sweep", help="Write curves for 'replay --sweep'; of several, one file each.")
     ] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Site to run, again for more; not of all suites.")] = None,
+    load: Annotated[list[float] | None, typer.Option(help="Offered load to run, again for more.")] = None,
+    mix: Annotated[str, typer.Option(help="Of closed-loop: drawn (as the site says) or private.")] = "",
+    batch: Annotated[float, typer.Option(min=0, help="Of constant-batch: sequences that a step is said to have.")] = 0,
 ) -> None:
     """Measure what the README states, as a table and as JSON.
 
@@ -35,9 +39,11 @@ def bench(
     Example: cosched bench codesign --seeds 10 --json codesign.json
     """
     from cosched.bench import suites
+    from cosched.bench.model import Scope
 
     names = list(suites.SUITES) if suite is None else [suite]
-    runs = [(name, suites.get(name)) for name in names]
+    scope = Scope(sites=tuple(site or ()), loads=tuple(load or ()), mix=mix, batch=batch)
+    runs = [(name, suites.get_scoped(name, scope)) for name in names]
     _refuse_lost_work(json_file, sweep_file)
     results: list[Result] = []
     for name, run in runs:
@@ -61,9 +67,11 @@ def _refuse_lost_work(*files: Path | None) -> None:
 
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[float], None]]:
-    """Draw a progress bar on a terminal's stderr; hand out what moves it."""
+    """Draw a progress bar on a terminal's stderr, else of long suites a line now and then; hand out what moves it."""
+    from cosched.bench.suites import SCOPED
+
     if not sys.stderr.isatty():
-        yield lambda _fraction: None
+        yield _lines(name) if name in SCOPED else lambda _fraction: None
         return
     from rich.console import Console
     from rich.progress import Progress
@@ -73,13 +81,28 @@ def _bar(name: str) -> Iterator[Callable[[float], None]]:
         yield lambda fraction: bars.update(task, completed=fraction)
 
 
+def _lines(name: str) -> Callable[[float], None]:
+    """Return what writes a line to stderr whenever another twentieth is done."""
+    told = 0
+
+    def reached(fraction: float) -> None:
+        nonlocal told
+        if int(20 * fraction) > told:
+            told = int(20 * fraction)
+            typer.echo(f"{name}: {5 * told} %", err=True)
+
+    return reached
+
+
 def _show(name: str, result: Result) -> None:
     """One table per case and figure, subjects down; then the claims."""
     from rich.console import Console
 
-    from cosched.bench.tables import claims_table, tables
+    from cosched.bench.tables import capacity_tables, claims_table, tables
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for table in capacity_tables(result.capacities):
+        console.print(table)
     for table in tables(name, result.rows):
         console.print(table)
     if result.claims:
@@ -93,8 +116,10 @@ def _write(results: list[Result], json_file: Path | None, sweep_file: Path | Non
     from cosched.bench.machine import describe
 
     if json_file is not None:
-        rows = [row for result in results for row in result.rows]
-        text = msgspec.json.format(msgspec.json.encode({"v": 1, "machine": describe(), "rows": rows}), indent=2)
+        whole = {"v": 1, "machine": describe(), "rows": [row for result in results for row in result.rows]}
+        if capacities := [row for result in results for row in result.capacities]:
+            whole["capacities"] = capacities
+        text = msgspec.json.format(msgspec.json.encode(whole), indent=2)
         if json_file == STDOUT:
             typer.echo(text.decode())
         else:

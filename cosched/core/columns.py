@@ -238,28 +238,35 @@ def _is_queued(points: Floats, j: int, kind: int) -> bool:
 
 
 @nopython
-def _load_devices(first: Ints, points: Floats, task: Floats, device_load: Floats, on_device: Floats) -> None:
+def _load_devices(
+    first: Ints, points: Floats, task: Floats, device_load: Floats, on_device: Floats, comes: Bools
+) -> None:
     """Set device_load (N,): what the tasks before take of the same UE's device; on_device (UEs,): what all of it take.
 
-    Tasks are in order of admission, newcomers last, and of one UE there is at most one newcomer.
+    comes (UEs,): whether one of it comes. Tasks are in order of admission, newcomers last, and of one UE there is at
+    most one newcomer.
     """
     for i in range(task.shape[0]):
         ue = int(task[i, UE])
         device_load[i] = on_device[ue]
         if task[i, HELD] >= 0:
             on_device[ue] += points[first[i] + int(task[i, HELD]), DEVICE_USE]
+        else:
+            comes[ue] = True
 
 
 @nopython
-def _wait_for_device(points: Floats, j: int, held: int, load: float, all_load: float, slack: Floats) -> None:
+def _wait_for_device(
+    points: Floats, j: int, held: int, load: float, all_load: float, comes: bool, slack: Floats
+) -> None:
     """Take from slack (2,) of point j what its device does meanwhile for the UE's other tasks.
 
     held: the point of a task that runs, below 0 = it is new. The tasks before come first, so it has what they leave. A
-    newcomer takes no more than is left; who runs no more than he has, unless nobody else is there.
+    newcomer takes no more than is left; who runs no more than he has, unless nobody else is there or comes.
     """
     own = points[held, DEVICE_USE] if held >= 0 else 0.0
     others, use = all_load - own, points[j, DEVICE_USE]
-    if use > own + FULL and (others + use > 1.0 + FULL if held < 0 else others > FULL):
+    if use > own + FULL and (others + use > 1.0 + FULL if held < 0 else (others > FULL or comes)):
         slack[:] = -np.inf
     elif load > 0.0:
         for q in range(2):
@@ -288,7 +295,8 @@ def fill(
     work, slack, mean_use, efficiency, demand, wait, pace_s, device_load, queued, lead_s = out
     is_alone = np.sum(task[:, HELD] < 0) == 1  # of several newcomers each is planned with a share: they share in prices
     on_device = np.zeros(channel.mean.shape[0])  # by UE: what its tasks take
-    _load_devices(first, points, task, device_load, on_device)
+    comes = np.zeros(channel.mean.shape[0], dtype=np.bool_)  # by UE: whether one asks that has nothing yet
+    _load_devices(first, points, task, device_load, on_device, comes)
     for i in range(task.shape[0]):
         k, kind, ue, hz = max(row[i], 0), int(task[i, KIND]), int(task[i, UE]), channel.hz[int(task[i, CELL])]
         left_s = _left_s(task, i, progress, k, now_s, rule)
@@ -303,7 +311,7 @@ def fill(
             if kind == PREFILLING:  # what is left of it
                 work[j, 0, 0], work[j, 0, 1] = progress[k, BITS_LEFT], progress[k, NODE_S_LEFT]
                 slack[j, 0] = left_s[0] - progress[k, FIXED_S_LEFT]
-            _wait_for_device(points, j, held, device_load[i], on_device[ue], slack[j])
+            _wait_for_device(points, j, held, device_load[i], on_device[ue], comes[ue], slack[j])
             alone_s = points[j, SHARED_S] + points[j, OWN_S]
             is_served = is_served or _is_in_time(work, slack, j, seconds_per_bit, alone_s)
         if not is_served:

@@ -57,7 +57,7 @@ def due_s(f: Floats, n: Ints, i: int) -> float:
 def _urgency(f: Floats, n: Ints, i: int, now: float) -> float:
     """Who comes first has the least."""
     left = due_s(f, n, i) - now
-    spare = BEHIND * f[i, fl.PERIOD] if is_decoding(f, n, i) else 0.0
+    spare = BEHIND * f[i, fl.PERIOD] if n[i, fl.KIND] == fl.LLM and n[i, fl.PHASE] == 1 else 0.0
     return float(left + (LATER if left < -spare else 0.0) + 2 * LATER * n[i, fl.RANK])
 
 

@@ -54,9 +54,12 @@ class Served:
 
 
 class World:
-    """Runs tasks under plans. Times in seconds from the start of the trace."""
+    """Runs tasks under plans. Times in seconds from the start of the trace.
 
-    def __init__(self, site: Site, truth: ChannelTruth) -> None:
+    unplanned_step_s: length of a node's steps where a plan names none; inf: nobody decodes there then.
+    """
+
+    def __init__(self, site: Site, truth: ChannelTruth, unplanned_step_s: float = np.inf) -> None:
         self._truth = truth
         self._cursor = 0
         self._efficiency = truth.initial_bps_hz.copy()
@@ -64,13 +67,15 @@ class World:
         self._n: Ints = np.zeros((FIRST_ROWS, fl.N_INT), dtype=np.int64)
         self._row: dict[str, int] = {}
         self._name: dict[int, str] = {}
+        self._table: dict[str, PointTable] = {}
         self._bandwidth_hz = np.array([c.ul_bandwidth_hz for c in site.cells])
         self.free_cell = np.array([1.0 - c.background_fraction for c in site.cells])
         self.free_node = np.array([1.0 - n.background_fraction for n in site.nodes])
         self.used_cell = np.zeros(len(site.cells))  # seconds that somebody was on the air
         self.used_node = np.zeros(len(site.nodes))  # seconds of work at full share
         self._step_end = np.zeros(len(site.nodes))
-        self._step_s = np.full(len(site.nodes), np.inf)  # planned
+        self._unplanned_step_s = unplanned_step_s
+        self._step_s = np.full(len(site.nodes), unplanned_step_s)  # planned
         self.figures: Floats = np.zeros((len(site.nodes), N_FIGURE))  # columns: cosched/fluid/nodes.py
         self._models = [m.id for m in site.models]
         self.now_s = 0.0
@@ -86,9 +91,12 @@ class World:
         return len(self._row)
 
     def start(self, offer: TaskOffer, table: PointTable, point: int, cell: int, ue: int, units: int) -> None:
-        """Begin a task now: `units` is its number of tokens or frames, which only the world knows."""
+        """Begin a task now: `units` is its number of tokens or frames, which only the world knows.
+
+        table: what its points really take; a plan may have taken them for something else.
+        """
         i = self._free_row()
-        self._row[offer.task], self._name[i] = i, offer.task
+        self._row[offer.task], self._name[i], self._table[offer.task] = i, offer.task, table
         f, n = self._f[i], self._n[i]
         f[:], n[:] = 0.0, 0
         f[fl.CAP_UL], f[fl.W_UL] = 1.0, LEAST_WEIGHT
@@ -127,12 +135,12 @@ class World:
         """Put a plan's weights into force; moved tasks take their new point from their next unit of work on."""
         for decision in plan.decisions:
             if decision.reason == "moved" and decision.task in self._row:
-                self._load_point(self._row[decision.task], decision.table, decision.point)
+                self._load_point(self._row[decision.task], self._table[decision.task], decision.point)
         known = [k for k, name in enumerate(plan.tasks) if name in self._row]
         rows = np.array([self._row[plan.tasks[k]] for k in known], dtype=np.int64)
         self._f[rows, fl.W_UL] = np.maximum(plan.prbs[known], LEAST_WEIGHT)
         self._n[rows, fl.RANK] = ~plan.promised[known]
-        self._step_s = plan.step_s.copy()
+        self._step_s = np.where(np.isinf(plan.step_s), self._unplanned_step_s, plan.step_s)
 
     def advance(self, until_s: float) -> list[tuple[str, Served]]:
         """Serve until `until_s`; return the tasks that came to their end, in order of time."""
@@ -159,7 +167,7 @@ class World:
     def remove(self, name: str, *, finished: bool = False) -> Served:
         """Stop serving a task; return what it got. Raises KeyError when it does not run."""
         i = self._row.pop(name)
-        del self._name[i]
+        del self._name[i], self._table[name]
         f, n = self._f[i], self._n[i]
         n[fl.STAGE] = fl.OUT
         return Served(

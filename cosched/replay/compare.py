@@ -9,6 +9,7 @@ from cosched.core.policy import Policy
 from cosched.core.settings import Settings
 from cosched.replay import hindsight as regret
 from cosched.replay.outcome import policy_result
+from cosched.replay.overlap import overlap
 from cosched.replay.replayer import BrokenPlan, Replayer, Workbook
 from cosched.report.model import PolicyResult, ReplayResult, TraceInfo
 
@@ -59,6 +60,7 @@ def _pacer(book: Workbook, name: str, speed: float | None, tell: Tell | None) ->
 
 def trace_info(book: Workbook, path: str, sha256: str) -> TraceInfo:
     """Facts of the trace, for the head of every table and report."""
+    beside = overlap(book)
     return TraceInfo(
         path=path,
         sha256=sha256,
@@ -66,4 +68,6 @@ def trace_info(book: Workbook, path: str, sha256: str) -> TraceInfo:
         ues=len(book.ue_rows),
         tasks=len(book.offers) + len(book.local),
         local_feasible=len(book.local),
+        overlap_share=beside.share,
+        most_at_once=beside.most,
     )

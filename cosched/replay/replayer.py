@@ -51,6 +51,8 @@ class Workbook:
     node_power_w: Floats  # (nodes,) while busy
     duration_s: float
     warnings: tuple[str, ...] = ()
+    planned: Mapping[str, PointTable] = field(default_factory=dict)  # with other numbers than are true
+    unplanned_step_s: float = np.inf  # length of steps where a plan names none though somebody decodes
 
 
 @dataclass(slots=True)
@@ -106,8 +108,9 @@ class Replayer:
         self._settings = settings
         self._verify = verify
         self._watch = watch
-        self._core = Core(book.site, policy, settings, lambda offer, *_: book.tables[offer.task], book.node_bytes)
-        self._world = World(book.site, book.truth)
+        planned = {**book.tables, **book.planned}
+        self._core = Core(book.site, policy, settings, lambda offer, *_: planned[offer.task], book.node_bytes)
+        self._world = World(book.site, book.truth, book.unplanned_step_s)
         self._offers = {o.task: o for _, o in book.offers}
         self._run = Run(policy)
         self._digest = hashlib.sha256()
@@ -232,9 +235,8 @@ class Replayer:
     def _start(self, decision: Decision) -> None:
         offer = self._offers[decision.task]
         cell = self._core.state.tasks[offer.task].cell
-        self._world.start(
-            offer, decision.table, decision.point, cell, self._book.ue_rows[offer.ue], self._book.units[offer.task]
-        )
+        table, ue, units = self._book.tables[offer.task], self._book.ue_rows[offer.ue], self._book.units[offer.task]
+        self._world.start(offer, table, decision.point, cell, ue, units)
 
     def _hash(self, plan: Plan) -> None:
         """Every decision, in order: who, which point, how many PRBs and how much of the node."""

@@ -117,7 +117,8 @@ def _facts(result: ReplayResult) -> str:
     return (
         f"{trace.duration_s:g} s of telemetry, {trace.ues} UEs, {trace.tasks} tasks arrived; {trace.local_feasible} of "
         "them a device serves alone in time: these are counted apart, in no figure below. "
-        f"{ran} {'policy' if ran == 1 else 'policies'} on the same trace."
+        f"{100 * trace.overlap_share:.0f} % of the tasks overlap another of the same UE, at most {trace.most_at_once} "
+        f"at once. {ran} {'policy' if ran == 1 else 'policies'} on the same trace."
     )
 
 

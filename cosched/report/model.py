@@ -14,6 +14,8 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True):
     ues: int
     tasks: int  # all that arrived
     local_feasible: int  # of these, such as their device serves alone in time: not in `offered`
+    overlap_share: float  # of the tasks, that overlap another of the same UE (cosched/replay/overlap.py)
+    most_at_once: int  # tasks of one UE
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +120,9 @@ class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
     promised: int = 0
     broken: int = 0
     tokens_met: int = 0
+    offered_value: float = 0.0  # weight of the offered tasks
+    feasible_alone: int = 0  # of the offered, that could be met with cell and node to themselves
+    duration_s: float = 0.0  # in which tasks arrived
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):

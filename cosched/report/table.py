@@ -98,7 +98,8 @@ def comparison_table(result: ReplayResult) -> Table:
     trace = result.trace
     title = (
         f"{trace.path}: {trace.duration_s:g} s, {trace.ues} UEs, {trace.tasks} tasks, "
-        f"{trace.local_feasible} of them served by the device alone"
+        f"{trace.local_feasible} of them served by the device alone, "
+        f"{100 * trace.overlap_share:.0f} % overlap another of their UE, {trace.most_at_once} at most at once"
     )
     caption = f"{MARK} best of its row\n{stats.headline(result)}"
     return _framed(title, caption, _Blocks("", list(result.policies), comparison_rows(result)))

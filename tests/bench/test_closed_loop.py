@@ -16,14 +16,12 @@ from cosched.bench.closed_loop import (
     LoopJob,
     Recordings,
     both_sets,
-    broken,
-    claims,
-    met,
-    noise,
     run_job,
     run_jobs,
     tuned,
 )
+from cosched.bench.loop_figures import bench_rows, broken, claims, met, noise
+from cosched.bench.model import Scope
 from cosched.core.policy import POLICIES
 from cosched.core.policy import policy as parse_policy
 from cosched.core.settings import Settings
@@ -32,6 +30,7 @@ from cosched.replay.replayer import Replayer
 from cosched.report.model import SweepRow
 from cosched.resources import config_file
 from cosched.site import Site, load_site
+from telemetry.messages import LlmSession
 
 SMALL_LOADS = (2.0,)
 SMALL_SEEDS = (100, 101)
@@ -110,9 +109,13 @@ def shown(joint: int, *, seeds: tuple[int, ...] = (1, 2)) -> list[SweepRow]:
     return rows
 
 
-def changed(rows: list[SweepRow], load: float, **fields: int) -> list[SweepRow]:
+def changed(rows: list[SweepRow], load: float, **fields: float) -> list[SweepRow]:
     """Rows with joint's figures changed at one load."""
     return [msgspec.structs.replace(r, **fields) if (r.policy, r.load) == ("joint", load) else r for r in rows]
+
+
+def meets(r: SweepRow, tasks: int) -> SweepRow:
+    return msgspec.structs.replace(r, met=tasks, value=float(tasks))
 
 
 def test_claims_compare_with_the_best_of_each_load() -> None:
@@ -125,20 +128,20 @@ def test_claims_compare_with_the_best_of_each_load() -> None:
 
 
 def test_a_loss_at_one_load_shows_in_every_claim() -> None:
-    over, behind, _ = claims("s", changed(shown(66), LOADS[0], met=33))
+    over, behind, _ = claims("s", changed(shown(66), LOADS[0], met=33, value=33.0))
     assert over.reached == pytest.approx((33 / 55 + 66 / 55 * (len(LOADS) - 1)) / len(LOADS))
     assert behind.reached == pytest.approx(-0.22)
 
 
 def test_a_rival_who_is_best_at_one_load_only_is_compared_with_there() -> None:
-    rows = [msgspec.structs.replace(r, met=88) if (r.policy, r.load) == ("engine", LOADS[-1]) else r for r in shown(66)]
+    rows = [meets(r, 88) if (r.policy, r.load) == ("engine", LOADS[-1]) else r for r in shown(66)]
     over, behind, _ = claims("s", rows)
     assert over.reached == pytest.approx((66 / 88 + 66 / 55 * (len(LOADS) - 1)) / len(LOADS))
     assert behind.reached == pytest.approx(-0.22)
 
 
 def test_a_loss_within_the_noise_is_no_loss() -> None:
-    rows = [msgspec.structs.replace(r, met=50 if r.seed == 1 else 58) if r.policy == "joint" else r for r in shown(0)]
+    rows = [meets(r, 50 if r.seed == 1 else 58) if r.policy == "joint" else r for r in shown(0)]
     _, behind, _ = claims("s", rows)  # 0.05 behind and 0.03 ahead of greedy-residual's 0.55
     assert behind.reached == pytest.approx(-0.01 + 2 * float(np.std([-0.05, 0.03], ddof=1)) / np.sqrt(2))
     assert behind.reached > 0
@@ -177,12 +180,87 @@ def test_every_spec_that_is_tuned_is_a_policy() -> None:
         assert len(set(specs)) == len(specs)
 
 
+def test_where_weights_differ_claims_are_of_the_weight() -> None:
+    """Joint meets fewer tasks and more of their weight."""
+    rows = [msgspec.structs.replace(r, offered_value=300.0) for r in shown(50)]
+    rows = [msgspec.structs.replace(r, value=220.0) if r.policy == "joint" else r for r in rows]
+    rows = [msgspec.structs.replace(r, value=110.0) if r.policy == "greedy-residual" else r for r in rows]
+    over, behind, _ = claims("s", rows)
+    assert over.reached == pytest.approx(2.0)
+    assert behind.reached == pytest.approx(110 / 300)
+
+
+def test_tuning_is_by_weight_where_weights_differ() -> None:
+    rows = [row(spec, 1.0, 1, 10) for specs in TUNING.values() for spec in specs]
+    last = TUNING["predicted"][-1]
+    heavier = [msgspec.structs.replace(r, value=11.0) if r.policy == last else r for r in rows]
+    assert tuned(heavier)[1.0, "predicted"] == last
+
+
+def test_figures_split_what_was_met_by_whether_it_was_promised() -> None:
+    some = msgspec.structs.replace(row("joint", 1.0, 100, 50), promised=45, broken=5, tokens_met=900, duration_s=60.0)
+    some = msgspec.structs.replace(some, feasible_alone=80)
+    found = {(r.subject, r.figure): r for r in bench_rows("closed-loop", "s", [some])}
+    of = {figure: r.value for (subject, figure), r in found.items() if subject == "joint"}
+    assert (of["promised_kept_percent"], of["promised_broken_percent"], of["met_unpromised_percent"]) == (40, 5, 10)
+    assert (of["met_ratio"], of["met_ratio_set1"]) == (0.5, 0.5)
+    assert "met_ratio_set2" not in of, "no seed of the second set"
+    assert "value_ratio" not in of, "weights are alike"
+    assert of["broken_of_promised_percent"] == pytest.approx(100 / 9)
+    assert (of["tokens_met_per_s"], of["met_per_s"]) == (15, pytest.approx(50 / 60))
+    assert found["all", "infeasible_alone_percent"].value == pytest.approx(20)
+    assert found["joint", "met_ratio"].bound == 1.0
+
+
+def test_where_weights_differ_the_bound_is_on_the_value() -> None:
+    some = msgspec.structs.replace(row("joint", 1.0, 100, 50), value=150.0, offered_value=300.0, hindsight_bound=240.0)
+    found = {r.figure: r for r in bench_rows("closed-loop", "s", [some]) if r.subject == "joint"}
+    assert (found["value_ratio"].value, found["value_ratio"].bound) == (0.5, 0.8)
+    assert found["met_ratio"].bound is None
+
+
+def test_rivals_of_a_site_fit_it() -> None:
+    names = {n: closed_loop.tuning_for(closed_loop.site_of_mix(n, "drawn")).keys() for n in ("balanced", "metro")}
+    assert names["balanced"] == TUNING.keys()
+    assert names["metro"] == {*TUNING, "predicted-pools", "weight-floor"}
+    plain = closed_loop.by_name([row(spec, 1.0, 1, 1) for spec in closed_loop.POOLS["predicted-pools"]])
+    assert {r.policy for r in plain} == {"predicted-pools"}, "beside `predicted`, not in its place"
+
+
+def test_in_the_private_mix_all_sessions_are_private_and_weights_differ(recordings: Recordings) -> None:
+    site = closed_loop.site_of_mix("cell-bound", "private")
+    book = closed_loop.book_of(recordings, site, 5.0, 20.0, 1)
+    offers = [offer for _, offer in book.offers] + list(book.local)
+    assert all(offer.work.private for offer in offers if isinstance(offer.work, LlmSession))
+    assert {offer.weight for offer in offers} == {1.0, 5.0}
+    assert site.name != "cell-bound", "its rows are no other site's"
+
+
+@pytest.mark.parametrize(
+    "scope", [Scope(mix="all"), Scope(loads=(0.0,)), Scope(loads=(np.nan,)), Scope(sites=("nowhere",))]
+)
+def test_what_there_is_not_is_refused_before_anything_is_run(scope: Scope) -> None:
+    with pytest.raises(closed_loop.BadInput):
+        closed_loop.run(seeds=1, progress=lambda _: None, scope=scope)
+
+
+def test_the_command_is_what_was_called() -> None:
+    scope = Scope(sites=("metro", "balanced"), loads=(0.3, 2.0), mix="private")
+    assert closed_loop.command("closed-loop", 2, scope) == (
+        "cosched bench closed-loop --seeds 2 --site metro --site balanced --load 0.3 --load 2 --mix private"
+    )
+    assert closed_loop.command("closed-loop", 5, Scope()) == "cosched bench closed-loop --seeds 5"
+
+
 def test_rows_carry_promises_and_tokens(recordings: Recordings, site: Site) -> None:
     book = closed_loop.book_of(recordings, site, 3.0, 6.0, 5)
     (r,) = one_worker(recordings, [LoopJob(site, 1.0, 3.0, 5, 6.0, ("joint",))])
     s = policy_result(book, Replayer(book, parse_policy("joint"), Settings()).run(), r.hindsight_bound).summary
     assert (r.promised, r.broken, r.tokens_met) == (s.promised, s.broken, s.tokens_met)
     assert 0 <= r.broken <= r.promised <= r.admitted
+    assert r.offered_value == sum(offer.weight for _, offer in book.offers)
+    assert r.met <= r.feasible_alone <= r.offered
+    assert r.duration_s == 6.0
     assert r.promised > 0
     assert r.tokens_met > 0
 

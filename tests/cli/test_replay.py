@@ -265,7 +265,9 @@ def test_json_on_stdout_is_json_alone_with_the_keys_of_the_interface(cosched: Co
     assert (code, err) == (0, "")
     told = json.loads(out)
     assert set(told) == {"v", "trace", "policies"}
-    assert set(told["trace"]) == {"path", "local_feasible", "sha256", "duration_s", "ues", "tasks"}
+    assert set(told["trace"]) == {
+        *("path", "local_feasible", "sha256", "duration_s", "ues", "tasks", "overlap_share", "most_at_once"),
+    }
     assert told["trace"]["path"] == str(path)
     assert list(told["policies"]) == ["joint", "pf"]
     for figures in told["policies"].values():

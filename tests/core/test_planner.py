@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -119,10 +120,10 @@ def physics(task: Task, row: int, q: int) -> tuple[float, float, float]:
     return float(table.ul_bits[row, q]), float(table.node_s[row, q]), float(table.fixed_s[row, q])
 
 
-def expected_slack(state: State, task: Task, row: int) -> list[float]:
+def expected_slack(state: State, task: Task, row: int, newcomers: Sequence[Task] = ()) -> list[float]:
     """Of a point's phases, before anybody waits for steps: deadline less what is fixed and what its device is busy.
 
-    Of the tasks of one UE the earlier come first on its device.
+    Of the tasks of one UE the earlier come first on its device; who runs leaves it to who comes.
     """
     table, deadlines = task.table, expected_deadlines(task)
     same = [t for t in state.tasks.values() if t.ue == task.ue]
@@ -130,7 +131,8 @@ def expected_slack(state: State, task: Task, row: int) -> list[float]:
     load = expected_load(state, task)
     own = float(table.device_use[task.point]) if task.point >= 0 else 0.0
     use, others = float(table.device_use[row]), all_load - own
-    fits = others + use <= 1.0 + 1e-9 if task.point < 0 else others <= 1e-9
+    comes = any(t.ue == task.ue for t in newcomers)
+    fits = others + use <= 1.0 + 1e-9 if task.point < 0 else others <= 1e-9 and not comes
     if (use > own + 1e-9 and not fits) or (task.point < 0 and not has_memory(task, row, same)):
         return (
             [-np.inf, -np.inf] if use > own + 1e-9 and not fits else [-np.inf, deadlines[1] - physics(task, row, 1)[2]]
@@ -162,12 +164,12 @@ def has_memory(task: Task, row: int, same: list[Task]) -> bool:
     return not same or task.table.device_bytes is None or sum(layers.values()) + cached <= 1 + 1e-9
 
 
-def expected_efficiency(state: State, task: Task) -> float:
+def expected_efficiency(state: State, task: Task, newcomers: Sequence[Task]) -> float:
     risk = SETTINGS.session_risk_sd if task.is_llm else SETTINGS.frame_risk_sd
     careful = float(state.channel.planned(NOW_S, risk)[task.ue])
     seconds_per_bit = 1.0 / (careful * SITE.cells[task.cell].ul_bandwidth_hz)
     for row in task.candidates():
-        slack = expected_slack(state, task, row)
+        slack = expected_slack(state, task, row, newcomers)
         alone_s = [0.0, float(task.table.steps[row, 0] + task.table.steps[row, 1])]  # of a step, for it alone
         ahead = [physics(task, row, q)[:2] for q in (0, 1)]
         if all(b * seconds_per_bit <= s - n - t for (b, n), s, t in zip(ahead, slack, alone_s, strict=True)):
@@ -200,7 +202,7 @@ def assert_columns(state: State, newcomers: list[Task], busy: Floats | None = No
     assert problem.task_ids == tuple(t.offer.task for t in tasks)
     for i, task in enumerate(tasks):
         assert problem.first[i] == j
-        assert found.efficiency[i] == problem.channel[i] == expected_efficiency(state, task)
+        assert found.efficiency[i] == problem.channel[i] == expected_efficiency(state, task, newcomers)
         assert found.device_load[i] == expected_load(state, task)
         assert steps.weight[i] == task.offer.weight
         assert found.pace_s[i] == (1.0 / expected_rates(task)[1] if expected_rates(task)[1] else np.inf)
@@ -218,7 +220,7 @@ def assert_columns(state: State, newcomers: list[Task], busy: Floats | None = No
             assert problem.rigid[j].tolist() == [0.0, 0.0, memory]
             rates = expected_rates(task)
             used = [0.0, 0.0]
-            slack = expected_slack(state, task, row)
+            slack = expected_slack(state, task, row, newcomers)
             assert problem.slack[j].tolist() == found.slack[j].tolist() == slack
             shared_s, own_s = task.table.steps[row].tolist()
             assert found.alone_slack[j].tolist() == [slack[0], slack[1] - (shared_s + own_s)]

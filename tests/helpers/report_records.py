@@ -55,6 +55,8 @@ def make_result(
         ues=24,
         tasks=int(tasks * 1.4),
         local_feasible=int(tasks * 0.4),
+        overlap_share=0.25,
+        most_at_once=3,
     )
     runs = {p: make_run(p, tasks, samples, trace.duration_s, seed) for p in policies}
     return ReplayResult(v=1, trace=trace, policies=runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -13,21 +14,39 @@ from replay_cases import fingerprint, sample_book, watched
 
 from cosched.core.policy import POLICIES, policy
 from cosched.core.settings import Settings
-from cosched.replay.replayer import Replayer
+from cosched.fluid.nodes import SEQUENCES, STEPS
+from cosched.replay.replayer import Replayer, Workbook
+from cosched.replay.workbook import make_book
+from cosched.simulate import stream
+from cosched.simulate.scenario import parse_scenario
 
 SECONDS = 4.0
 SPECS = ("joint", "greedy", "pf-util:rho=0.9,overbook=2", "compute-only")
+METRO_SPECS = ("joint", "predicted")
 THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 CODE = f"""
 import sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(HELPERS)!r}]
-from test_determinism import SPECS, digest
-print(*map(digest, SPECS))
+from test_determinism import digests
+print(*digests())
 """
 
 
-def digest(spec: str) -> str:
-    return Replayer(sample_book(SECONDS), policy(spec), Settings()).run().decisions_sha256
+@functools.cache
+def metro_book() -> Workbook:
+    """Sessions that decode in steps, and clips, on four cells, four edge nodes and a cloud."""
+    loaded = parse_scenario('v = 1\nname = "m"\nsite = "metro"\n[arrivals]\nrate_per_s = 20.0', "metro")
+    messages = stream.messages(loaded, seed=1, duration_s=3.0, rate_per_s=20.0)
+    return make_book(messages, "metro")
+
+
+def digest(book: Workbook, spec: str) -> str:
+    return Replayer(book, policy(spec), Settings()).run().decisions_sha256
+
+
+def digests() -> list[str]:
+    sample, metro = sample_book(SECONDS), metro_book()
+    return [*(digest(sample, spec) for spec in SPECS), *(digest(metro, spec) for spec in METRO_SPECS)]
 
 
 def elsewhere(hash_seed: str, threads: str) -> subprocess.Popen[str]:
@@ -46,12 +65,21 @@ def test_two_runs_in_one_process_decide_alike_to_the_last_bit(spec: str) -> None
 
 def test_neither_the_hash_seed_nor_the_number_of_threads_changes_a_decision() -> None:
     others = [elsewhere("1", "1"), elsewhere("2", "4")]
-    here = list(map(digest, SPECS))
-    assert len(set(here)) == len(SPECS)  # a digest of nothing would be the same for all
+    here = digests()
+    assert len(set(here)) == len(SPECS) + len(METRO_SPECS)  # a digest of nothing would be the same for all
     for other in others:
         told, _ = other.communicate(timeout=120)
         assert other.returncode == 0
         assert told.split() == here
+
+
+def test_on_metro_there_are_sessions_in_steps_on_several_nodes() -> None:
+    """Else its digests would say nothing of steps."""
+    run = Replayer(metro_book(), policy("joint"), Settings()).run()
+    decoding = run.figures[:, STEPS] > 0
+    assert len(metro_book().site.nodes) == 5
+    assert decoding.sum() >= 3
+    assert run.figures[decoding, SEQUENCES].sum() > run.figures[decoding, STEPS].sum(), "some steps are shared"
 
 
 def test_verifying_and_watching_change_nothing() -> None:

@@ -164,7 +164,9 @@ def strict_json(data: bytes) -> dict[str, object]:
 def test_json_has_exactly_the_keys_of_interfaces() -> None:
     decoded = strict_json(to_json(make_result(tasks=50, samples=5)))
     assert set(decoded) == {"v", "trace", "policies"}
-    assert set(decoded["trace"]) == {"path", "local_feasible", "sha256", "duration_s", "ues", "tasks"}
+    assert set(decoded["trace"]) == {
+        *("path", "local_feasible", "sha256", "duration_s", "ues", "tasks", "overlap_share", "most_at_once"),
+    }
     assert list(decoded["policies"]) == list(POLICIES)
     for policy in decoded["policies"].values():
         assert set(policy) == {

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from step_points import NODE, Point, problem_of, random_tasks
+from step_cases import NODE, Point, problem_of, random_tasks
 
 from solvers import check, registry, steps
 from solvers.problem import Floats, Problem

@@ -7,22 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from step_points import CELL, NODE, OTHER, Point, problem_of, random_tasks
+from step_cases import CELL, NODE, OTHER, RUNS, Point, made, on_nodes, problem_of, random_tasks
 
 from solvers import check, registry, steps
-from solvers.problem import NEVER, Floats, Problem
+from solvers.problem import NEVER, Problem
 from solvers.solution import Solution
-
-
-def on_nodes(node_s: float, other_s: float = NEVER) -> Floats:
-    return np.array([NEVER, node_s, other_s])
-
-
-def made(tasks: list[list[Point]], length_s: float, period_s: float) -> Problem:
-    return steps.at(problem_of(tasks), on_nodes(length_s), on_nodes(period_s))
-
-
-RUNS = Point(held=True)
 
 
 def test_who_runs_reads_once_a_period_the_greatest_part_of_all() -> None:

@@ -1,4 +1,4 @@
-"""Small problems whose nodes serve in steps, written point by point."""
+"""Small problems with steps: one cell, two nodes, a point written as what it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from solvers.problem import Problem, Steps
+from solvers import steps
+from solvers.problem import NEVER, Devices, Floats, Problem, Steps
 
 CELL, NODE, OTHER = range(3)
 
@@ -29,6 +30,8 @@ class Point:
     floor: float = 0.0  # of the node
     held: bool = False
     value: float = 1.0
+    device_s: float = 0.0  # of the first phase, contained in what the slack allows for
+    device_use: float = 0.0  # part of its UE's device
     queued: bool = False  # its first phase waits for what is due before
     lead_s: float = math.inf  # of a task that runs: until its next token is due
 
@@ -37,8 +40,12 @@ class Point:
         return self.own_s / self.pace_s if self.shared_s > 0 else 0.0
 
 
-def problem_of(tasks: list[list[Point]], background: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Problem:
-    """One cell and two nodes."""
+def problem_of(
+    tasks: list[list[Point]],
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ues: tuple[int, ...] | None = None,
+) -> Problem:
+    """One cell and two nodes. ues: whose each task is, where devices count."""
     points = [p for task in tasks for p in task]
     n = len(points)
     work = np.zeros((n, 2, 2))
@@ -68,6 +75,7 @@ def problem_of(tasks: list[list[Point]], background: tuple[float, float, float] 
         held=np.array(held, dtype=np.int64),
         order=np.arange(len(tasks)),
         channel=np.full(len(tasks), np.nan),
+        devices=None if ues is None else Devices(np.array(ues), np.array([p.device_use for p in points])),
         steps=Steps(
             slot=np.ones(n, dtype=np.int64),
             shared_s=np.array([p.shared_s for p in points]),
@@ -82,6 +90,17 @@ def problem_of(tasks: list[list[Point]], background: tuple[float, float, float] 
             lead_s=np.array([next((p.lead_s for p in task if p.held), math.inf) for task in tasks]),
         ),
     )
+
+
+def on_nodes(node_s: float, other_s: float = NEVER) -> Floats:
+    return np.array([NEVER, node_s, other_s])
+
+
+def made(tasks: list[list[Point]], length_s: float, period_s: float) -> Problem:
+    return steps.at(problem_of(tasks), on_nodes(length_s), on_nodes(period_s))
+
+
+RUNS = Point(held=True)
 
 
 def random_tasks(rng: np.random.Generator, n: int, *, groups: int = 1, running: float = 0.5) -> list[list[Point]]:
@@ -117,3 +136,25 @@ def random_tasks(rng: np.random.Generator, n: int, *, groups: int = 1, running: 
             task = [dataclasses.replace(p, held=j == k, value=p.value + 1.0) for j, p in enumerate(task)]
         tasks.append(task)
     return tasks
+
+
+def beside_each_other(tasks: list[list[Point]], ues: tuple[int, ...]) -> list[list[Point]]:
+    """Tasks as their UEs' devices let them be planned, in order: docs/model.md, section 11.
+
+    Who comes earlier and runs is first; a point for which nothing is left has no slack.
+    """
+    running = [next((p for p in task if p.held), None) for task in tasks]
+    out = []
+    for i, task in enumerate(tasks):
+        held = running[i]
+        own = held.device_use if held is not None else 0.0
+        others = [p.device_use for k, p in enumerate(running) if p is not None and k != i and ues[k] == ues[i]]
+        comes = any(r is None and ues[k] == ues[i] for k, r in enumerate(running))
+        load = sum(p.device_use for k, p in enumerate(running[:i]) if p is not None and ues[k] == ues[i])
+        points = []
+        for p in task:
+            full = sum(others) > 0 or comes if held is not None else sum(others) + p.device_use > 1
+            late_s = math.inf if p.device_use > own and full else p.device_s * (1 / (1 - min(load, 0.99)) - 1)
+            points.append(dataclasses.replace(p, slack_s=(p.slack_s[0] - late_s, p.slack_s[1])))
+        out.append(points)
+    return out
