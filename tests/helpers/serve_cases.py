@@ -1,0 +1,167 @@
+"""A daemon, a host with a tiny model and a front end, on real sockets: the host in this process, so that it can be seen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import runtime_cases as cases
+from daemon_cases import PATIENCE_S, Daemon, Place, until
+
+from cosched.api.client import Client
+from cosched.runtime.host import LayerHost
+
+POSITIONS = 4096
+KEY = "sk-cosched-test"
+KEY_DIGEST = "a2f9a1c0"  # replaced below: of KEY
+SITE = """
+v = 1
+name = "tiny"
+cells = [{ id = "lan", ul_prbs = 273, scs_khz = 30, one_way_s = 0.001 }]
+nodes = [{ id = "edge0", device = "a100", fraction = 0.25 }]
+models = [{ id = "llama", config = "CONFIG", activation_bits = [16] }]
+ues = { count = 4, devices = [{ device = "phone", share = 1.0, max_layers = 0 }] }
+mix = { model = "llama" }
+"""
+
+
+@dataclass
+class Stand:
+    """What a test has: the endpoint, and a view of all that is behind it."""
+
+    url: str  # with /v1
+    folder: Path
+    place: Place
+    daemon: Daemon
+    client: Client  # of the daemon, an operator's
+    host: LayerHost
+    process: subprocess.Popen[str]
+    source: cases.ModelSource
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").removesuffix("/v1").rpartition(":")
+        return host, int(port)
+
+    def connect(self, receive_bytes: int = 0) -> socket.socket:
+        """Open a connection. receive_bytes: of the kernel's buffer, for who is not to read."""
+        connection = socket.socket()
+        connection.settimeout(PATIENCE_S)
+        if receive_bytes:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        connection.connect(self.address)
+        return connection
+
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
+        """GET beside /v1."""
+        request = urllib.request.Request(f"{self.url.removesuffix('/v1')}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def counted(self, name: str) -> float:
+        """Sum over a metric's labels."""
+        lines = self.get("/metrics")[1].splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].partition(" ")[0] == name)
+
+    def is_free(self) -> bool:
+        """Whether neither leases nor KV caches are held."""
+        return not self.client.list().total and not self.host.report().sessions
+
+    def log(self) -> str:
+        return (self.folder / "serve.log").read_text()
+
+
+def ask(path: str, body: dict[str, Any], **headers: str) -> bytes:
+    """Return a request as bytes."""
+    data = json.dumps(body).encode()
+    own = {"host": "here", "content-type": "application/json", "content-length": str(len(data)), **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in own.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + data
+
+
+def chat(stream: bool = True, **more: Any) -> dict[str, Any]:
+    """Return a body."""
+    turns = [{"role": "user", "content": "Hello"}]
+    return {"model": "llama", "messages": turns, "temperature": 0, "stream": stream, **more}
+
+
+def configured(folder: Path, place: Place, host: LayerHost, more: str = "", limits: str = "") -> Path:
+    """Write a front end's configuration."""
+    path = folder / "serve.toml"
+    path.write_text(f"""
+listen = "127.0.0.1:0"
+[daemon]
+control = "{place.control}"
+telemetry = "{place.bus}"
+[defaults]
+ue = "desk"
+ues = ["desk*"]
+ttft_ms = 20000
+tpot_ms = 2000
+[wired]
+ues = ["desk", "desk2"]
+cell = "lan"
+period_s = 0.1
+[limits]
+{limits}
+[[models]]
+id = "llama"
+path = "{folder / "llama.json"}"
+seed = {cases.SEED}
+[nodes.edge0]
+endpoint = "{host.endpoint}"
+{more}
+""")
+    return path
+
+
+@contextlib.contextmanager
+def front_end(folder: Path, config: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `cosched serve`; give its process and URL."""
+    with (folder / "serve.log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cosched.cli.main", "serve", "--config", str(config)],
+            stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http"), (folder / "serve.log").read_text()
+        yield process, url
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def stand(folder: Path, more: str = "", limits: str = "") -> Iterator[Stand]:
+    """Start all of it, and wait until requests are admitted."""
+    source = cases.seeded(folder, max_position_embeddings=POSITIONS)
+    (folder / "site.toml").write_text(SITE.replace("CONFIG", str(folder / "llama.json")))
+    place = Place(folder, {"SITE": str(folder / "site.toml"), "SHADOW_ENABLED": "false"})
+    with contextlib.ExitStack() as stack:
+        daemon = stack.enter_context(place.daemon())
+        (host,) = stack.enter_context(cases.host_threads(source, 1))
+        process, url = stack.enter_context(front_end(folder, configured(folder, place, host, more, limits)))
+        client = stack.enter_context(daemon.ready())
+        found = Stand(url, folder, place, daemon, client, host, process, source)
+        until(lambda: found.get("/ready")[0] == 200)
+        yield found
