@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import torch
 
 from cosched.runtime.errors import BadFrame
+
+MASK: Final = (1 << 64) - 1
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,8 +37,16 @@ def choose(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
     chances = values.softmax(0)
     if sampling.top_p < 1:
         chances = _nucleus(chances, sampling.top_p)
-    generator = torch.Generator().manual_seed((sampling.seed << 32) | position)
+    generator = torch.Generator().manual_seed(_mixed(sampling.seed, position))
     return int(torch.multinomial(chances, 1, generator=generator))
+
+
+def _mixed(seed: int, position: int) -> int:
+    """32 bits that depend on all of both: torch's generator on the CPU takes no more of a seed (splitmix64's mixer)."""
+    word = ((seed << 32) ^ position) & MASK
+    for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+        word = ((word ^ (word >> 30)) * multiplier) & MASK
+    return (word ^ (word >> 31)) >> 32
 
 
 def _nucleus(chances: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -24,6 +24,7 @@ ROLES: Final = frozenset({"system", "developer", "user", "assistant"})
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Warmth = Annotated[float, msgspec.Meta(ge=0, le=2)]
+Prompt = str | list[str | int | list[int]]  # text or tokens, or a list of one of these
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 
 
@@ -90,7 +91,7 @@ class ChatBody(AskBody, frozen=True, kw_only=True):
 class TextBody(AskBody, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompt
     suffix: str | None = None
     echo: bool | None = None
 
@@ -210,12 +211,15 @@ def _turn(number: int, message: ChatMessage) -> dict[str, str]:
     return {"role": message.role, "content": "".join(part.text for part in parts)}
 
 
-def _prompt(prompt: str | list[str] | list[int] | list[list[int]]) -> str | list[int]:
+def _prompt(prompt: Prompt) -> str | list[int]:
     """Return the one prompt."""
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        if len(prompt) > 1:
-            raise bad("one prompt a request", "prompt", "unsupported_parameter")
-        return _prompt(prompt[0])  # type: ignore[arg-type]  # text or tokens
+    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+        prompt = cast("Prompt", prompt[0])
     if not prompt:
         raise bad("the prompt is empty", "prompt")
-    return prompt  # type: ignore[return-value]  # text or tokens by now
+    if isinstance(prompt, str):
+        return prompt
+    tokens = [token for token in prompt if isinstance(token, int)]
+    if len(tokens) != len(prompt):
+        raise bad("one prompt a request", "prompt", "unsupported_parameter")
+    return tokens

@@ -7,8 +7,7 @@ import json
 import socket
 import subprocess
 import sys
-import threading
-import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from cosched.api.client import Client
 from cosched.runtime.host import LayerHost
 
 POSITIONS = 4096
-KEY = "sk-cosched-test"
-KEY_DIGEST = "a2f9a1c0"  # replaced below: of KEY
+SHORT = "header_s = 1.0\nbody_s = 1.0\nwrite_s = 1.0\nheader_bytes = 16384\nrunning = 24\nconnections_each = 64\n"
 SITE = """
 v = 1
 name = "tiny"
