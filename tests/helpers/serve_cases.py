@@ -28,8 +28,14 @@ name = "tiny"
 cells = [{ id = "lan", ul_prbs = 273, scs_khz = 30, one_way_s = 0.001 }]
 nodes = [{ id = "edge0", device = "a100", fraction = 0.25 }]
 models = [{ id = "llama", config = "CONFIG", activation_bits = [16] }]
-ues = { count = 4, devices = [{ device = "phone", share = 1.0, max_layers = 0 }] }
+ues = { count = 4, devices = [{ device = "phone", share = 0.5, max_layers = 0 }, { device = "laptop", share = 0.5, max_layers = 2 }] }
 mix = { model = "llama" }
+"""
+DAEMON = """
+[ue_devices]
+desk = "phone"
+desk2 = "phone"
+home = "laptop"
 """
 
 
@@ -45,6 +51,13 @@ class Stand:
     host: LayerHost
     process: subprocess.Popen[str]
     source: cases.ModelSource
+    stack: contextlib.ExitStack
+
+    def restart_daemon(self) -> None:
+        """Kill the daemon and start it again."""
+        self.daemon.process.kill()
+        self.daemon.process.wait()
+        self.daemon = self.stack.enter_context(self.place.daemon())
 
     @property
     def address(self) -> tuple[str, int]:
@@ -76,7 +89,7 @@ class Stand:
 
     def is_free(self) -> bool:
         """Whether neither leases nor KV caches are held."""
-        return not self.client.list().total and not self.host.report().sessions
+        return not self.client.list().total and not self.host.report().sessions and not self.host.report().kv_bytes
 
     def log(self) -> str:
         return (self.folder / "serve.log").read_text()
@@ -96,21 +109,25 @@ def chat(stream: bool = True, **more: Any) -> dict[str, Any]:
     return {"model": "llama", "messages": turns, "temperature": 0, "stream": stream, **more}
 
 
-def configured(folder: Path, place: Place, host: LayerHost, more: str = "", limits: str = "") -> Path:
-    """Write a front end's configuration."""
-    path = folder / "serve.toml"
+def configured(
+    folder: Path, place: Place, host: LayerHost, more: str = "", limits: str = "", first: str = "", model: str = ""
+) -> Path:
+    """Write a front end's configuration. first: what goes before all tables; model: more of the model."""
+    path = folder / f"serve-{len(list(folder.glob('serve-*.toml')))}.toml"
     path.write_text(f"""
 listen = "127.0.0.1:0"
+name = "{path.stem}"
+{first}
 [daemon]
 control = "{place.control}"
 telemetry = "{place.bus}"
 [defaults]
 ue = "desk"
-ues = ["desk*"]
+ues = ["desk*", "home"]
 ttft_ms = 20000
 tpot_ms = 2000
 [wired]
-ues = ["desk", "desk2"]
+ues = ["desk", "desk2", "home"]
 cell = "lan"
 period_s = 0.1
 [limits]
@@ -119,6 +136,7 @@ period_s = 0.1
 id = "llama"
 path = "{folder / "llama.json"}"
 seed = {cases.SEED}
+{model}
 [nodes.edge0]
 endpoint = "{host.endpoint}"
 {more}
@@ -154,12 +172,14 @@ def stand(folder: Path, more: str = "", limits: str = "") -> Iterator[Stand]:
     """Start all of it, and wait until requests are admitted."""
     source = cases.seeded(folder, max_position_embeddings=POSITIONS)
     (folder / "site.toml").write_text(SITE.replace("CONFIG", str(folder / "llama.json")))
-    place = Place(folder, {"SITE": str(folder / "site.toml"), "SHADOW_ENABLED": "false"})
+    (folder / "cosched.toml").write_text(DAEMON)
+    settings = {"SITE": str(folder / "site.toml"), "SHADOW_ENABLED": "false"}
+    place = Place(folder, settings, folder / "cosched.toml")
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(place.daemon())
         (host,) = stack.enter_context(cases.host_threads(source, 1))
         process, url = stack.enter_context(front_end(folder, configured(folder, place, host, more, limits)))
         client = stack.enter_context(daemon.ready())
-        found = Stand(url, folder, place, daemon, client, host, process, source)
+        found = Stand(url, folder, place, daemon, client, host, process, source, stack)
         until(lambda: found.get("/ready")[0] == 200)
         yield found
