@@ -19,7 +19,7 @@ from cosched.serve.exchange import SSE, ClientGone, Exchange
 from cosched.serve.faults import ServeFault, bad
 from cosched.serve.metrics import ServeMetrics
 from cosched.serve.models import ServedModels, ServedText
-from cosched.serve.running import Begun, Over, Piece, Runners, Running
+from cosched.serve.running import Begun, Over, Piece, Runners, RunningJob
 from cosched.serve.settings import ServeLimits
 from telemetry.messages import LlmSession
 
@@ -136,7 +136,7 @@ class Telling:
         self._text: list[str] = []
         self._begun = Begun("", 0)
 
-    async def tell(self, run: Running) -> str:
+    async def tell(self, run: RunningJob) -> str:
         """Tell all; return how it ended. Raises ServeFault (nothing was told yet), ClientGone."""
         while True:
             match await run.news.get():

@@ -64,7 +64,7 @@ News = Begun | Piece | Over
 
 
 @dataclass(slots=True)
-class Job:
+class GenerateJob:
     """One generation. `tell` is called in its thread; cancelled: nobody wants it any more."""
 
     model: ServedText
@@ -83,7 +83,7 @@ class _Seat(threading.local):
     """A thread's connections to hosts, and the job that it is at."""
 
     links: Links | None = None
-    job: Job | None = None
+    job: GenerateJob | None = None
 
 
 class Runners:
@@ -100,10 +100,10 @@ class Runners:
     def start(
         self, model: ServedText, admitted: Admitted, prompt: list[int], max_tokens: int, *, sampling: Sampling,
         stops: tuple[str, ...], ends: tuple[int, ...],
-    ) -> Running:  # fmt: skip
+    ) -> RunningJob:  # fmt: skip
         """Begin to generate."""
         loop, news, flag = asyncio.get_running_loop(), asyncio.Queue[News](), threading.Event()
-        job = Job(
+        job = GenerateJob(
             model, admitted, prompt, max_tokens, sampling, stops, ends,
             tell=lambda one: _call(loop, news.put_nowait, one),
             send=lambda message: _call(loop, self._publish, message),
@@ -114,7 +114,7 @@ class Runners:
         self._flags.add(flag)
         done.add_done_callback(self._jobs.discard)
         done.add_done_callback(lambda _: self._flags.discard(flag))
-        return Running(news, flag)
+        return RunningJob(news, flag)
 
     async def stop(self) -> None:
         """End all, and wait for the threads."""
@@ -123,7 +123,7 @@ class Runners:
         await asyncio.gather(*self._jobs, return_exceptions=True)
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: GenerateJob) -> None:
         """Do a job, in its thread; whatever happens, it ends with word of its end."""
         if job.cancelled.is_set():
             return
@@ -145,7 +145,7 @@ class Runners:
         return Link(endpoint, keys, patience_s, lambda: seat.job is not None and seat.job.cancelled.is_set())
 
 
-class Running(NamedTuple):
+class RunningJob(NamedTuple):
     """A generation under way, as the event loop sees it."""
 
     news: asyncio.Queue[News]
@@ -159,7 +159,7 @@ class Running(NamedTuple):
 class Generating:
     """One job, in its thread."""
 
-    def __init__(self, job: Job, links: Links, nodes: Mapping[str, Hop], patience_s: float) -> None:
+    def __init__(self, job: GenerateJob, links: Links, nodes: Mapping[str, Hop], patience_s: float) -> None:
         self._job, self._links, self._nodes, self._patience_s = job, links, nodes, patience_s
         self._text, self._scan = job.model.text.stream(), StopScan(job.stops)
 

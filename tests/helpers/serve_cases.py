@@ -1,14 +1,13 @@
-"""A daemon, a host with a tiny model and a front end, on real sockets: the host in this process, so that it can be seen."""
+"""A daemon, a host with a tiny model and a front end, on real sockets; the host is in this process, to be looked at."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,17 @@ name = "tiny"
 cells = [{ id = "lan", ul_prbs = 273, scs_khz = 30, one_way_s = 0.001 }]
 nodes = [{ id = "edge0", device = "a100", fraction = 0.25 }]
 models = [{ id = "llama", config = "CONFIG", activation_bits = [16] }]
-ues = { count = 4, devices = [{ device = "phone", share = 0.5, max_layers = 0 }, { device = "laptop", share = 0.5, max_layers = 2 }] }
 mix = { model = "llama" }
+[ues]
+count = 4
+[[ues.devices]]
+device = "phone"
+share = 0.5
+max_layers = 0
+[[ues.devices]]
+device = "laptop"
+share = 0.5
+max_layers = 2
 """
 DAEMON = """
 [ue_devices]
@@ -75,12 +83,13 @@ class Stand:
 
     def get(self, path: str, **headers: str) -> tuple[int, str]:
         """GET beside /v1."""
-        request = urllib.request.Request(f"{self.url.removesuffix('/v1')}{path}", headers=headers)
+        connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE_S)
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
 
     def counted(self, name: str) -> float:
         """Sum over a metric's labels."""
@@ -103,7 +112,7 @@ def ask(path: str, body: dict[str, Any], **headers: str) -> bytes:
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + data
 
 
-def chat(stream: bool = True, **more: Any) -> dict[str, Any]:
+def chat(*, stream: bool = True, **more: object) -> dict[str, Any]:
     """Return a body."""
     turns = [{"role": "user", "content": "Hello"}]
     return {"model": "llama", "messages": turns, "temperature": 0, "stream": stream, **more}

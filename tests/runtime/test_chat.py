@@ -33,7 +33,7 @@ def test_a_checkpoints_own_template(tmp_path: Path):
     assert chat_of(tmp_path).text(TURNS) == '<s></s>"Hi"'  # a file of its own goes first
 
 
-def test_transformers_writes_the_same(tmp_path: Path):
+def test_transformers_writes_the_same():
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
     rendered, _ = utils.render_jinja_template([TURNS], chat_template=CHATML, add_generation_prompt=True)
     assert ChatTemplate(CHATML, {}, "here").text(TURNS) == rendered[0]

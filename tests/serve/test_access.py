@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -9,8 +10,6 @@ import signal
 import ssl
 import stat
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +86,14 @@ def guarded(stand: cases.Stand, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def says_ready(guarded: Guarded) -> bool:
     trust = ssl.create_default_context(cafile=str(guarded.cert))
+    host, _, port = guarded.url.removeprefix("https://").removesuffix("/v1").partition(":")
+    connection = http.client.HTTPSConnection(host, int(port), context=trust, timeout=PATIENCE_S)
     try:
-        with urllib.request.urlopen(
-            f"{guarded.url.removesuffix('/v1')}/ready", context=trust, timeout=PATIENCE_S
-        ) as found:
-            return bool(json.loads(found.read())["mode"] == "STEADY")
-    except urllib.error.HTTPError:
-        return False
+        connection.request("GET", "/ready")
+        answer = connection.getresponse()
+        return answer.status == 200 and json.loads(answer.read())["mode"] == "STEADY"
+    finally:
+        connection.close()
 
 
 def say(client: openai.OpenAI, n: int = 1) -> str | None:

@@ -96,8 +96,8 @@ def test_a_body_that_is_too_long_is_413(stand: cases.Stand, chunked: bool):
 )  # fmt: skip
 def test_bodies_that_are_none_are_400(stand: cases.Stand, body: bytes):
     with stand.connect() as connection:
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        connection.sendall(head.encode() + b"\r\n" + body)
+        head = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\n" + head.encode() + body)
         got = answer(connection)
     assert b" 400 " in got.partition(b"\r\n")[0]
     error = json.loads(got.partition(b"\r\n\r\n")[2])["error"]
