@@ -25,7 +25,7 @@ SITE = """
 v = 1
 name = "tiny"
 cells = [{ id = "lan", ul_prbs = 273, scs_khz = 30, one_way_s = 0.001 }]
-nodes = [{ id = "edge0", device = "a100", fraction = 0.25 }]
+nodes = [{ id = "edge0", device = "a100", fraction = 0.25, memory_bytes = 25e6 }]
 models = [{ id = "llama", config = "CONFIG", activation_bits = [16] }]
 mix = { model = "llama" }
 [ues]
