@@ -20,9 +20,9 @@ def serve(
         bool, typer.Option("--check", help="Read the configuration, say whether it is right, stop.")
     ] = False,
 ) -> None:
-    """Serve an OpenAI-compatible endpoint: requests become tasks of the daemon.
+    """Serve an OpenAI-compatible endpoint of the daemon.
 
-    Until SIGTERM or Ctrl-C; SIGHUP reads the keys anew. Prints the base URL when it listens. A request is admitted with
+    Requests become its tasks. Until SIGTERM or Ctrl-C; SIGHUP reads the keys anew. Prints the base URL when it listens. A request is admitted with
     its deadlines, or refused with 429 and the reason.
 
     Example: cosched serve --config /etc/cosched/serve.toml

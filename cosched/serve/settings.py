@@ -171,7 +171,7 @@ def load(path: Path) -> LoadedServe:
     try:
         settings = msgspec.convert(merged, ServeSettings)
     except msgspec.ValidationError as error:
-        raise BadInput(f"{path}: {error}; docs/serve.md has every key") from None
+        raise BadInput(f"{path}: {error}; config/serve.toml has every key") from None
     check(settings, path)
     return LoadedServe(settings, path)
 
