@@ -22,8 +22,8 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible endpoint of the daemon.
 
-    Requests become its tasks. Until SIGTERM or Ctrl-C; SIGHUP reads the keys anew. Prints the base URL when it listens. A request is admitted with
-    its deadlines, or refused with 429 and the reason.
+    Requests become its tasks. Until SIGTERM or Ctrl-C; SIGHUP reads the keys anew. Prints the base URL when it listens.
+    A request is admitted with its deadlines, or refused with 429 and the reason.
 
     Example: cosched serve --config /etc/cosched/serve.toml
     """
