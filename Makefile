@@ -8,7 +8,7 @@
 VENV := .venv
 TARGET := all
 SECONDS := 60
-EXTRAS := dev,llm
+EXTRAS := dev,llm,serve
 PREFIX := /opt/cosched
 ETC := /etc/cosched
 UNITS := /etc/systemd/system

@@ -94,7 +94,9 @@ PROCESSES: Final = (
     Process(DOOR, "door", "accepts all connections, counts and caps them, carries bytes", (320, 50, 90, 370), 66),
     Process(ADAPTER, "cosched adapter, agent", "radio and node load, from foreign sources", (20, 70, 190, 62)),
     Process(CLIENT, "programs, ctl, top", "submit, release, ask: clients of the control API", (20, 190, 190, 62)),
-    Process(UE, "cosched ue", "a UE: submits, runs the first layers, tells how far it is", (20, 330, 190, 62)),
+    Process(
+        UE, "cosched ue, cosched serve", "a UE, or one a request: submits, first layers, tells", (20, 330, 190, 62)
+    ),
     Process(DAEMON, "cosched run: the daemon", "one engine in one event loop", (500, 50, 300, 370)),
     Process(SOLVE, "solve workers: two", "one at work, one warm; who is over the budget is killed", (920, 50, 240, 62)),
     Process(QUESTION, "question worker", "answers whatif and explain", (920, 126, 240, 48)),

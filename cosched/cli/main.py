@@ -42,6 +42,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "top": Command("cosched.cli.top:top", "Watch a running daemon in a terminal."),
     "agent": Command("cosched.cli.agent:agent", "Publish this node's compute telemetry to the daemon."),
     "host": Command("cosched.cli.host:host", "Serve layers of models to UEs and to other hosts."),
+    "serve": Command("cosched.cli.serve:serve", "Serve an OpenAI-compatible endpoint of the daemon."),
     "ue": Command("cosched.cli.ue:ue", "Generate with an LLM that is split as the daemon decides."),
     "adapter": Command(
         "cosched.cli.adapter:adapter", "Read a live radio source and publish its reports to the daemon."

@@ -154,11 +154,11 @@ def _show(run: Generation, stream: Iterator[int], text: Text, session: UeSession
     """Print what is generated, and how it went. Raises Exit(1) where it ended early."""
     from cosched.runtime.errors import CannotContinue
 
-    why = ""
+    why, written = "", text.stream()
     try:
         for token in stream:
             if not as_json:
-                typer.echo(text.decode([token]), nl=False)
+                typer.echo(written.push(token), nl=False)
                 sys.stdout.flush()
     except CannotContinue as error:
         why = str(error)
@@ -167,7 +167,7 @@ def _show(run: Generation, stream: Iterator[int], text: Text, session: UeSession
     if as_json:
         print_json(_result(run, text, session, why))
     else:
-        typer.echo()
+        typer.echo(written.end())
         typer.echo(_line(run, session), err=True)
     if why:
         complain(why)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from cosched.runtime.errors import BadModel, HostLost, HostRefused
+from cosched.runtime.errors import BadModel, HostLost, HostRefused, Interrupted
 from cosched.runtime.link import PATIENCE_S, Link
 from cosched.runtime.model import ModelSource
 from cosched.runtime.protocol import Close, HostAnswer, Onward, Open, Step
@@ -106,13 +106,13 @@ class Chain:
                     session=leg.session, task=task, model=source.name, fingerprint=source.fingerprint,
                     start=leg.start, stop=leg.stop, grant=leg.grant, onward=onward, sampling=sampling,
                 )  # fmt: skip
+                opened.append(leg)  # before it is: whoever waits no longer for the answer closes it all the same
                 leg.link.ask(asked)
-                opened.append(leg)
                 onward = Onward(
                     endpoint=leg.hop.endpoint, session=leg.session, precision_bits=route.precision_bits,
                     server_key=leg.hop.server_key, grant=leg.grant,
                 )  # fmt: skip
-        except (HostRefused, HostLost):
+        except (HostRefused, HostLost, Interrupted):
             _close(opened)
             raise
 

@@ -27,3 +27,7 @@ class HostLost(CoschedError):
 
 class CannotContinue(CoschedError):
     """A generation ends: its host has gone and this device does not hold all layers."""
+
+
+class Interrupted(CoschedError):
+    """A generation ends because nobody wants it any more."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
 
 from cosched.api.client import leases
 from cosched.api.messages import Lease
 from cosched.errors import BadInput
 from cosched.runtime.chain import Hop, Route
 from cosched.runtime.move import MoveCosts
-from telemetry.bus import Follower
 
 ASKING_S: Final = 0.05  # how long the decisions are waited for at a time
 
@@ -19,10 +18,22 @@ Clock = Callable[[], float]
 Point = tuple[int, int, str]  # split layer, precision, node
 
 
+class Decisions(Protocol):
+    """Where published decisions come from: a subscription (telemetry.bus.Follower), or whoever shares one out."""
+
+    def drain(self) -> Sequence[tuple[bytes, bytes]]:
+        """Return (topic, payload) of what has arrived."""
+        ...
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for something; False after `timeout_s`."""
+        ...
+
+
 class Following:
     """The latest lease of one task, from its subscription. A lease counts from its receipt, on this clock."""
 
-    def __init__(self, lease: Lease, follower: Follower, clock: Clock = time.monotonic) -> None:
+    def __init__(self, lease: Lease, follower: Decisions, clock: Clock = time.monotonic) -> None:
         self._follower, self._clock = follower, clock
         self._take(lease)
 

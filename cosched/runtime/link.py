@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from cosched.runtime.errors import HostLost, HostRefused
+from cosched.runtime.errors import HostLost, HostRefused, Interrupted
 from cosched.runtime.peers import LOST
 from cosched.runtime.protocol import Body, HostAnswer, HostRequest, answer_of, frames_of
 from telemetry.bus import Curve
@@ -15,14 +15,25 @@ from telemetry.calls import Caller, wait_for
 
 PATIENCE_S: Final = 30.0  # without any answer, while one is due; a process that dies is noticed at once
 GREATEST_FRAME: Final = 256 << 20
+LOOK_S: Final = 0.1  # between two looks whether the answer is still wanted
 
 
 class Link:
-    """One host. Once lost, it stays so. Raises BadEndpoint for an endpoint that is malformed."""
+    """One host. Once lost, it stays so. Raises BadEndpoint for an endpoint that is malformed.
 
-    def __init__(self, endpoint: str, keys: Curve | None = None, patience_s: float = PATIENCE_S) -> None:
+    unwanted: asked while an answer is waited for; where it says True the wait ends with Interrupted, and what is on
+    its way is not taken any more: the connection is then to be closed.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        keys: Curve | None = None,
+        patience_s: float = PATIENCE_S,
+        unwanted: Callable[[], bool] | None = None,
+    ) -> None:
         self.endpoint = endpoint
-        self.patience_s = patience_s
+        self.patience_s, self._unwanted = patience_s, unwanted
         self._caller = Caller(endpoint, keys, GREATEST_FRAME)
         self._numbers = itertools.count(1)
         self._due: set[int] = set()  # numbers that an answer is still to come for
@@ -40,7 +51,7 @@ class Link:
         return number
 
     def wait(self, number: int) -> tuple[HostAnswer, list[bytes]]:
-        """Wait for an answer. Raises HostLost, and Refused with the host's code."""
+        """Wait for an answer. Raises HostLost, Interrupted, and Refused with the host's code."""
         until_s = time.monotonic() + self.patience_s
         while number not in self._arrived:
             if self._receive():
@@ -51,6 +62,10 @@ class Link:
             if left_s <= 0:
                 self._lost = f"has not answered for {self.patience_s:g} s"
                 self._look()
+            if self._unwanted is not None:
+                if self._unwanted():
+                    raise Interrupted(f"the answer of the host at {self.endpoint} is not waited for any more")
+                left_s = min(left_s, LOOK_S)
             wait_for([self._caller], left_s)
         frames = self._arrived.pop(number)
         answer = answer_of(frames)

@@ -218,7 +218,7 @@ def test_nothing_is_coloured_on_a_pipe_or_where_colour_is_refused() -> None:
 
 def test_completion_lists_the_commands() -> None:
     done = run(_COSCHED_COMPLETE="complete_bash", COMP_WORDS="cosched s", COMP_CWORD="1")
-    assert done.stdout.split() == ["simulate", "solve"]
+    assert done.stdout.split() == ["simulate", "solve", "serve"]
 
 
 def test_every_command_has_a_file_of_its_own() -> None:

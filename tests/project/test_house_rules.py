@@ -23,11 +23,12 @@ MAX_FUNCTION_LINES: Final = 60
 # A foreign system is known in one room: to replace it, or to move to its next version, is to change these files.
 ROOMS: Final[dict[str, tuple[str, ...]]] = {
     "cvxpy": ("solvers/objectives/convex.py",),
+    "jinja2": ("cosched/runtime/chat.py",),
     "mcap": ("telemetry/trace.py",),
     "numba": ("solvers/compiling.py", "solvers/jit.py"),
     "ortools": ("solvers/referees/exact.py", "solvers/referees/mip.py", "solvers/placement.py"),
     "plotly": ("cosched/report/html.py",),
-    "prometheus_client": ("cosched/daemon/metrics.py",),
+    "prometheus_client": ("cosched/daemon/metrics.py", "cosched/serve/metrics.py"),
     "psutil": ("telemetry/agent.py", "cosched/cluster/processes.py"),
     "pynvml": ("telemetry/agent.py",),
     "ray": ("cosched/cluster/*.py",),
@@ -38,11 +39,14 @@ ROOMS: Final[dict[str, tuple[str, ...]]] = {
         "cosched/children/pool.py",
         "cosched/cluster/serving.py",
         "cosched/daemon/*.py",
+        "cosched/serve/*.py",
     ),
+    "starlette": ("cosched/serve/*.py",),
     "torch": ("cosched/runtime/*.py",),
     "transformers": ("cosched/runtime/*.py",),
     "textual": ("cosched/top/*.py",),
     "typer": ("cosched/cli/*.py",),
+    "uvicorn": ("cosched/serve/listening.py",),
     "websockets": ("telemetry/adapters/sources.py",),
     "zmq": ("telemetry/bus.py", "telemetry/calls.py", "cosched/api/zap.py"),
 }

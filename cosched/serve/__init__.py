@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint: requests become tasks, leases become streams."""
