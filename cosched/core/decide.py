@@ -24,6 +24,7 @@ from solvers.problem import Problem
 from solvers.solution import Solution
 
 PRB_EPS: Final = 1e-9  # a share that is a whole number of PRBs but for rounding is that number
+NODE_SLOT: Final = 1
 LEAST_REST: Final = 1e-3  # of a node beside a task that needs all of it
 LEAST_WEIGHT: Final = 1e-6  # in sharing out: a task may weigh nothing
 LEAST_PRICE: Final = 1e-6  # free resources are divided as if they had a price
@@ -180,19 +181,29 @@ def _reserved(asked: Asked, solution: Solution, draft: Draft, tasks: Ints) -> Fl
     problem, rows = asked.planned.problem, draft.chosen[tasks]  # the solved one's rigid part may stand for shares
     share = draft.share[tasks]
     # who is late beyond remedy has a mean use below 0, and nobody uses more than he has
-    use = np.clip(asked.planned.mean_use[rows], 0.0, share) if asked.statistical else share
+    use = np.clip(asked.planned.mean_use[rows], 0.0, share) if asked.statistical else share.copy()
+    use[:, NODE_SLOT] += _queue_use(asked, tasks, rows)
+    rigid = problem.rigid[rows]
     counted = np.repeat((solution.chosen[tasks] >= 0)[:, None], use.shape[1], axis=1)
     counted[:, 0] &= ~handed_over(asked.planned.layout)[tasks]
-    return np.where(counted, use, 0.0) + problem.rigid[rows]
+    rigid[:, NODE_SLOT] *= counted[:, NODE_SLOT]
+    return np.where(counted, use, 0.0) + rigid
+
+
+def _queue_use(asked: Asked, tasks: Ints, rows: Ints) -> Floats:
+    """(n,) of their nodes for the prefills of those who run; what a newcomer adds to a queue is in its rigid part."""
+    runs = asked.planned.layout.held[tasks] == rows
+    return np.where(runs, asked.planned.queue_use[rows], 0.0)
 
 
 def _node_weight_column(asked: Asked, tasks: Ints, rows: Ints, share: Floats) -> Floats:
     """Weights (n,) on their nodes of points `rows` of `tasks`. Shares that are reserved are weights as they are."""
-    decoding = asked.planned.problem.rigid[rows, 1]  # its steps are no share, but it has its part of the node by them
+    # steps and queue are no share, but it has its part of the node by them
+    unshared = asked.planned.problem.rigid[rows, NODE_SLOT] + _queue_use(asked, tasks, rows)
     if not asked.statistical:
-        return np.asarray(share + decoding)
-    mean_use = asked.planned.mean_use[rows, 1] + decoding
-    return node_weights(np.minimum(share + decoding, 1.0), mean_use, _own_weights(asked)[tasks])
+        return np.asarray(share + unshared)
+    mean_use = asked.planned.mean_use[rows, NODE_SLOT] + unshared
+    return node_weights(np.minimum(share + unshared, 1.0), mean_use, _own_weights(asked)[tasks])
 
 
 def node_weights(share: Floats, mean_use: Floats, own: Floats) -> Floats:

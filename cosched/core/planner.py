@@ -71,6 +71,7 @@ class Planned:
     alone_slack: Floats  # (J, 2) slack with nobody else in the steps of its node
     device_load: Floats  # (N,) part of its device that the UE's earlier tasks take
     wait_s: Floats  # (J, 2) seconds that each phase waits for steps, once their lengths are known
+    queue_use: Floats  # (J,) of its node that a prefill in a queue takes on average, until it is due
 
 
 def resource_ids(site: Site) -> tuple[str, ...]:
@@ -206,15 +207,15 @@ def plan_problem(
             lead_s=now.lead_s,
         ),
     )
-    mean_use = now.mean_use
-    if now.queued.any():  # a queue is no statistical use of the node
-        mean_use = mean_use.copy()
-        mean_use[now.queued, 1] = 0.0
+    # a queue is no statistical use of the node
+    mean_use, queue_use = now.mean_use.copy(), np.where(now.queued, now.mean_use[:, 1], 0.0)
+    mean_use[now.queued, 1] = 0.0
     alone_slack = now.slack.copy()
     alone_slack[:, 1] -= layout.points[:, col.SHARED_S] + layout.points[:, col.OWN_S]
     return Planned(
-        problem, mean_use, layout, now.efficiency, now.pace_s, alone_slack, now.device_load, np.zeros_like(now.slack)
-    )
+        problem, mean_use, layout, now.efficiency, now.pace_s, alone_slack, now.device_load, np.zeros_like(now.slack),
+        queue_use,
+    )  # fmt: skip
 
 
 def _values(layout: Layout, uplink_bps: Floats, settings: Settings) -> Floats:

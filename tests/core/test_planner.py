@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from cosched.site import load_site
 from cosched.workloads import registry
 from cosched.workloads.base import LOCAL, Floats
 from cosched.workloads.context import load_profiles, session_memory_bytes
-from solvers.steps import at as at_lengths
+from solvers.steps import change
 from telemetry.messages import LlmSession, TaskOffer, UeReport, VideoClip
 
 SITE = load_site(config_file("sites", "urban-llm.toml"))
@@ -208,6 +207,7 @@ def assert_columns(state: State, newcomers: list[Task], busy: Floats | None = No
         assert found.pace_s[i] == (1.0 / expected_rates(task)[1] if expected_rates(task)[1] else np.inf)
         assert devices.ue[i] == task.ue
         seconds_per_bit = 1.0 / (problem.channel[i] * SITE.cells[task.cell].ul_bandwidth_hz)
+        assert steps.lead_s[i] == pytest.approx(expected_lead(task), abs=1e-9)
         held = -1
         for row in task.candidates():
             assert (layout.owner[j], layout.row[j], problem.point_ids[j]) == (i, row, task.table.point_ids[row])
@@ -221,7 +221,7 @@ def assert_columns(state: State, newcomers: list[Task], busy: Floats | None = No
             rates = expected_rates(task)
             used = [0.0, 0.0]
             slack = expected_slack(state, task, row, newcomers)
-            assert problem.slack[j].tolist() == found.slack[j].tolist() == slack
+            assert problem.slack[j].tolist() == slack
             shared_s, own_s = task.table.steps[row].tolist()
             assert found.alone_slack[j].tolist() == [slack[0], slack[1] - (shared_s + own_s)]
             assert (steps.slot[j], steps.shared_s[j], steps.own_s[j]) == (1 if node != LOCAL else -1, shared_s, own_s)
@@ -235,13 +235,34 @@ def assert_columns(state: State, newcomers: list[Task], busy: Floats | None = No
                 assert problem.work[j, q].tolist() == [bits * seconds_per_bit, node_s, 0.0]
                 used = [max(u, min(w * rates[q], 1.0)) for u, w in zip(used, problem.work[j, q], strict=False)]
             assert problem.floor[j].tolist() == [*used, 0.0]
-            # first the prefill, then the tokens: what the node is asked for is the greater of the two
-            assert steps.demand[j] == max(0.0, own_s * rates[1] - used[1])
+            # of a split session first the prefill, then the tokens: the node is asked for the greater of the two
+            waits = is_queued(task, row, len(newcomers))
+            assert steps.queued[j] == waits
+            assert steps.demand[j] == max(0.0, own_s * rates[1] - (0.0 if waits else used[1]))
+            assert found.mean_use[j].tolist() == [used[0], 0.0 if waits else used[1], 0.0]
+            assert found.queue_use[j] == (used[1] if waits else 0.0)
             assert problem.value[j] == pytest.approx(expected_value(task, row), rel=1e-12)
             held = j if row == task.point else held
             j += 1
         assert problem.held[i] == held
     assert j == problem.first[-1] == problem.n_points == len(problem.value)
+
+
+def is_queued(task: Task, row: int, newcomers: int) -> bool:
+    """Who runs, or comes alone, waits with a prefill that needs nothing but the node once its prompt is there."""
+    alone = int(task.table.node[row]) != LOCAL and task.table.steps[row, 1] > 0 and task.table.ul_bits[row, 1] <= 0
+    begins = task.is_llm and not (task.progress is not None and task.phase == 1)
+    return bool(alone and begins and (row == task.point if task.point >= 0 else newcomers == 1))
+
+
+def expected_lead(task: Task) -> float:
+    """Until the next token is due."""
+    if not task.is_llm or task.progress is None or task.phase == 0:
+        return np.inf
+    work = task.offer.work
+    assert isinstance(work, LlmSession)
+    aim = work.tpot_s * SETTINGS.deadline_margin
+    return float(max(0.0, task.progress.first_s + task.progress.done * aim - NOW_S))
 
 
 def expected_value(task: Task, row: int) -> float:
@@ -330,7 +351,7 @@ def test_a_session_that_is_behind_is_planned_faster_within_limits() -> None:
 
 
 def test_waits_are_what_is_less_of_each_slack_at_lengths_of_steps() -> None:
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(15)
     state = new_state(rng)
     for k in range(8):
         admit(state, new_task(state, f"t{k}", rng), rng)
@@ -340,13 +361,15 @@ def test_waits_are_what_is_less_of_each_slack_at_lengths_of_steps() -> None:
     period_s = np.where(np.isinf(step_s), np.inf, 0.02)
     steps = found.problem.steps
     assert steps is not None
-    at = replace(found, problem=at_lengths(found.problem, step_s, period_s))
-    assert at.problem.steps is None
-    has = np.isfinite(found.slack)
-    assert at.slack[has] - at.problem.slack[has] == pytest.approx(at.wait_s[has])
-    assert (at.wait_s[~has] == 0).all()
-    assert at.wait_s[:, 0] == pytest.approx(np.where(has[:, 0], 0.03 * steps.wait[:, 0], 0.0))
-    tokens = at.wait_s[:, 1] - np.where(has[:, 1], 0.03 * steps.wait[:, 1], 0.0)
+    made = change(found.problem, steps, step_s, period_s)
+    at = made.of(found.problem)
+    assert at.steps is None
+    assert steps.queued.any()
+    waits = ~steps.queued[:, None] | [False, True]  # the slack of a queue is what its prompt needs elsewhere
+    has = np.isfinite(found.problem.slack) & np.isfinite(at.slack) & waits
+    assert found.problem.slack[has] - at.slack[has] == pytest.approx(made.wait_s[has])
+    assert made.wait_s[:, 0] == pytest.approx(0.03 * steps.wait[:, 0])
+    tokens = made.wait_s[:, 1] - 0.03 * steps.wait[:, 1]
     assert set(np.round(tokens, 9).tolist()) <= {0.0, 0.01}, "half a period for who is asked for each token and rides"
     assert tokens[steps.streams] == pytest.approx(0.0)
 

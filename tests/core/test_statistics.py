@@ -13,6 +13,7 @@ from cosched.core.commands import Dispatch, Plan, Solve
 from cosched.core.core import LEAST_VARIANCE, Core
 from cosched.core.decide import usage
 from cosched.core.events import Offered, Solved, Tick
+from cosched.core.planner import Planned
 from cosched.core.settings import Settings
 from solvers import registry as solvers
 from solvers import steps
@@ -23,11 +24,19 @@ from solvers.statistical import restrict
 
 def admitted(core: Core, many: int) -> Plan:
     """Offer so many sessions of all kinds, of a UE each; returns the plan."""
+    return admitted_with(core, many)[0]
+
+
+def admitted_with(core: Core, many: int) -> tuple[Plan, Planned]:
+    """The plan, and what it was made from."""
     for i in range(many):
         core.handle(report(f"ue{i:02d}", 0.05, 2.0), 0.05)
     some = [session(f"t{i}", 0.1, private=i % 2 == 0, tpot_s=(0.1, 0.2)[i % 2]) for i in range(many)]
     offers = tuple(msgspec.structs.replace(one, ue=f"ue{i:02d}") for i, one in enumerate(some))
-    return answer(core, core.handle(Offered(offers), 0.1), 0.1)[-1]
+    commands = core.handle(Offered(offers), 0.1)
+    assert core._open is not None
+    planned = core._open[1].planned
+    return answer(core, commands, 0.1)[-1], planned
 
 
 def asked(core: Core, at_s: float) -> Solve:
@@ -36,15 +45,12 @@ def asked(core: Core, at_s: float) -> Solve:
     return command
 
 
-def spread(core: Core, plan: Plan) -> Floats:
+def spread(planned: Planned, plan: Plan) -> Floats:
     """(R,) variance of a plan's use, task by task: a share x that is used u of the time has variance u (x - u)."""
     total = np.zeros(len(plan.planned_use))
-    at = core._open
-    assert at is not None
-    planned = at[1].planned
     for row, task in enumerate(plan.tasks):
         i = planned.problem.task_ids.index(task)
-        j = int(planned.layout.held[i])
+        (j,) = np.flatnonzero((planned.layout.owner == i) & (planned.layout.row == plan.point[row]))
         for s in range(2):  # the cell and the node; memory is held all the time
             u, x = planned.mean_use[j, s], plan.share[row, s]
             if planned.problem.slot[j, s] < len(total):
@@ -55,9 +61,9 @@ def spread(core: Core, plan: Plan) -> Floats:
 def test_the_next_problem_allows_for_the_variance_of_the_plan_in_force():
     """Its background is what the effective-bandwidth rule asks at that variance, not at the least one."""
     core = make_core()
-    plan = admitted(core, 12)
+    plan, planned = admitted_with(core, 12)
     command = asked(core, 0.1)
-    variance = spread(core, plan)
+    variance = spread(planned, plan)
     assert plan.variance == pytest.approx(variance, rel=1e-9)
     assert variance.max() > 2 * LEAST_VARIANCE
     n = len(SITE.cells) + len(SITE.nodes)
