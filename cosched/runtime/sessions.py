@@ -7,6 +7,7 @@ and handed to that host.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 from cosched.runtime.accounts import Who
 from cosched.runtime.errors import HostRefused
-from cosched.runtime.kv import KvCache
+from cosched.runtime.kv import KvCache, paged
 from cosched.runtime.parts import Part
 from cosched.runtime.protocol import Onward
 from cosched.runtime.sampling import Sampling
@@ -38,11 +39,18 @@ class HostSession:
     length: int = 0  # tokens in the cache
     used_s: float = 0.0  # when it was last used
     flow: tuple[Who, str] | None = None  # that its requests waited in the last time
+    coming: int = 0  # tokens that a step under way brings
+    waits: int = 0  # requests of it that wait, or are under way
+    due_s: float = -math.inf  # when its latest token was due, where it is promised a pace
+    decoded_s: float = -math.inf  # when it was last in a step with one token
+    answered_s: float = -math.inf  # ... and that was answered
+    away_s: float = math.inf  # from an answer to its next step, on average
+    is_open: bool = True
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of its cache."""
-        return self.length * self.bytes_per_token
+        """Bytes of its cache, in whole pages, with what a step under way needs."""
+        return paged(self.length + self.coming) * self.bytes_per_token
 
     @property
     def bytes_per_token(self) -> int:
@@ -97,6 +105,7 @@ class Sessions:
         """Let one go."""
         with self.lock:
             self._open.pop((session.owner, session.name), None)
+        session.is_open = False
         if session.grant:
             self._granted.pop(session.grant, None)
 

@@ -29,7 +29,7 @@ from telemetry.bus import Curve
 from telemetry.calls import Caller, wait_for
 
 L = cases.LAYERS
-TIGHT = HostLimits(sessions=2, kv_bytes=20_000, waiting=4, frame_bytes=100_000)
+TIGHT = HostLimits(sessions=2, kv_bytes=24_000, waiting=4, frame_bytes=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_limits_hold_and_leave_what_was(source: ModelSource, link: Link) -> None
     assert refusal(link, opened(source)) == "conflict"
     link.ask(opened(source, session="s2"))
     assert refusal(link, opened(source, session="s3")) == "full"
-    tokens = 20_000 // (L * 4 * 2 * 2 * 8) + 1  # one more than the KV memory holds
+    tokens = 24_000 // (L * 4 * 2 * 2 * 8) + 1  # one more than the KV memory holds
     asked = Step(session="s", position=0, tokens=tokens)
     assert refusal(link, asked, (token_frame([1] * tokens),)) == "memory"
     answer, _ = link.ask(Step(session="s", position=0, tokens=2, choose=True), (token_frame([1, 2]),))

@@ -151,7 +151,7 @@ def test_with_keys_sessions_are_the_keys(source: ModelSource) -> None:
 
 def test_one_connection_cannot_have_all_sessions_or_all_memory(source: ModelSource) -> None:
     per_token = L * 2 * 2 * 8 * 4
-    limits = HostLimits(sessions=6, sessions_each=4, kv_bytes=300 * per_token, kv_bytes_each=200 * per_token)
+    limits = HostLimits(sessions=6, sessions_each=4, kv_bytes=320 * per_token, kv_bytes_each=208 * per_token)
     with cases.host_threads(source, 1, limits) as (host,):
         greedy, modest = Link(host.endpoint), Link(host.endpoint)
         for i in range(4):
@@ -160,13 +160,13 @@ def test_one_connection_cannot_have_all_sessions_or_all_memory(source: ModelSour
         greedy.ask(Step(session="g0", position=0, tokens=200), (token_frame([1] * 200),))
         assert refusal(greedy, Step(session="g1", position=0, tokens=1), (token_frame([1]),)) == "memory"
         modest.ask(opened(source))
-        modest.ask(Step(session="s", position=0, tokens=100), (token_frame([1] * 100),))
+        modest.ask(Step(session="s", position=0, tokens=112), (token_frame([1] * 112),))
         modest.ask(opened(source, session="s2"))
         assert host.report().evicted == 0
         modest.ask(opened(source, session="s3"))  # six are open, but who has less than another may have one of his
         assert refusal(modest, opened(source, session="s4")) == "full"
         assert sorted(host.report().sessions) == ["g0", "g1", "g3", "s", "s2", "s3"]
-        modest.ask(Step(session="s", position=100, tokens=1), (token_frame([1]),))  # and so with memory
+        modest.ask(Step(session="s", position=112, tokens=1), (token_frame([1]),))  # and so with memory
         assert refusal(greedy, Step(session="g0", position=200, tokens=1), (token_frame([1]),)) == "unknown_session"
         greedy.ask(Step(session="g1", position=0, tokens=150), (token_frame([1] * 150),))
         assert refusal(greedy, Step(session="g3", position=0, tokens=50), (token_frame([1] * 50),)) == "memory"
