@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -24,6 +24,7 @@ from cosched.runtime.kv import KvCache, claimed, paged, raw_bytes
 from cosched.runtime.limits import HostLimits, spare_bytes
 from cosched.runtime.model import ModelSource
 from cosched.runtime.parts import LoadedLayers, Part
+from cosched.runtime.promises import Promise
 from cosched.runtime.protocol import (
     HEAD_BYTES,
     LEAST_GRANT,
@@ -39,7 +40,7 @@ from cosched.runtime.protocol import (
 )
 from cosched.runtime.rows import SessionRows, run_rows
 from cosched.runtime.sampling import choose
-from cosched.runtime.sessions import HostSession, Sessions
+from cosched.runtime.sessions import HostSession, Sessions, StepUnderWay
 
 __all__ = ["HostLimits", "ModelEngine", "StepUnderWay", "Stepped", "token_frame", "token_ids"]
 
@@ -57,18 +58,6 @@ class Stepped:
     seconds: float
 
 
-@dataclass(slots=True, eq=False)
-class StepUnderWay:
-    """A step that is taken in. hidden: (1, tokens, hidden) into the session's first layer, `done` tokens of it run."""
-
-    session: HostSession
-    asked: Step
-    hidden: torch.Tensor
-    done: int = 0
-    out: list[torch.Tensor] = field(default_factory=list)  # (n, hidden) of each piece; its last row where none go on
-    seconds: float = 0.0
-
-
 class ModelEngine:
     """Parts and sessions of one host."""
 
@@ -84,6 +73,8 @@ class ModelEngine:
         self._parts = {model.name: Part(model, dtype=dtype, device=device) for model in models}
         self.sessions = Sessions()
         self._weights: dict[str, float] = {}
+        self._promises: dict[str, Promise] = {}
+        self.step_s = 0.0  # planned length of a step; 0: none is
         self._loading = threading.Lock()
         self._steps = self._tokens = self._expired = self._evicted = 0
         self._busy_s = 0.0
@@ -118,6 +109,17 @@ class ModelEngine:
     def weight(self, session: HostSession) -> float | None:
         """Weight of a session's task in the sharing of the node; None: nobody gave it one, or another has it."""
         return self._weights.get(session.task) if session.has_weight else None
+
+    def apply_promises(self, promises: Mapping[str, Promise], step_s: float) -> None:
+        """Keep these tasks' paces from now on, in steps of this length; 0: of any. Raises BadModel."""
+        wrong = [task for task, promise in promises.items() if not 0 < promise.pace_s < float("inf")]
+        if wrong or not 0 <= step_s < float("inf"):
+            raise BadModel(f"pace of '{wrong[0]}' must be greater than 0" if wrong else f"step of {step_s} s")
+        self._promises, self.step_s = dict(promises), step_s
+
+    def promise(self, session: HostSession) -> Promise | None:
+        """What a session's task is promised; None: nothing, or another has it."""
+        return self._promises.get(session.task) if session.has_weight else None
 
     def cost(self, session: HostSession, body: Body, size: int) -> float:
         """Work of a request, in millions of operations. size: bytes of its frames."""
@@ -230,7 +232,7 @@ class ModelEngine:
         except Exception as error:  # noqa: BLE001  # of one of them, or of all: each by itself tells
             found = {id(live[0][0]): error} if len(live) == 1 else {}
             for run, tokens in live if len(live) > 1 else ():
-                _back(run)
+                run.back()
                 found |= self._attempt(run, tokens)
         seconds = time.perf_counter() - began
         self._busy_s += seconds
@@ -239,8 +241,8 @@ class ModelEngine:
             if found.get(id(run)) is None:
                 run.done += tokens
             else:
-                self.give_up(run)
-        return [found.get(id(run)) if run.session.is_open else _closed(run) for run, _ in pieces]
+                run.give_up()
+        return [found.get(id(run)) if run.session.is_open else run.closed() for run, _ in pieces]
 
     def _attempt(self, run: StepUnderWay, tokens: int) -> dict[int, Exception | None]:
         try:
@@ -290,7 +292,7 @@ class ModelEngine:
             try:
                 answers.append(self._answer(run, logits.get(id(run)), began))
             except Exception as error:  # noqa: BLE001  # handed to whoever asked
-                self.give_up(run)
+                run.give_up()
                 answers.append(error)
         self._busy_s += time.perf_counter() - began
         return answers
@@ -308,11 +310,6 @@ class ModelEngine:
         self._steps += 1
         self._tokens += asked.tokens
         return Stepped(session.onward, out, token, run.seconds + time.perf_counter() - began)
-
-    def give_up(self, run: StepUnderWay) -> None:
-        """A step is not finished: its session is as it was before."""
-        _back(run, 0)
-        run.session.coming = 0
 
     def _check_step(self, session: HostSession, asked: Step) -> None:
         self.check_tokens(asked)
@@ -449,16 +446,6 @@ class ModelEngine:
                 expired=self._expired,
                 evicted=self._evicted,
             )
-
-
-def _back(run: StepUnderWay, done: int | None = None) -> None:
-    """Cut the cache back to what was there before a piece of a step, or before the whole step (done 0)."""
-    run.done = run.done if done is None else done
-    run.session.cache.truncate(run.session.length + run.done)
-
-
-def _closed(run: StepUnderWay) -> HostRefused:
-    return HostRefused("unknown_session", f"session '{run.session.name}' was closed while its step was under way")
 
 
 def most_tokens(part: Part) -> int:

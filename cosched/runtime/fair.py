@@ -103,6 +103,11 @@ class FairQueue(Generic[Item]):
         """Each key's next item."""
         return ((key, line[0][2]) for key, line in self._lines.items())
 
+    def head(self, key: Hashable) -> Item | None:
+        """A key's next item; None: nothing of it waits."""
+        line = self._lines.get(key)
+        return line[0][2] if line else None
+
     def take(self, key: Hashable) -> Item:
         """Take a key's next item, whosever turn it is; its key has had it all the same."""
         line = self._lines[key]
@@ -191,6 +196,12 @@ class FairTurns(Generic[Item]):
     def heads(self) -> Iterator[tuple[Hashable, Hashable, Item]]:
         """Flow, session and next item of each session that waits."""
         return ((flow, key, held[0]) for flow, one in self._flows.items() for key, held in one.queue.heads())
+
+    def head(self, flow: Hashable, session: Hashable) -> Item | None:
+        """A session's next item; None: nothing of it waits."""
+        found = self._flows.get(flow)
+        held = None if found is None else found.queue.head(session)
+        return None if held is None else held[0]
 
     def take(self, flow: Hashable, session: Hashable) -> Item:
         """Take a session's next item, whosever turn it is; its flow has had it all the same."""

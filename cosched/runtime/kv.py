@@ -1,9 +1,9 @@
 """The KV cache of one session: by layer, numbered as in the whole model, so that layers can come and go.
 
 transformers asks a cache for its length and hands it new keys and values; what else there is here is what a split
-needs: layers as bytes, taken over from another cache, cut back to a length. A layer grows by pages of PAGE_TOKENS tokens:
-a step writes behind what is there and copies nothing until a page is full. Two caches may share tensors; whoever appends
-to what is shared copies it first.
+needs: layers as bytes, taken over from another cache, cut back to a length. A layer grows by pages of PAGE_TOKENS
+tokens: a step writes behind what is there and copies nothing until a page is full. Two caches may share tensors;
+whoever appends to what is shared copies it first.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ class KvCache:
         all_keys, all_values = self.append(keys, values, layer_idx)
         return all_keys.contiguous(), all_values.contiguous()
 
-    @torch.inference_mode()
     def append(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> Pair:
         """Write (1, kv_heads, n, head_dim) behind a layer's tokens and return views of all it has."""
         held, new = self._layers.get(layer), int(keys.shape[2])
         tokens = new + (held.tokens if held is not None else 0)
-        if held is None or held.shared or tokens > held.keys.shape[2]:
-            held = self._layers[layer] = _with_room(held, keys, values, paged(tokens))
-        held.keys[:, :, held.tokens : tokens] = keys
-        held.values[:, :, held.tokens : tokens] = values
+        with torch.inference_mode():  # what was made in it can be written to in it alone
+            if held is None or held.shared or tokens > held.keys.shape[2]:
+                held = self._layers[layer] = _with_room(held, keys, values, paged(tokens))
+            held.keys[:, :, held.tokens : tokens] = keys
+            held.values[:, :, held.tokens : tokens] = values
         held.tokens = tokens
         return held.pair
 
@@ -153,7 +153,8 @@ def paged(tokens: int) -> int:
 def _with_room(held: LayerKv | None, keys: torch.Tensor, values: torch.Tensor, room: int) -> LayerKv:
     """Return what is held in tensors of its own with room for so many tokens; keys, values: what they are like."""
     shape = (1, keys.shape[1], room, keys.shape[3])
-    found = LayerKv(keys.new_empty(shape), values.new_empty(shape), held.tokens if held is not None else 0, shared=False)
+    tokens = held.tokens if held is not None else 0
+    found = LayerKv(keys.new_empty(shape), values.new_empty(shape), tokens, shared=False)
     if held is not None:
         found.keys[:, :, : held.tokens], found.values[:, :, : held.tokens] = held.pair
     return found

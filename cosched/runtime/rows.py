@@ -72,8 +72,13 @@ def _run_layers(part: Part, batch: Sequence[SessionRows], first: int, last: int)
 
 
 def _attend(
-    layer: Any, index: int, x: torch.Tensor, batch: Sequence[SessionRows], cos: torch.Tensor, sin: torch.Tensor  # noqa: ANN401
-) -> torch.Tensor:  # fmt: skip
+    layer: Any,  # noqa: ANN401  # a class of transformers
+    index: int,
+    x: torch.Tensor,
+    batch: Sequence[SessionRows],
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> torch.Tensor:
     """(rows, hidden) of self-attention: projections of all rows, then each session's own keys and values."""
     attention = layer.self_attn
     shape = (x.shape[0], -1, attention.head_dim)

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from cosched.runtime.accounts import Who
 from cosched.runtime.errors import HostRefused
 from cosched.runtime.kv import KvCache, paged
 from cosched.runtime.parts import Part
-from cosched.runtime.protocol import Onward
+from cosched.runtime.protocol import Onward, Step
 from cosched.runtime.sampling import Sampling
 
 
@@ -56,6 +58,31 @@ class HostSession:
     def bytes_per_token(self) -> int:
         """Bytes that one more token adds."""
         return (self.stop - self.start) * self.part.kv_layout.bytes_per_token
+
+
+@dataclass(slots=True, eq=False)
+class StepUnderWay:
+    """A step that is taken in. hidden: (1, tokens, hidden) into the session's first layer, `done` tokens of it run."""
+
+    session: HostSession
+    asked: Step
+    hidden: torch.Tensor
+    done: int = 0
+    out: list[torch.Tensor] = field(default_factory=list)  # (n, hidden) of each piece; its last row where none go on
+    seconds: float = 0.0
+
+    def back(self) -> None:
+        """Cut the cache back to what it was before the piece that went wrong."""
+        self.session.cache.truncate(self.session.length + self.done)
+
+    def give_up(self) -> None:
+        """It is not finished: its session is as it was before."""
+        self.session.cache.truncate(self.session.length)
+        self.session.coming = 0
+
+    def closed(self) -> HostRefused:
+        """Why it ends where its session is open no more."""
+        return HostRefused("unknown_session", f"session '{self.session.name}' was closed while its step was under way")
 
 
 class Sessions:

@@ -216,7 +216,7 @@ def opened_pull(link: Link, source: ModelSource, endpoint: str) -> Pull:
 
 def test_weights_share_a_host_that_is_always_busy(source: ModelSource) -> None:
     """Two sessions keep steps waiting: their tokens come as their weights say, and together they use it all."""
-    with cases.host_threads(source, 1) as (host,):
+    with cases.host_threads(source, 1, HostLimits(batch=1)) as (host,):
         host.apply_weights({"heavy": 3.0, "light": 1.0})
         links, order = Links(), []
         chains = {}
