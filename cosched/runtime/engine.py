@@ -281,13 +281,7 @@ class ModelEngine:
         """Return what each gave, where all its tokens are through. The head sees all that choose a token at once."""
         began = time.perf_counter()
         heads = [run for run in runs if run.session.onward is None and (run.asked.choose or run.asked.logits)]
-        logits: dict[int, torch.Tensor] = {}
-        if heads:
-            rows = [run.out[-1][-1:] for run in heads]
-            last = torch.cat(rows) if len(rows) > 1 else rows[0]  # who is alone keeps his place in memory
-            found = heads[0].session.part.logits(last.unsqueeze(0))[0]
-            logits = {id(run): row for run, row in zip(heads, found, strict=True)}
-        answers: list[Stepped | Exception] = []
+        logits, answers = self._logits(heads), list[Stepped | Exception]()
         for run in runs:
             try:
                 answers.append(self._answer(run, logits.get(id(run)), began))
@@ -297,7 +291,23 @@ class ModelEngine:
         self._busy_s += time.perf_counter() - began
         return answers
 
-    def _answer(self, run: StepUnderWay, logits: torch.Tensor | None, began: float) -> Stepped:
+    def _logits(self, runs: Sequence[StepUnderWay]) -> dict[int, torch.Tensor | Exception]:
+        """(vocab,) of each one's last token, by its id; or what went wrong with it."""
+        if not runs:
+            return {}
+        rows = [run.out[-1][-1:] for run in runs]
+        last = torch.cat(rows) if len(rows) > 1 else rows[0]  # who is alone keeps his place in memory
+        try:
+            found = runs[0].session.part.logits(last.unsqueeze(0))[0]
+        except Exception as error:  # noqa: BLE001  # of one of them, or of all: each by itself tells
+            if len(runs) == 1:
+                return {id(runs[0]): error}
+            return {key: one for run in runs for key, one in self._logits([run]).items()}
+        return {id(run): row for run, row in zip(runs, found, strict=True)}
+
+    def _answer(self, run: StepUnderWay, logits: torch.Tensor | Exception | None, began: float) -> Stepped:
+        if isinstance(logits, Exception):
+            raise logits
         session, asked, token, out = run.session, run.asked, -1, tuple[bytes, ...]()
         if session.onward is not None:
             hidden = run.out[0] if len(run.out) == 1 else torch.cat(run.out)
