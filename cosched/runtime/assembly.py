@@ -195,13 +195,14 @@ class StepAssembly:
         elif len(chosen.sessions) >= limits.batch:
             return False
         planned_s = self._engine.step_s
+        length_s = self.length_s(chosen.part, chosen.work + _work(piece)) if planned_s else 0.0
         if not piece.item.is_decode:
             if is_alone:
                 return True
-            most = limits.step_tokens if planned_s else limits.chunk_tokens
+            most = limits.step_tokens if length_s else limits.chunk_tokens
             if chosen.prefill + piece.tokens > most:
                 return False
-        return not planned_s or self.length_s(chosen.part, chosen.work + _work(piece)) <= planned_s
+        return length_s <= planned_s
 
     def length_s(self, part: Part, work: float) -> float:
         """Seconds that a step is expected to take; 0: not known yet."""
