@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="the extra [llm] is not installed")
+pytest.importorskip("torch", reason="the extra [llm] is not installed")
 
 from cosched.bench import serving
 
