@@ -23,6 +23,7 @@ SUITES: Final[dict[str, str]] = {
     "tick": "cosched.bench.tick:run",
     "solvers": "cosched.bench.solvers:run",
     "split": "cosched.bench.split:run",
+    "serving": "cosched.bench.serving:run",
     "gpu": "cosched.bench.card:run",
     "network": "cosched.bench.network:run",
     "node": "cosched.bench.node:run",

@@ -142,17 +142,20 @@ class Dispatcher:
         if len(self._assigned) > 2 * len(update.tasks) + 100:
             living = set(update.tasks)
             self._assigned = {task: one for task, one in self._assigned.items() if task in living}
-        weight, share = np.frombuffer(update.weight).tolist(), np.frombuffer(update.share).tolist()
+        numbers = [np.frombuffer(column).tolist() for column in (update.weight, update.share, update.pace)]
+        step_s = np.frombuffer(update.step_s).tolist() or [0.0] * len(self._nodes)
         tables: list[dict[str, Session]] = [{} for _ in self._nodes]
-        for task, w, x in zip(update.tasks, weight, share, strict=True):
+        for task, w, x, pace_s, promised in zip(update.tasks, *numbers, update.promised, strict=True):
             one = self._assigned.get(task)
             if one is not None and one.node >= 0:
-                tables[one.node][task] = Session(task, one.point, one.split, one.precision_bits, w, x)
+                tables[one.node][task] = Session(
+                    task, one.point, one.split, one.precision_bits, w, x, pace_s, promised
+                )  # fmt: skip
         self._has_plan = True
         for i, (node, table) in enumerate(zip(self._nodes, tables, strict=True)):
             if update.nodes is not None:
                 node.follower.layers, node.follower.room_bytes = update.nodes[i].layers, update.nodes[i].room_bytes
-            node.follower.plan(update.generation, table)
+            node.follower.plan(update.generation, table, step_s[i])
             node.wake.set()
         self._tell(Taken(generation=update.generation))
 

@@ -40,8 +40,11 @@ class Executor(Protocol):
     endpoint: str  # where clients send activations, "" = nowhere
     public_key: str  # CURVE key of that endpoint, "" = a plain connection
 
-    def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str]) -> None:
-        """Serve these with these weights; end those, and with `whole` all others too."""
+    def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str], step_s: float = 0.0) -> None:
+        """Serve these with these weights and paces; end those, and with `whole` all others too.
+
+        step_s: planned length of a step, 0 where nobody decodes.
+        """
 
     def load(self, layers: LayersOrder) -> None:
         """Have these layers ready."""
@@ -70,7 +73,7 @@ class Ledger:
         self._sessions: dict[str, float] = {}
         self._layers: dict[Layer, float] = {}
 
-    def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str]) -> None:
+    def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str], step_s: float = 0.0) -> None:  # noqa: ARG002
         """Write down who is served with which weight."""
         if whole:
             self._sessions.clear()

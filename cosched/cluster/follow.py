@@ -28,6 +28,8 @@ class NodeFollower:
     room_bytes: float = 0.0  # for their weights
     wanted: Table = field(default_factory=dict)
     generation: int = 0  # of `wanted`
+    step_s: float = 0.0  # planned length of its steps, 0: nobody decodes
+    sent_step_s: float = 0.0
     sent: Table = field(default_factory=dict)
     sent_layers: tuple[LayersOrder, ...] = ()
     asked: int = 0
@@ -38,9 +40,9 @@ class NodeFollower:
     _tables: dict[int, Table] = field(default_factory=dict)
     _short: int = 0  # reports in a row that showed less
 
-    def plan(self, generation: int, wanted: Table) -> None:
+    def plan(self, generation: int, wanted: Table, step_s: float = 0.0) -> None:
         """Take the newest plan; one that was never sent is forgotten."""
-        self.generation, self.wanted = generation, wanted
+        self.generation, self.wanted, self.step_s = generation, wanted, step_s
 
     def fresh(self) -> None:
         """A new process is there: it knows nothing."""
@@ -58,17 +60,19 @@ class NodeFollower:
             order = Order(
                 epoch=epoch, generation=self.generation, who=who, whole=True,
                 hold=tuple(self.wanted.values()), load=self.layers, room_bytes=self.room_bytes,
+                step_s=self.step_s,
             )  # fmt: skip
         else:
             hold = tuple(s for task, s in self.wanted.items() if self.sent.get(task) != s)
             end = tuple(task for task in self.sent if task not in self.wanted)
             load, unload = self._changed_layers()
-            if not hold and not end and not load and not unload:
+            if not hold and not end and not load and not unload and self.step_s == self.sent_step_s:
                 return None
             order = Order(
                 epoch=epoch, generation=self.generation, who=who, hold=hold, end=end, load=load, unload=unload,
-                room_bytes=self.room_bytes,
+                room_bytes=self.room_bytes, step_s=self.step_s,
             )  # fmt: skip
+        self.sent_step_s = self.step_s
         self.sent, self.sent_layers, self.asked, self._whole = self.wanted, self.layers, self.generation, False
         return order
 

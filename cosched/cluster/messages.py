@@ -21,6 +21,7 @@ OTHER_VERSION: Final = "other_version"
 MALFORMED: Final = "malformed"
 
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # bytes, weights, shares: neither negative nor infinite nor NaN
+Priority = Annotated[int, msgspec.Meta(ge=-128, le=127)]
 LayerNo = Annotated[int, msgspec.Meta(ge=0, le=4_096)]
 
 
@@ -33,6 +34,8 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     precision_bits: int
     weight: Amount
     share: Amount  # of the node, as planned
+    pace_s: Amount = 0.0  # seconds a token that the plan counts on, 0 where nothing is decoded
+    priority: Priority = 0  # who has more goes into a step first: 1 where the plan promises, 0 at best effort
 
 
 class LayersOrder(msgspec.Struct, frozen=True, array_like=True):
@@ -82,6 +85,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     load: tuple[LayersOrder, ...] = ()
     unload: tuple[LayersOrder, ...] = ()
     room_bytes: Amount = 0.0  # for weights
+    step_s: Amount = 0.0  # planned length of a step; 0: nobody decodes
 
 
 _order = msgspec.msgpack.Decoder(Order)
@@ -191,15 +195,19 @@ class Assigned(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
-    """One plan. weight, share: float64 of each task. `assigned`: those that are new or moved since the last one.
+    """One plan. weight, share, pace: float64 of each task. `assigned`: those that are new or moved since the last one.
 
-    `nodes`: Begin.nodes with what they are to hold from here on, None = as before.
+    promised: a byte of each task, 1 where the plan holds its deadlines. step_s: float64 of each of Begin.nodes, 0 where
+    nobody decodes. `nodes`: Begin.nodes with what they are to hold from here on, None = as before.
     """
 
     generation: int
     tasks: tuple[str, ...]
     weight: bytes
     share: bytes
+    pace: bytes
+    promised: bytes
+    step_s: bytes
     assigned: tuple[Assigned, ...]
     nodes: tuple[NodeSpec, ...] | None = None
 

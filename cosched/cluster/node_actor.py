@@ -101,7 +101,7 @@ class NodeActor:
             self._mark = mark
         self._orders += 1
         try:
-            self._executor.hold(whole=order.whole, sessions=order.hold, end=order.end)
+            self._executor.hold(whole=order.whole, sessions=order.hold, end=order.end, step_s=order.step_s)
         except CoschedError as error:
             self._failed = str(error)
         else:

@@ -25,6 +25,7 @@ from cosched.runtime.host import LayerHost
 from cosched.runtime.limits import HostLimits, limits_of
 from cosched.runtime.measure import best_device, card_name, memory_bytes
 from cosched.runtime.model import ModelSource, open_model
+from cosched.runtime.promises import Promise
 from telemetry.bus import Curve
 from telemetry.errors import BadEndpoint
 
@@ -56,14 +57,20 @@ class Serving:
             raise BadInput(f"{BIND}: {error}{mend}") from None
         self.endpoint = self._host.endpoint
         self.public_key = keys.public if keys is not None else ""
-        self._sessions: dict[str, float] = {}
+        self._sessions: dict[str, Session] = {}
         self._bytes: dict[Layer, float] = {}  # that layers weigh, as the daemon reckons
 
-    def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str]) -> None:
-        """Share the host by these weights; clients open and close what is computed. Raises BadModel."""
-        fresh = {} if whole else {task: w for task, w in self._sessions.items() if task not in set(end)}
-        fresh.update((s.task, s.weight) for s in sessions)
-        self._host.apply_weights({task: max(weight, LEAST_WEIGHT) for task, weight in fresh.items()})
+    def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str], step_s: float = 0.0) -> None:
+        """Share the host by these weights, and keep these paces; clients open and close what is computed.
+
+        Raises BadModel.
+        """
+        ended = set(end)
+        fresh = {} if whole else {task: one for task, one in self._sessions.items() if task not in ended}
+        fresh.update((s.task, s) for s in sessions)
+        self._host.apply_weights({task: max(one.weight, LEAST_WEIGHT) for task, one in fresh.items()})
+        paces = {task: Promise(one.pace_s, one.priority) for task, one in fresh.items() if one.pace_s > 0}
+        self._host.apply_promises(paces, step_s)
         self._sessions = fresh
 
     def load(self, layers: LayersOrder) -> None:
@@ -90,7 +97,8 @@ class Serving:
         models = self._host.report().models
         held = {(name, k): self._bytes.get((name, k), 0.0) for name, model in models.items() for k in model.layers}
         used_bytes = float(sum(model.weight_bytes for model in models.values()))
-        return InForce(dict(self._sessions), runs(held), used_bytes)
+        weights = {task: one.weight for task, one in self._sessions.items()}
+        return InForce(weights, runs(held), used_bytes)
 
     def memory(self) -> Memory:
         """Return the GPU's memory where there is one, else the machine's."""

@@ -13,11 +13,12 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
+import numpy as np
 import structlog
 
 from cosched.api import messages as api
@@ -359,17 +360,30 @@ class ClusterLink:
             living = set(plan.tasks)
             self._known = {task: one for task, one in self._known.items() if task in living}
             self._fresh = {task: one for task, one in self._fresh.items() if task in living}
-        self._offer(plan.generation, plan.tasks, plan.node_weight.tobytes(), plan.share[:, 1].tobytes())
+        step_s = np.where(np.isfinite(plan.step_s), plan.step_s, 0.0)
+        self._offer(
+            Update(
+                generation=plan.generation, tasks=plan.tasks, weight=plan.node_weight.tobytes(),
+                share=plan.share[:, 1].tobytes(), pace=plan.pace_s.tobytes(),
+                promised=plan.promised.astype(np.uint8).tobytes(), step_s=step_s.tobytes(), assigned=(),
+            )
+        )  # fmt: skip
 
     def nothing(self, generation: int) -> None:
         """No task runs: nodes are to hold none."""
         if self._settings.mode != OFF and (self._newest is None or self._newest.tasks):
             self._known.clear()
             self._fresh.clear()
-            self._offer(generation, (), b"", b"")
+            nothing = b""
+            self._offer(
+                Update(
+                    generation=generation, tasks=(), weight=nothing, share=nothing, pace=nothing, promised=nothing,
+                    step_s=nothing, assigned=(),
+                )
+            )  # fmt: skip
 
-    def _offer(self, generation: int, tasks: Sequence[str], weight: bytes, share: bytes) -> None:
-        self._newest = Update(generation=generation, tasks=tuple(tasks), weight=weight, share=share, assigned=())
+    def _offer(self, update: Update) -> None:
+        self._newest = update
         self._waiting = True
         self._hand_over()
 

@@ -20,10 +20,11 @@ from cosched.runtime import activation
 from cosched.runtime.accounts import Who
 from cosched.runtime.errors import BadFrame, BadModel, HostRefused
 from cosched.runtime.kv import HEAD as KV_HEAD
-from cosched.runtime.kv import KvCache, claimed, raw_bytes
-from cosched.runtime.limits import HostLimits
+from cosched.runtime.kv import KvCache, claimed, paged, raw_bytes
+from cosched.runtime.limits import HostLimits, spare_bytes
 from cosched.runtime.model import ModelSource
 from cosched.runtime.parts import LoadedLayers, Part
+from cosched.runtime.promises import Promise
 from cosched.runtime.protocol import (
     HEAD_BYTES,
     LEAST_GRANT,
@@ -37,11 +38,13 @@ from cosched.runtime.protocol import (
     Pull,
     Step,
 )
+from cosched.runtime.rows import SessionRows, run_rows
 from cosched.runtime.sampling import choose
-from cosched.runtime.sessions import HostSession, Sessions
+from cosched.runtime.sessions import HostSession, Sessions, StepUnderWay
 
-__all__ = ["HostLimits", "ModelEngine", "Stepped", "token_frame", "token_ids"]
+__all__ = ["HostLimits", "ModelEngine", "StepUnderWay", "Stepped", "token_frame", "token_ids"]
 
+NO_MEMORY = "can't allocate memory"  # how torch's CPU allocator says it
 COPIED = 4.0  # operations that a byte of KV which is copied and summed up stands for, in the sharing of the node
 
 
@@ -70,6 +73,8 @@ class ModelEngine:
         self._parts = {model.name: Part(model, dtype=dtype, device=device) for model in models}
         self.sessions = Sessions()
         self._weights: dict[str, float] = {}
+        self._promises: dict[str, Promise] = {}
+        self.step_s = 0.0  # planned length of a step; 0: none is
         self._loading = threading.Lock()
         self._steps = self._tokens = self._expired = self._evicted = 0
         self._busy_s = 0.0
@@ -104,6 +109,17 @@ class ModelEngine:
     def weight(self, session: HostSession) -> float | None:
         """Weight of a session's task in the sharing of the node; None: nobody gave it one, or another has it."""
         return self._weights.get(session.task) if session.has_weight else None
+
+    def apply_promises(self, promises: Mapping[str, Promise], step_s: float) -> None:
+        """Keep these tasks' paces from now on, in steps of this length; 0: of any. Raises BadModel."""
+        wrong = [task for task, promise in promises.items() if not 0 < promise.pace_s < float("inf")]
+        if wrong or not 0 <= step_s < float("inf"):
+            raise BadModel(f"pace of '{wrong[0]}' must be greater than 0" if wrong else f"step of {step_s} s")
+        self._promises, self.step_s = dict(promises), step_s
+
+    def promise(self, session: HostSession) -> Promise | None:
+        """What a session's task is promised; None: nothing, or another has it."""
+        return self._promises.get(session.task) if session.has_weight else None
 
     def cost(self, session: HostSession, body: Body, size: int) -> float:
         """Work of a request, in millions of operations. size: bytes of its frames."""
@@ -184,23 +200,126 @@ class ModelEngine:
         return bool(sessions)
 
     def step(self, who: Who, asked: Step, frames: Sequence[bytes], now_s: float) -> Stepped:
-        """Run a step. Raises Refused and BadFrame; the cache is then as it was before."""
+        """Run a step by itself. Raises Refused and BadFrame; the cache is then as it was before."""
+        run = self.begin(who, asked, frames, now_s)
+        (error,) = self.advance([(run, asked.tokens)])
+        (stepped,) = self.finish([run]) if error is None else (error,)
+        if isinstance(stepped, Exception):
+            raise stepped
+        return stepped
+
+    def begin(self, who: Who, asked: Step, frames: Sequence[bytes], now_s: float) -> StepUnderWay:
+        """Take in a step that is then run by `advance`, in pieces. Raises Refused and BadFrame; nothing has changed."""
         session = self.sessions.the(who, asked.session, asked.grant)
         session.used_s = now_s
         self._check_step(session, asked)
         if len(frames) != 1:
             raise BadFrame(f"a step has one frame of input, not {len(frames)}")
         began = time.perf_counter()
+        hidden = self._input(session, frames[0], asked.tokens)
+        session.coming = asked.tokens
+        return StepUnderWay(session, asked, hidden, seconds=time.perf_counter() - began)
+
+    def advance(self, pieces: Sequence[tuple[StepUnderWay, int]]) -> list[Exception | None]:
+        """Run so many further tokens of each, all in one forward; return what went wrong with each.
+
+        Who is by himself runs as `Part.run` has it, to the last bit. All are of one model.
+        """
+        began = time.perf_counter()
+        live = [piece for piece in pieces if piece[0].session.is_open]
         try:
-            stepped = self._run(session, asked, frames[0], began)
-        except BaseException:
-            session.cache.truncate(session.length)
+            found = self._forward(live) if live else {}
+        except Exception as error:  # noqa: BLE001  # of one of them, or of all: each by itself tells
+            found = {id(live[0][0]): error} if len(live) == 1 else {}
+            for run, tokens in live if len(live) > 1 else ():
+                run.back()
+                found |= self._attempt(run, tokens)
+        seconds = time.perf_counter() - began
+        self._busy_s += seconds
+        for run, tokens in live:
+            run.seconds += seconds
+            if found.get(id(run)) is None:
+                run.done += tokens
+            else:
+                run.give_up()
+        return [found.get(id(run)) if run.session.is_open else run.closed() for run, _ in pieces]
+
+    def _attempt(self, run: StepUnderWay, tokens: int) -> dict[int, Exception | None]:
+        try:
+            return self._forward([(run, tokens)])
+        except Exception as error:  # noqa: BLE001  # handed to whoever asked
+            return {id(run): error}
+
+    def _forward(self, pieces: Sequence[tuple[StepUnderWay, int]]) -> dict[int, Exception | None]:
+        """Run them and keep what came out of the last layers; id of each -> what is wrong with its rows."""
+        part = pieces[0][0].session.part
+        batch = [
+            SessionRows(run.hidden[0, run.done : run.done + n], run.session.cache, run.session.start, run.session.stop)
+            for run, n in pieces
+        ]
+        try:
+            if len(batch) > 1:
+                run_rows(part, batch)
+            else:
+                (rows,) = batch
+                rows.hidden = part.run(rows.hidden.unsqueeze(0), rows.cache, rows.start, rows.stop)[0]
+        except (torch.OutOfMemoryError, MemoryError):
+            raise HostRefused("memory", "the device's memory is full") from None
+        except RuntimeError as error:
+            if NO_MEMORY in str(error):
+                raise HostRefused("memory", "the device's memory is full") from None
             raise
+        found: dict[int, Exception | None] = {}
+        for (run, _), rows in zip(pieces, batch, strict=True):
+            if bool(torch.isfinite(rows.hidden).all()):
+                run.out.append(rows.hidden if run.session.onward is not None else rows.hidden[-1:])
+            else:
+                found[id(run)] = BadFrame("what the layers make of this input is not finite")
+        return found
+
+    def finish(self, runs: Sequence[StepUnderWay]) -> list[Stepped | Exception]:
+        """Return what each gave, where all its tokens are through. The head sees all that choose a token at once."""
+        began = time.perf_counter()
+        heads = [run for run in runs if run.session.onward is None and (run.asked.choose or run.asked.logits)]
+        logits, answers = self._logits(heads), list[Stepped | Exception]()
+        for run in runs:
+            try:
+                answers.append(self._answer(run, logits.get(id(run)), began))
+            except Exception as error:  # noqa: BLE001  # handed to whoever asked
+                run.give_up()
+                answers.append(error)
+        self._busy_s += time.perf_counter() - began
+        return answers
+
+    def _logits(self, runs: Sequence[StepUnderWay]) -> dict[int, torch.Tensor | Exception]:
+        """(vocab,) of each one's last token, by its id; or what went wrong with it."""
+        if not runs:
+            return {}
+        rows = [run.out[-1][-1:] for run in runs]
+        last = torch.cat(rows) if len(rows) > 1 else rows[0]  # who is alone keeps his place in memory
+        try:
+            found = runs[0].session.part.logits(last.unsqueeze(0))[0]
+        except Exception as error:  # noqa: BLE001  # of one of them, or of all: each by itself tells
+            if len(runs) == 1:
+                return {id(runs[0]): error}
+            return {key: one for run in runs for key, one in self._logits([run]).items()}
+        return {id(run): row for run, row in zip(runs, found, strict=True)}
+
+    def _answer(self, run: StepUnderWay, logits: torch.Tensor | Exception | None, began: float) -> Stepped:
+        if isinstance(logits, Exception):
+            raise logits
+        session, asked, token, out = run.session, run.asked, -1, tuple[bytes, ...]()
+        if session.onward is not None:
+            hidden = run.out[0] if len(run.out) == 1 else torch.cat(run.out)
+            out = (activation.encode(hidden.unsqueeze(0), session.onward.precision_bits),)
+        elif logits is not None:
+            token = choose(logits, session.sampling, session.length + asked.tokens) if asked.choose else -1
+            out = (raw_bytes(logits.float()),) if asked.logits else ()
         session.length += asked.tokens
+        session.coming = 0
         self._steps += 1
         self._tokens += asked.tokens
-        self._busy_s += stepped.seconds
-        return stepped
+        return Stepped(session.onward, out, token, run.seconds + time.perf_counter() - began)
 
     def _check_step(self, session: HostSession, asked: Step) -> None:
         self.check_tokens(asked)
@@ -214,31 +333,13 @@ class ModelEngine:
             )
         if length + asked.tokens > most_tokens(session.part):
             raise HostRefused("too_long", f"session '{name}': the model has {most_tokens(session.part)} positions")
-        self._afford(session, asked.tokens * session.bytes_per_token)
+        self._afford(session, length + asked.tokens)
 
     def check_tokens(self, asked: Step) -> None:
         """Raise Refused where a step is too long for one turn."""
         if asked.tokens > self.limits.step_tokens:
             text = f"{asked.tokens} tokens in one step; at most {self.limits.step_tokens}: send them in chunks"
             raise HostRefused("too_long", text)
-
-    def _run(self, session: HostSession, asked: Step, frame: bytes, began: float) -> Stepped:
-        hidden = self._input(session, frame, asked.tokens)
-        try:
-            hidden = session.part.run(hidden, session.cache, session.start, session.stop)
-        except torch.OutOfMemoryError:
-            raise HostRefused("memory", f"session '{asked.session}': the device's memory is full") from None
-        if not bool(torch.isfinite(hidden).all()):
-            raise BadFrame("what the layers make of this input is not finite")
-        if session.onward is not None:
-            out: tuple[bytes, ...] = (activation.encode(hidden, session.onward.precision_bits),)
-            return Stepped(session.onward, out, -1, time.perf_counter() - began)
-        token, out = -1, ()
-        if asked.choose or asked.logits:
-            logits = session.part.logits(hidden[:, -1:])[0, -1]
-            token = choose(logits, session.sampling, session.length + asked.tokens) if asked.choose else -1
-            out = (raw_bytes(logits.float()),) if asked.logits else ()
-        return Stepped(None, out, token, time.perf_counter() - began)
 
     def _input(self, session: HostSession, frame: bytes, tokens: int) -> torch.Tensor:
         part = session.part
@@ -291,12 +392,13 @@ class ModelEngine:
         self._within(source, asked.start, asked.stop)
         if session.part is not source.part:
             raise HostRefused("unknown_model", f"session '{asked.source}' is of another model")
-        tokens = {source.cache.tokens(layer) for layer in range(asked.start, asked.stop)}
+        # of a step of it that is half done nothing is taken over
+        tokens = {min(source.length, source.cache.tokens(layer)) for layer in range(asked.start, asked.stop)}
         if len(tokens) != 1:
             raise BadFrame("KV of layers that have seen different numbers of tokens")
         self._may_have(session, *tokens)
         session.used_s = source.used_s = now_s
-        session.cache.adopt(source.cache, range(asked.start, asked.stop))
+        session.cache.adopt(source.cache, range(asked.start, asked.stop), source.length)
         session.length = session.cache.length
 
     def _may_have(self, session: HostSession, tokens: int) -> None:
@@ -305,20 +407,27 @@ class ModelEngine:
             raise BadFrame(f"KV of {tokens} tokens beside layers that have {session.length}")
         if tokens > most_tokens(session.part):
             raise HostRefused("too_long", f"KV of {tokens} tokens: the model has {most_tokens(session.part)} positions")
-        self._afford(session, (tokens - session.length) * session.bytes_per_token)
+        self._afford(session, tokens)
 
     def _within(self, session: HostSession, start: int, stop: int) -> None:
         if not session.start <= start < stop <= session.stop:
             raise HostRefused("bad_route", f"layers [{start}, {stop}) are not within [{session.start}, {session.stop})")
 
-    def _afford(self, session: HostSession, more_bytes: int) -> None:
+    def _afford(self, session: HostSession, tokens: int) -> None:
+        """Raise Refused where a session cannot have the KV cache of so many tokens, in whole pages."""
         used, own = self.sessions.kv_bytes(session.owner)
-        all_most, own_most = self.limits.kv_bytes, self.limits.kv_bytes_each
-        if own + more_bytes > own_most:
-            raise HostRefused("memory", f"KV caches hold {own} of {own_most} bytes of yours; {more_bytes} more are not")
-        lacking = used + more_bytes - all_most
+        limits, more_bytes = self.limits, paged(tokens) * session.bytes_per_token - session.kv_bytes
+        if more_bytes <= 0:
+            return
+        if own + more_bytes > limits.kv_bytes_each:
+            each = limits.kv_bytes_each
+            raise HostRefused("memory", f"KV caches hold {own} of {each} bytes of yours; {more_bytes} more are not")
+        lacking = used + more_bytes - limits.kv_bytes
         if lacking > 0 and not self._evict(self.sessions.rooms(session.owner, more_bytes, lacking)):
-            raise HostRefused("memory", f"KV caches hold {used} of {all_most} bytes; {more_bytes} more are not")
+            text = f"KV caches hold {used} of {limits.kv_bytes} bytes; {more_bytes} more are not"
+            raise HostRefused("memory", text)
+        if session.part.device.type == "cpu" and spare_bytes() < limits.spare_bytes + more_bytes:
+            raise HostRefused("memory", f"this machine has less than {limits.spare_bytes} bytes of memory to spare")
 
     def _part(self, model: str) -> Part:
         if model not in self._parts:

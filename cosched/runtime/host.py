@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import msgspec
 import torch
@@ -23,14 +23,15 @@ import torch
 from cosched.api.access import OPERATOR, Access
 from cosched.errors import BadInput, CoschedError
 from cosched.runtime.accounts import Account, Accounts, Who
-from cosched.runtime.engine import ModelEngine, check_key
+from cosched.runtime.assembly import StepAssembly, WaitingRequest
+from cosched.runtime.engine import ModelEngine, Stepped, StepUnderWay, check_key
 from cosched.runtime.errors import BadFrame, HostLost, HostRefused
-from cosched.runtime.fair import FairTurns
 from cosched.runtime.limits import HostLimits
 from cosched.runtime.model import ModelSource
 from cosched.runtime.news import News
 from cosched.runtime.parts import LoadedLayers
 from cosched.runtime.peers import Peers, Then
+from cosched.runtime.promises import Promise
 from cosched.runtime.protocol import (
     TEXT,
     Body,
@@ -66,18 +67,6 @@ class HostGuard(Guard, Protocol):
     access: Access
 
 
-class _Waiting(NamedTuple):
-    """A request that waits for its turn. `payer`: whose turn it is, the owner of the session that it is about."""
-
-    route: bytes
-    number: int
-    who: Who
-    body: Body
-    frames: list[bytes]
-    payer: Account
-    size: int
-
-
 class LayerHost:
     """Parts of models, served. `models`: those that layers may be loaded of; `keys`: CURVE, for tcp beyond loopback.
 
@@ -103,7 +92,7 @@ class LayerHost:
         self._bind, self._keys, self._guard, self._patience_s = list(bind), keys, guard, patience_s
         self.accounts = Accounts(self.engine.limits, self.engine.sessions.count)
         self.news = News()
-        self._queue: FairTurns[_Waiting] = FairTurns()
+        self._queue = StepAssembly(self.engine)
         self._unread: deque[tuple[Account, Sent]] = deque()
         self._refused = self._failed = self._unsent = self._failed_turns = 0
         self._stopping = threading.Event()
@@ -158,6 +147,10 @@ class LayerHost:
         """Share the node among tasks by weight; tasks not named have 1. Raises BadModel for a weight that is none."""
         self.engine.apply_weights(weights)
 
+    def apply_promises(self, promises: Mapping[str, Promise], step_s: float = 0.0) -> None:
+        """Keep these tasks' paces, in steps of this length (0: of any). Raises BadModel for a pace that is none."""
+        self.engine.apply_promises(promises, step_s)
+
     def report(self, who: Who | None = None) -> HostReport:
         """Say what is held and what was done. who: for whose eyes; None: all sessions, and refusals of everybody."""
         account = None if who is None else self.accounts.known(who)
@@ -181,11 +174,15 @@ class LayerHost:
         sockets: list[ServedCall | Guard] = [self._served, *([self._guard] if self._guard else [])]
         try:
             while not self._stopping.is_set():
-                wait_for([*sockets, *self._peers.callers], 0.0 if len(self._queue) else IDLE_S)
+                wait_for([*sockets, *self._peers.callers], self._idle_s(time.monotonic()))
                 self._turn(time.monotonic())
         finally:  # whoever waits for an answer sees the connection close
             self._peers.close()
             self._served.close(linger_ms=100)
+
+    def _idle_s(self, now_s: float) -> float:
+        """How long to sleep unless something comes."""
+        return min(IDLE_S, self._queue.wait_s(now_s)) if len(self._queue) else IDLE_S
 
     def _turn(self, now_s: float) -> None:
         """Do a little of everything; a part that fails keeps none of the others from its turn."""
@@ -194,8 +191,8 @@ class LayerHost:
         self._attempt(lambda: self._clean_up(now_s))
         is_well = self._attempt(lambda: self._take_in(now_s))
         self._attempt(lambda: self._peers.turn(now_s))
-        if len(self._queue):
-            self._attempt(lambda: self._serve_one(self._queue.pop(), now_s))
+        if len(self._queue) and not self._queue.wait_s(time.monotonic()) > 0:
+            self._attempt(lambda: self._serve_next(now_s))
         self._failed_turns = 0 if is_well else self._failed_turns + 1
         if self._failed_turns >= HOPELESS:
             raise HostLost(f"{self.name}: nothing can be received any more")
@@ -286,7 +283,7 @@ class LayerHost:
             case _:
                 size = sum(map(len, frames))
                 self._check(who, body, frames, payer)
-                self._enqueue(_Waiting(call.route, request.id, who, body, frames, payer, size), session)
+                self._enqueue(WaitingRequest(call.route, request.id, who, body, frames, payer, size), session, now_s)
         return False
 
     def _about(self, who: Who, body: Body) -> HostSession | None:
@@ -317,35 +314,94 @@ class LayerHost:
                 self.engine.sessions.the(who, body.session)
                 check_key(body.server_key)
 
-    def _enqueue(self, item: _Waiting, session: HostSession | None) -> None:
-        flow, name, weight, cost = (item.who, ""), "", None, 1.0
+    def _enqueue(self, item: WaitingRequest, session: HostSession | None, now_s: float) -> None:
+        weight, cost, item.flow = None, 1.0, (item.who, "")
         if session is not None:
-            name, weight, cost = (
-                session.name,
-                self.engine.weight(session),
-                self.engine.cost(session, item.body, item.size),
-            )
-            flow = (session.owner, "" if weight is None else session.task)
-            if session.flow is not None and self._queue.waiting(session.flow, name):
-                flow = session.flow  # in the order in which they came, whatever its weight has become
-            session.flow = flow
-        if self._queue.waiting(flow, name) >= self.engine.limits.waiting:
-            raise HostRefused("busy", f"{self.engine.limits.waiting} requests of session '{name}' wait already")
+            weight, cost = self.engine.weight(session), self.engine.cost(session, item.body, item.size)
+            item.name, item.flow = session.name, (session.owner, "" if weight is None else session.task)
+            item.session = session if isinstance(item.body, Step) else None
+            if session.flow is not None and self._queue.waiting(session.flow, item.name):
+                item.flow = session.flow  # in the order in which they came, whatever its weight has become
+            session.flow = item.flow
+        waits = session.waits if session is not None else self._queue.waiting(item.flow, "")
+        if waits >= self.engine.limits.waiting:
+            raise HostRefused("busy", f"{waits} requests of session '{item.name}' wait already")
         self.accounts.begin(item.payer, item.size)
-        self._queue.push(flow, name, item, cost, 1.0 if weight is None else weight)
+        self._queue.push(item, cost, 1.0 if weight is None else weight, now_s)
+        item.about = session
+        if session is not None:
+            session.waits += 1
 
-    def _serve_one(self, item: _Waiting, now_s: float) -> None:
+    def _serve_next(self, now_s: float) -> None:
+        """Run the next step, or whatever else has its turn."""
+        step, began_s = self._queue.next(now_s), time.monotonic()
+        item, tokens = step[0]
+        if len(step) == 1 and item.run is None and not (isinstance(item.body, Step) and tokens < item.body.tokens):
+            self._serve_one(item, now_s)
+        else:
+            self._serve_several(step, now_s)
+        self._queue.ran(step, time.monotonic() - began_s)
+
+    def _serve_one(self, item: WaitingRequest, now_s: float) -> None:
         self.accounts.taken(item.payer, item.size)
-        if not self._guarded(item.route, item.number, item.payer, lambda: self._carry_out(item, now_s)):
-            self.accounts.ended(item.payer)
+        self._end(item, lambda: self._carry_out(item, now_s))
 
-    def _carry_out(self, item: _Waiting, now_s: float) -> bool:
+    def _serve_several(self, step: Sequence[tuple[WaitingRequest, int]], now_s: float) -> None:
+        """Run pieces of steps as one; who is refused or fails leaves the others as they are."""
+        live: list[tuple[WaitingRequest, StepUnderWay, int]] = []
+        for item, tokens in step:
+            if item.run is None:
+                self.accounts.taken(item.payer, item.size)
+                self._begin(item, now_s)
+            if item.run is not None:
+                live.append((item, item.run, tokens))
+        if not live:
+            return
+        errors = self.engine.advance([(run, tokens) for _, run, tokens in live])
+        done: list[tuple[WaitingRequest, StepUnderWay]] = []
+        for (item, run, _), error in zip(live, errors, strict=True):
+            if error is not None:
+                self._queue.drop(item)
+                self._end(item, lambda item=item, error=error: self._told(item, error, now_s))  # type: ignore[misc]
+            elif run.done == run.asked.tokens:
+                done.append((item, run))
+        found = self.engine.finish([run for _, run in done])
+        for (item, _), stepped in zip(done, found, strict=True):
+            self._end(item, lambda item=item, stepped=stepped: self._told(item, stepped, now_s))  # type: ignore[misc]
+
+    def _begin(self, item: WaitingRequest, now_s: float) -> None:
+        """Take a step in; where it is refused, that is its answer."""
+        assert isinstance(item.body, Step)  # noqa: S101  # nothing else comes in pieces
+        try:
+            item.run = self.engine.begin(item.who, item.body, item.frames, now_s)
+        except Exception as error:  # noqa: BLE001  # answered by its code, or as a defect
+            refused = error
+            self._queue.drop(item)
+            self._end(item, lambda: self._told(item, refused, now_s))
+        item.frames = []
+
+    def _end(self, item: WaitingRequest, work: Callable[[], bool]) -> None:
+        """Answer a request, by `work`; True of it: another host is asked before it has ended."""
+        if not self._guarded(item.route, item.number, item.payer, work):
+            self.accounts.ended(item.payer)
+        if item.about is not None:
+            item.about.waits -= 1
+            item.about.answered_s = time.monotonic()
+
+    def _told(self, item: WaitingRequest, stepped: Stepped | Exception, now_s: float) -> bool:
+        """Answer a step with what it gave, or hand it on. Raises what went wrong with it."""
+        if isinstance(stepped, Exception):
+            raise stepped
+        assert isinstance(item.body, Step)  # noqa: S101
+        return self._hand_on(item, item.body, stepped, now_s)
+
+    def _carry_out(self, item: WaitingRequest, now_s: float) -> bool:
         """Do it; True: another host is asked, and its answer will be this one's."""
         engine, body, tensors = self.engine, item.body, list[bytes]()
         answer = HostAnswer(id=item.number)
         match body:
             case Step():
-                return self._step(item, body, now_s)
+                return self._hand_on(item, body, engine.step(item.who, body, item.frames, now_s), now_s)
             case Pull() if body.endpoint:
                 return self._pull(item, body, now_s)
             case Pull():
@@ -360,8 +416,8 @@ class LayerHost:
         self._answer(item.route, answer, item.payer, tensors)
         return False
 
-    def _step(self, item: _Waiting, asked: Step, now_s: float) -> bool:
-        stepped = self.engine.step(item.who, asked, item.frames, now_s)
+    def _hand_on(self, item: WaitingRequest, asked: Step, stepped: Stepped, now_s: float) -> bool:
+        """Answer, or ask the next host of the route; True: that one's answer will be this one's."""
         number, node_s, onward = item.number, stepped.seconds, stepped.onward
         if onward is None:
             answer = HostAnswer(id=number, token=stepped.token, node_s=node_s)
@@ -381,7 +437,7 @@ class LayerHost:
         self._ask(item, onward.endpoint, onward.server_key, body, stepped.frames, relay, now_s)
         return True
 
-    def _pull(self, item: _Waiting, body: Pull, now_s: float) -> bool:
+    def _pull(self, item: WaitingRequest, body: Pull, now_s: float) -> bool:
         """Fetch KV from another host, and answer when it is in."""
         number, who, route, payer = item.number, item.who, item.route, item.payer
 
@@ -397,7 +453,7 @@ class LayerHost:
         return True
 
     def _ask(
-        self, item: _Waiting, endpoint: str, key: str, body: Body, tensors: Sequence[bytes],
+        self, item: WaitingRequest, endpoint: str, key: str, body: Body, tensors: Sequence[bytes],
         then: Callable[[HostAnswer, list[bytes]], bool], now_s: float,
     ) -> None:  # fmt: skip
         """Ask another host for the sake of `item`, which has ended when `then` is called with its answer."""

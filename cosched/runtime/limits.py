@@ -6,7 +6,9 @@ An identity is the name that its CURVE key goes by, or a connection where it is 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
@@ -20,6 +22,7 @@ class HostLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sessions_each: int = 64
     kv_bytes: int = 8 << 30  # of all sessions
     kv_bytes_each: int = 4 << 30
+    spare_bytes: int = 256 << 20  # of the machine's memory that KV caches leave to others, whatever they may have
     frame_bytes: int = 256 << 20  # of one frame, less where no model needs that; longer ones close their connection
     waiting_bytes: int = 1 << 30  # of frames of requests that wait for their turn
     waiting_bytes_each: int = 256 << 20
@@ -29,6 +32,8 @@ class HostLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     requests_each: int = 1_024  # that wait, or are under way at other hosts
     requests_per_s: float = 2_000.0  # of one identity; a burst of one second's worth is let through
     step_tokens: int = 512  # of one step: whoever asks for more waits for turns between
+    batch: int = 16  # sessions in one step; 1: each by itself, to the last bit as if it were alone
+    chunk_tokens: int = 64  # of prefills in a step while others decode, where no length of a step is planned
     idle_s: float = 600.0  # a session that nobody uses for so long is closed
     hosts: int = 64  # other hosts connected to at a time
     hosts_each: int = 8  # ... for the sake of one identity
@@ -55,3 +60,25 @@ def limits_of(items: Iterable[str]) -> HostLimits:
         return msgspec.convert(told, HostLimits, strict=False)
     except msgspec.ValidationError as error:
         raise BadInput(f"limits: {error}") from None
+
+
+def spare_bytes() -> float:
+    """Bytes of memory that this machine has left, and this group of processes in it; infinite where Linux does not say.
+
+    proc_meminfo(5): MemAvailable counts what caches hold and would give; cgroups v2: memory.max, memory.current.
+    """
+    found = math.inf
+    try:
+        found = 1024.0 * _field(Path("/proc/meminfo"), b"MemAvailable:")
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_bytes().strip()
+        if limit.isdigit():
+            used = float((group / "memory.current").read_bytes()) - _field(group / "memory.stat", b"inactive_file")
+            found = min(found, float(limit) - used)
+    except (OSError, ValueError, StopIteration):
+        return found
+    return found
+
+
+def _field(path: Path, name: bytes) -> float:
+    return float(next(line.split()[1] for line in path.read_bytes().splitlines() if line.startswith(name)))

@@ -134,18 +134,31 @@ class Part:
         ids = torch.tensor([list(tokens)], device=self.device)
         return torch.nn.functional.embedding(ids, self._ends[EMBEDDING])
 
-    def run(self, hidden: torch.Tensor, cache: KvCache, start: int, stop: int) -> torch.Tensor:
-        """Run (1, n, hidden) through layers [start, stop), appending to `cache`. Raises BadModel: one is not here."""
+    def need(self, start: int, stop: int) -> None:
+        """Raise BadModel where layers [start, stop) are not all here."""
         if not self.holds(start, stop):
             lacking = next(layer for layer in range(start, stop) if layer not in self._layers)
             raise BadModel(f"{self.source.name}: layer {lacking} is not loaded here")
+
+    def layer(self, index: int) -> Any:  # noqa: ANN401  # a class of transformers
+        """Return a layer that is here."""
+        return self._layers[index]
+
+    def rotary(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (1, n, head_dim) of the rotary embedding at positions (1, n), in the dtype of `like`."""
+        cos, sin = self._rotary(like, position_ids=positions)
+        return cos, sin
+
+    def run(self, hidden: torch.Tensor, cache: KvCache, start: int, stop: int) -> torch.Tensor:
+        """Run (1, n, hidden) through layers [start, stop), appending to `cache`. Raises BadModel: one is not here."""
+        self.need(start, stop)
         with torch.inference_mode():
             config, past = self.source.config, cache.length
             positions = torch.arange(past, past + hidden.shape[1], device=self.device).unsqueeze(0)
             mask = create_causal_mask(
                 config=config, inputs_embeds=hidden, attention_mask=None, past_key_values=cache, position_ids=positions
             )
-            rotary = self._rotary(hidden, position_ids=positions)
+            rotary = self.rotary(hidden, positions)
             for index in range(start, stop):
                 hidden = self._layers[index](
                     hidden, attention_mask=mask, position_embeddings=rotary, position_ids=positions,

@@ -7,16 +7,19 @@ and handed to that host.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from cosched.runtime.accounts import Who
 from cosched.runtime.errors import HostRefused
-from cosched.runtime.kv import KvCache
+from cosched.runtime.kv import KvCache, paged
 from cosched.runtime.parts import Part
-from cosched.runtime.protocol import Onward
+from cosched.runtime.protocol import Onward, Step
 from cosched.runtime.sampling import Sampling
 
 
@@ -38,16 +41,48 @@ class HostSession:
     length: int = 0  # tokens in the cache
     used_s: float = 0.0  # when it was last used
     flow: tuple[Who, str] | None = None  # that its requests waited in the last time
+    coming: int = 0  # tokens that a step under way brings
+    waits: int = 0  # requests of it that wait, or are under way
+    due_s: float = -math.inf  # when its latest token was due, where it is promised a pace
+    decoded_s: float = -math.inf  # when it was last in a step with one token
+    answered_s: float = -math.inf  # ... and that was answered
+    away_s: float = math.inf  # from an answer to its next step, on average
+    is_open: bool = True
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of its cache."""
-        return self.length * self.bytes_per_token
+        """Bytes of its cache, in whole pages, with what a step under way needs."""
+        return paged(self.length + self.coming) * self.bytes_per_token
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one more token adds."""
         return (self.stop - self.start) * self.part.kv_layout.bytes_per_token
+
+
+@dataclass(slots=True, eq=False)
+class StepUnderWay:
+    """A step that is taken in. hidden: (1, tokens, hidden) into the session's first layer, `done` tokens of it run."""
+
+    session: HostSession
+    asked: Step
+    hidden: torch.Tensor
+    done: int = 0
+    out: list[torch.Tensor] = field(default_factory=list)  # (n, hidden) of each piece; its last row where none go on
+    seconds: float = 0.0
+
+    def back(self) -> None:
+        """Cut the cache back to what it was before the piece that went wrong."""
+        self.session.cache.truncate(self.session.length + self.done)
+
+    def give_up(self) -> None:
+        """It is not finished: its session is as it was before."""
+        self.session.cache.truncate(self.session.length)
+        self.session.coming = 0
+
+    def closed(self) -> HostRefused:
+        """Why it ends where its session is open no more."""
+        return HostRefused("unknown_session", f"session '{self.session.name}' was closed while its step was under way")
 
 
 class Sessions:
@@ -97,6 +132,7 @@ class Sessions:
         """Let one go."""
         with self.lock:
             self._open.pop((session.owner, session.name), None)
+        session.is_open = False
         if session.grant:
             self._granted.pop(session.grant, None)
 

@@ -16,7 +16,8 @@ from two_nodes import NODES, ONE, TWO, WORK, nodes_of, offer, serving
 
 from cosched.api.messages import RayNode
 from cosched.cluster import capacity
-from cosched.cluster.messages import NodeNews
+from cosched.cluster.dispatcher import Dispatcher
+from cosched.cluster.messages import NodeNews, Update
 from cosched.config.settings import load
 from cosched.core.core import Core
 from cosched.core.events import Offered, Shrunk, Tick
@@ -62,6 +63,31 @@ def test_what_the_link_remembers_does_not_grow(tmp_path: Path):
         assert set(found._fresh) == set(found._known) == {f"t{i}"}
     found.nothing(9)
     assert not found._fresh
+
+
+def test_a_plans_paces_promises_and_steps_come_to_its_nodes(tmp_path: Path):
+    """From the plan by the daemon's link to what the dispatcher orders of each node."""
+    found = link(tmp_path)
+    core, plan = serving(n=3)
+    found.plan(plan, core.state.tasks)
+    assert found._newest is not None
+    begin = found._begin()
+    dispatcher = Dispatcher(begin, lambda _: None)
+    for update in (
+        msgspec.structs.replace(found._newest, assigned=tuple(found._fresh.values())),
+        (found.nothing(plan.generation + 1), found._newest)[1],
+    ):
+        dispatcher.update(msgspec.msgpack.decode(msgspec.msgpack.encode(update), type=Update))
+        for i, node in enumerate(dispatcher._nodes):
+            order = node.follower.order(1, "me")
+            assert order is not None
+            rows = [row for row, at in enumerate(plan.node) if at == i] if update.tasks else []
+            step_s = float(plan.step_s[i]) if update.tasks and np.isfinite(plan.step_s[i]) else 0.0
+            assert order.step_s == step_s
+            told = {s.task: (s.pace_s, s.priority) for s in order.hold}
+            assert told == {plan.tasks[row]: (plan.pace_s[row], int(plan.promised[row])) for row in rows}
+        if update.tasks:
+            assert any(node.follower.step_s > 0 for node in dispatcher._nodes)
 
 
 # --- what is made of reports ----------------------------------------------------------------------------------------

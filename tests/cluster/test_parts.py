@@ -65,6 +65,9 @@ def test_an_order_of_another_version_is_refused():
         (b"\xdf\xff\xff\xff\xff", "truncated"),
         (order(1, 1, hold=(Session("t", "p", 1, 8, float("nan"), 0.1),)), "hold"),
         (order(1, 1, hold=(Session("t", "p", 1, 8, 0.1, float("inf")),)), "hold"),
+        (order(1, 1, hold=(Session("t", "p", 1, 8, 0.1, 0.1, -1.0),)), "hold"),
+        (order(1, 1, hold=(Session("t", "p", 1, 8, 0.1, 0.1, 0.1, 1000),)), "hold"),
+        (order(1, 1, step_s=float("nan")), "step_s"),
         (order(1, 1, load=(LayersOrder("m", 0, 2**60),)), "load"),
         (order(1, 1, load=(LayersOrder("m", -1, 2),)), "load"),
         (order(1, 1, unload=(LayersOrder("m", 3, 3),)), r"layers \[3, 3\) of 'm'"),
@@ -87,6 +90,26 @@ def test_epochs_grow_with_every_claim_and_a_lost_one_does_not_come_back():
 
 
 # --- what is sent, and what is held against it ----------------------------------------------------------------------
+
+
+def test_pace_and_steps_come_with_orders_and_older_ones_have_none():
+    """A daemon or a node of before knows neither: what is not said is 0."""
+    follower = NodeFollower(PATIENCE, RETRIES)
+    follower.plan(1, {"a": Session("a", "p", 4, 8, 1.0, 1.0, 0.05, 1)}, 0.02)
+    first = follower.order(1, "me")
+    assert first is not None
+    told = order_of(msgspec.msgpack.encode(first))
+    assert (told.hold[0].pace_s, told.hold[0].priority, told.step_s) == (0.05, 1, 0.02)
+    follower.plan(2, follower.wanted, 0.03)
+    second = follower.order(1, "me")
+    assert second is not None
+    assert (second.hold, second.step_s) == ((), 0.03)
+    assert follower.order(1, "me") is None
+    old = msgspec.to_builtins(order(1, 1, hold=(Session("t", "p", 1, 8, 0.1, 0.1),)))
+    old["hold"] = [old["hold"][0][:6]]
+    del old["step_s"]
+    told = order_of(msgspec.msgpack.encode(old))
+    assert (told.hold[0].pace_s, told.hold[0].priority, told.step_s) == (0.0, 0, 0.0)
 
 
 def test_the_first_order_says_everything_and_the_next_ones_what_changed():

@@ -9,6 +9,6 @@ from cosched.cluster.messages import Session
 
 
 class Forgetful(Ledger):
-    def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str]) -> None:
+    def hold(self, *, whole: bool, sessions: Sequence[Session], end: Sequence[str], step_s: float = 0.0) -> None:
         kept = [s for s in sessions if not (self.node == "edge1" and s.task.startswith("lost"))]
-        super().hold(whole=whole, sessions=kept, end=end)
+        super().hold(whole=whole, sessions=kept, end=end, step_s=step_s)

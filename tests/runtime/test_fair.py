@@ -67,7 +67,7 @@ def test_what_has_ended_is_forgotten() -> None:
         turns.pop()
     assert queue.remembered <= REMEMBERED
     assert turns.remembered <= REMEMBERED
-    assert not queue._waiting
+    assert not queue._lines
     assert not turns._flows
 
 

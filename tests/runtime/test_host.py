@@ -29,7 +29,7 @@ from telemetry.bus import Curve
 from telemetry.calls import Caller, wait_for
 
 L = cases.LAYERS
-TIGHT = HostLimits(sessions=2, kv_bytes=20_000, waiting=4, frame_bytes=100_000)
+TIGHT = HostLimits(sessions=2, kv_bytes=24_000, waiting=4, frame_bytes=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_limits_hold_and_leave_what_was(source: ModelSource, link: Link) -> None
     assert refusal(link, opened(source)) == "conflict"
     link.ask(opened(source, session="s2"))
     assert refusal(link, opened(source, session="s3")) == "full"
-    tokens = 20_000 // (L * 4 * 2 * 2 * 8) + 1  # one more than the KV memory holds
+    tokens = 24_000 // (L * 4 * 2 * 2 * 8) + 1  # one more than the KV memory holds
     asked = Step(session="s", position=0, tokens=tokens)
     assert refusal(link, asked, (token_frame([1] * tokens),)) == "memory"
     answer, _ = link.ask(Step(session="s", position=0, tokens=2, choose=True), (token_frame([1, 2]),))
@@ -216,7 +216,7 @@ def opened_pull(link: Link, source: ModelSource, endpoint: str) -> Pull:
 
 def test_weights_share_a_host_that_is_always_busy(source: ModelSource) -> None:
     """Two sessions keep steps waiting: their tokens come as their weights say, and together they use it all."""
-    with cases.host_threads(source, 1) as (host,):
+    with cases.host_threads(source, 1, HostLimits(batch=1)) as (host,):
         host.apply_weights({"heavy": 3.0, "light": 1.0})
         links, order = Links(), []
         chains = {}

@@ -81,3 +81,23 @@ def test_what_is_shared_is_not_changed_by_the_other() -> None:
         other.export(0)
     with pytest.raises(BadFrame, match="layer 0"):
         KvCache().adopt(other, [0])
+
+
+def test_two_caches_that_share_a_layer_write_into_neithers_tokens() -> None:
+    """Whoever appends first has the copy, even behind a cut; pages that nothing is left in are given back."""
+    one, other = KvCache(), KvCache()
+    for n in range(20):
+        one.append(torch.full((1, 2, 1, 8), float(n)), torch.full((1, 2, 1, 8), float(n)), 3)
+    assert one.n_bytes == 2 * 2 * 32 * 8 * 4
+    other.adopt(one, [3], 18)
+    frame = other.export(3)
+    one.truncate(17)
+    for _ in range(9):
+        one.append(torch.full((1, 2, 1, 8), -1.0), torch.full((1, 2, 1, 8), -1.0), 3)
+    assert other.export(3) == frame
+    before = one.export(3)
+    other.append(torch.full((1, 2, 1, 8), -2.0), torch.full((1, 2, 1, 8), -2.0), 3)
+    assert (one.export(3), other.tokens(3)) == (before, 19)
+    one.truncate(3)
+    assert one.n_bytes <= 2 * 2 * 16 * 8 * 4
+    assert one.tokens(3) == 3

@@ -20,11 +20,12 @@ from hostile_frames import Attacker, asked, generates, opened, refusal
 from cosched.api.access import Access, Identity
 from cosched.api.zap import Authenticator, new_pair
 from cosched.runtime.accounts import REMEMBERED, Accounts, Who
+from cosched.runtime.assembly import WaitingRequest
 from cosched.runtime.chain import Hop, Links, Route
 from cosched.runtime.engine import HostLimits, token_frame
 from cosched.runtime.errors import BadFrame, HostLost, HostRefused
 from cosched.runtime.generation import Generation
-from cosched.runtime.host import LayerHost, _Waiting
+from cosched.runtime.host import LayerHost
 from cosched.runtime.kv import KvCache
 from cosched.runtime.link import Link
 from cosched.runtime.model import ModelSource
@@ -151,7 +152,7 @@ def test_with_keys_sessions_are_the_keys(source: ModelSource) -> None:
 
 def test_one_connection_cannot_have_all_sessions_or_all_memory(source: ModelSource) -> None:
     per_token = L * 2 * 2 * 8 * 4
-    limits = HostLimits(sessions=6, sessions_each=4, kv_bytes=300 * per_token, kv_bytes_each=200 * per_token)
+    limits = HostLimits(sessions=6, sessions_each=4, kv_bytes=320 * per_token, kv_bytes_each=208 * per_token)
     with cases.host_threads(source, 1, limits) as (host,):
         greedy, modest = Link(host.endpoint), Link(host.endpoint)
         for i in range(4):
@@ -160,13 +161,13 @@ def test_one_connection_cannot_have_all_sessions_or_all_memory(source: ModelSour
         greedy.ask(Step(session="g0", position=0, tokens=200), (token_frame([1] * 200),))
         assert refusal(greedy, Step(session="g1", position=0, tokens=1), (token_frame([1]),)) == "memory"
         modest.ask(opened(source))
-        modest.ask(Step(session="s", position=0, tokens=100), (token_frame([1] * 100),))
+        modest.ask(Step(session="s", position=0, tokens=112), (token_frame([1] * 112),))
         modest.ask(opened(source, session="s2"))
         assert host.report().evicted == 0
         modest.ask(opened(source, session="s3"))  # six are open, but who has less than another may have one of his
         assert refusal(modest, opened(source, session="s4")) == "full"
         assert sorted(host.report().sessions) == ["g0", "g1", "g3", "s", "s2", "s3"]
-        modest.ask(Step(session="s", position=100, tokens=1), (token_frame([1]),))  # and so with memory
+        modest.ask(Step(session="s", position=112, tokens=1), (token_frame([1]),))  # and so with memory
         assert refusal(greedy, Step(session="g0", position=200, tokens=1), (token_frame([1]),)) == "unknown_session"
         greedy.ask(Step(session="g1", position=0, tokens=150), (token_frame([1] * 150),))
         assert refusal(greedy, Step(session="g3", position=0, tokens=50), (token_frame([1] * 50),)) == "memory"
@@ -220,14 +221,14 @@ def test_names_from_outside_leave_nothing_behind(source: ModelSource) -> None:
             message = attacker.ask(Step(session=f"nobody{i}", position=0, tokens=1), token_frame([1]))
             assert [a.error for a in asked(caller, message, 20)] == ["unknown_session"]
         caller.close()
-        assert host._queue.remembered == 0
+        assert host._queue._queue.remembered == 0
         assert len(host.accounts) == 1
         assert len(host.news.take()) <= 2
 
 
 def test_a_huge_prefill_of_one_does_not_keep_anothers_tokens_waiting(source: ModelSource) -> None:
     """Eight sessions of one identity with all the prefill that it may queue, and one that decodes: turn about."""
-    with cases.host_threads(source, 1) as (host,):
+    with cases.host_threads(source, 1, HostLimits(batch=1)) as (host,):
         host.apply_weights({"other": 1.0})
         greedy, modest, order, go = Link(host.endpoint), Link(host.endpoint), [], threading.Event()
         modest.ask(opened(source, session="decode"))
@@ -276,8 +277,9 @@ def test_a_weight_that_comes_or_goes_meanwhile_does_not_turn_a_sessions_steps_ro
     for i in range(12):
         host.apply_weights({"t": 0.01} if i // 3 % 2 else {})
         step = Step(session="s", position=i, tokens=1)
-        host._enqueue(_Waiting(b"", i, who, step, [token_frame([1])], host.accounts.of(who, 0.0), 4), session)
-    assert [host._queue.pop().number for _ in range(12)] == list(range(12))
+        request = WaitingRequest(b"", i, who, step, [token_frame([1])], host.accounts.of(who, 0.0), 4)
+        host._enqueue(request, session, 0.0)
+    assert [host._queue.next(0.0)[0][0].number for _ in range(12)] == list(range(12))
 
 
 def test_answers_that_nobody_reads_do_not_pile_up(tmp_path: Path) -> None:

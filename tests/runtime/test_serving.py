@@ -43,6 +43,17 @@ def test_weights_and_layers_are_in_force_at_the_host(serving: executor.Executor)
     serving.stop()
 
 
+def test_paces_and_the_length_of_steps_reach_the_host(serving: executor.Executor):
+    paced = Session("a", "k=2", 2, 16, 0.5, 0.5, 0.05, 1)
+    serving.hold(whole=True, sessions=[paced, session("b", 0.5)], end=(), step_s=0.02)
+    engine = serving._host.engine  # type: ignore[attr-defined]
+    assert engine._promises == {"a": (0.05, 1)}
+    assert engine.step_s == 0.02
+    serving.hold(whole=False, sessions=[], end=("a",), step_s=0.0)
+    assert (engine._promises, engine.step_s) == ({}, 0.0)
+    serving.stop()
+
+
 def test_without_models_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("COSCHED_HOST_MODELS", raising=False)
     with pytest.raises(BadInput, match="COSCHED_HOST_MODELS=''"):
