@@ -17,8 +17,7 @@ over the rest. Points of one task may change from unit to unit on one node: what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -30,14 +29,19 @@ from solvers.hindsight import SOME_WORK, Demand, SharedDemand, default_windows
 from telemetry.messages import LlmSession, TaskOffer, VideoClip
 
 LENGTHS_S: Final = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, np.inf)
+NEAR_S: Final = 2.0  # of windows that begin with one prefill and end with another
 CELL_S: Final = LENGTHS_S[0] / 2  # reads are counted in pieces of time of this length
 IN_TIME: Final = 1e-9  # seconds: rounding
+WHOLE: Final = (1, 2)  # tasks of which a window is told that it holds no more
+LEAST_ASKED: Final = 0.8  # of a window's capacity: where all together ask for less, the row is left out
+ROUGHLY: Final = 1e-7  # a part this near to a whole number of pieces is one
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Of one task: options (n,) that can be met at all, and what of each must be in each window (W,)."""
+    """Of one task: options (n,) that can be met at all, and what of each must be in each window (W,) of its life."""
 
+    window: Ints  # (W,)
     node: Ints  # (n,)
     air_s: Floats  # (n, W) seconds of the uplink
     node_s: Floats  # (n, W) ... and of the node
@@ -64,7 +68,7 @@ def demand_of(book: Workbook, background: Floats, capacity: float = 1.0) -> Dema
     """
     ends = [at_s + _longest_s(offer, book.units[offer.task]) for at_s, offer in book.offers]
     span = np.array([at_s for at_s, _ in book.offers]), np.array(ends)
-    windows = np.array(default_windows(*span, LENGTHS_S))
+    windows = np.concatenate([np.array(default_windows(*span, LENGTHS_S)), _around_prefills(book)])
     ues = sorted({book.ue_rows[offer.ue] for _, offer in book.offers})
     carried = {ue: Carried(book.truth, ue, float(span[1].max())) for ue in ues}
     look = _Look(book, BestChannel(book.truth), carried, Cells(book), windows)
@@ -75,9 +79,12 @@ def demand_of(book: Workbook, background: Floats, capacity: float = 1.0) -> Dema
 def need_of(look: _Look, at_s: float, offer: TaskOffer) -> Need:
     """What a task cannot avoid, option by option."""
     table, units = look.book.tables[offer.task], look.book.units[offer.task]
+    end_s = at_s + _longest_s(offer, units)
+    near = np.flatnonzero((look.windows[:, 0] < end_s) & (look.windows[:, 1] > at_s))
+    look = replace(look, windows=look.windows[near])
     if isinstance(offer.work, LlmSession):
-        return _session(look, at_s, offer, offer.work, table, units)
-    return _clip(look, at_s, offer, offer.work, table)
+        return _session(look, at_s, offer, offer.work, table, units, near)
+    return _clip(look, at_s, offer, offer.work, table, near)
 
 
 def _longest_s(offer: TaskOffer, units: int) -> float:
@@ -92,18 +99,29 @@ def _greatest_hz(look: _Look, ue: str, start_s: float, end_s: float) -> float:
     return max(look.book.site.cells[c].ul_bandwidth_hz for c in look.cells.between(ue, start_s, end_s))
 
 
-def _best_bps(look: _Look, row: int, start_s: float, end_s: float, hz: float) -> Floats:
-    """(W,) greatest rate within each window and [start_s, end_s]; that of all of it where they do not meet."""
+def _around_prefills(book: Workbook) -> Floats:
+    """(W, 2) windows from where one prefill may begin to where another is due: there they are in each other's way."""
+    some = [(at_s, at_s + o.work.ttft_s) for at_s, o in book.offers if isinstance(o.work, LlmSession)]
+    start, end = (np.array(column) for column in zip(*some, strict=True)) if some else (np.zeros(0), np.zeros(0))
+    i, k = np.nonzero((end > start[:, None]) & (end <= start[:, None] + NEAR_S))
+    return np.stack([start[i], end[k]], axis=1)
+
+
+def _best_bps(look: _Look, row: int, start_s: float, end_s: float, hz: float, asked: Bools) -> Floats:
+    """(W,) greatest rate within each window and [start_s, end_s]; that of all of it where they do not meet.
+
+    asked (W,): of the other windows nobody wants to know.
+    """
     whole = look.best.between(row, start_s, end_s) * hz
     out = np.full(len(look.windows), whole)
-    for k in np.flatnonzero((look.windows[:, 0] < end_s) & (look.windows[:, 1] > start_s)).tolist():
+    for k in np.flatnonzero(asked & (look.windows[:, 0] < end_s) & (look.windows[:, 1] > start_s)).tolist():
         a, b = look.windows[k].tolist()
         out[k] = look.best.between(row, max(a, start_s), min(b, end_s)) * hz
     return out
 
 
 def _session(
-    look: _Look, at_s: float, offer: TaskOffer, work: LlmSession, table: PointTable, units: int
+    look: _Look, at_s: float, offer: TaskOffer, work: LlmSession, table: PointTable, units: int, near: Ints
 ) -> Need:
     row, last_s, tokens = look.book.ue_rows[offer.ue], at_s + work.ttft_s, units - 1
     decode_s = work.tpot_s * tokens
@@ -119,13 +137,14 @@ def _session(
     good = (table.node >= 0) & (first_s <= last_s + IN_TIME) & (token_s * tokens <= decode_s + IN_TIME * units)
     some = np.flatnonzero(good)
     prefill = _prefill(look, row, hz, table, some, (sent_from, sent + flight_s[:, 0], last_s))
-    few = _tokens_in(look.windows, tokens, token_s[some], (first_s[some], last_s), decode_s)
+    few = TokensIn(look.windows, tokens, token_s[some], (first_s[some], last_s), decode_s)
     before, after = np.zeros_like(before_s), device_s[:, 1]
     on_air = few(flight_s[some, 1] + step_s[some], after[some]) * table.ul_bits[some, 1][:, None]
     on_node = few(before[some], before_s[some])
-    best = _best_bps(look, row, at_s, end_s, hz)
+    best = _best_bps(look, row, at_s, end_s, hz, on_air.max(axis=0, initial=0.0) > 0)
     alone = _in_one_cell(look, offer.ue, at_s, end_s)
     return Need(
+        window=near,
         node=table.node[some],
         air_s=(prefill[0] + on_air / best) * alone,
         node_s=prefill[1] + on_node * table.steps[some, 1][:, None],
@@ -157,7 +176,7 @@ def _prefill(
     lost = carried.bits(np.clip(a, send[:, None], until[:, None])) - carried.bits(send)[:, None]
     lost += carried.bits(until)[:, None] - carried.bits(np.clip(b, send[:, None], until[:, None]))
     left = np.maximum(bits - lost * hz, 0.0) * (bits > 0)
-    best = _best_bps(look, row, float(send.min(initial=last_s)), last_s, hz)
+    best = _best_bps(look, row, float(send.min(initial=last_s)), last_s, hz, left.max(axis=0, initial=0.0) > 0)
     return left / best, on_node
 
 
@@ -165,12 +184,6 @@ def _outside(start: Floats, end: Floats, a: Floats, b: Floats) -> Floats:
     """(n, W) length of [start, end] outside [a, b]."""
     inside = np.minimum(end[:, None], b) - np.maximum(start[:, None], a)
     return np.asarray((end - start)[:, None] - np.maximum(inside, 0.0))
-
-
-def _tokens_in(
-    windows: Floats, tokens: int, token_s: Floats, first: tuple[Floats, float], decode_s: float
-) -> "TokensIn":
-    return TokensIn(windows, tokens, token_s, first, decode_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +215,7 @@ class TokensIn:
         return np.asarray(np.maximum(self.tokens - outside / self.token_s[:, None], 0.0))
 
 
-def _clip(look: _Look, at_s: float, offer: TaskOffer, work: VideoClip, table: PointTable) -> Need:
+def _clip(look: _Look, at_s: float, offer: TaskOffer, work: VideoClip, table: PointTable, near: Ints) -> Need:
     row, end_s = look.book.ue_rows[offer.ue], at_s + _longest_s(offer, work.frames)
     hz = _greatest_hz(look, offer.ue, at_s, end_s)
     release = at_s + np.arange(work.frames) / work.fps  # (F,)
@@ -216,9 +229,10 @@ def _clip(look: _Look, at_s: float, offer: TaskOffer, work: VideoClip, table: Po
         here = table.node == node
         count[here] = _frames_in(look.windows, release, work.deadline_s, in_time[:, here].any(axis=1), least)
     some = np.flatnonzero(in_time.any(axis=0) & (count.max(axis=1) >= least))
-    best = _best_bps(look, row, at_s, end_s, hz)
     frames = count[some]
+    best = _best_bps(look, row, at_s, end_s, hz, frames.max(axis=0, initial=0.0) > 0)
     return Need(
+        window=near,
         node=table.node[some],
         air_s=frames * table.ul_bits[some, 0][:, None] / best * _in_one_cell(look, offer.ue, at_s, end_s),
         node_s=frames * table.node_s[some, 0][:, None],
@@ -239,20 +253,80 @@ def _frames_in(windows: Floats, release: Floats, deadline_s: float, possible: Bo
 
 
 def _assembled(look: _Look, needs: list[Need], rate: Floats) -> Demand:
-    """Rows by window and resource, then what the windows' reads are counted in."""
+    """Rows by window and resource, then what the windows' reads are counted in, then rows in whole tasks."""
     book, n_windows, n_cells = look.book, len(look.windows), len(look.book.site.cells)
-    first = np.concatenate([[0], np.cumsum([len(need.node) for need in needs])])
-    rows, options, seconds = _triplets(look, needs, first.astype(np.int64), len(rate))
+    first = np.concatenate([[0], np.cumsum([len(need.node) for need in needs])]).astype(np.int64)
     length = look.windows[:, 1] - look.windows[:, 0]
+    capacity = (length[:, None] * rate).ravel()
+    n_grid = int((length > NEAR_S).sum() and np.flatnonzero(length > NEAR_S).max() + 1)
+    plain = _triplets(look, needs, first, len(rate))
+    task = np.repeat(np.arange(len(needs)), np.diff(first))
+    is_clip = np.array([isinstance(o.work, VideoClip) for _, o in book.offers], dtype=np.bool_)
+    rows, options, seconds, capacity = _with_whole_tasks(*plain, task, is_clip, capacity, n_grid * len(rate))
     return Demand(
         value=np.repeat([o.weight for _, o in book.offers], np.diff(first)).astype(np.float64),
-        task=np.repeat(np.arange(len(needs)), np.diff(first)),
+        task=task,
         row=rows,
         option=options,
         seconds=seconds,
-        capacity=(length[:, None] * rate).ravel(),
-        shared=_reads(look, needs, first.astype(np.int64), n_windows, n_cells, len(rate)),
+        capacity=capacity,
+        shared=_reads(look, needs, first, n_windows, n_cells, len(rate)),
     )
+
+
+def _with_whole_tasks(
+    row: Ints, option: Ints, seconds: Floats, task: Ints, is_clip: Bools, capacity: Floats, n_kept: int
+) -> tuple[Ints, Ints, Floats, Floats]:
+    """Add rows in which parts u of a window's capacity count f(u), at most 1 in all: nobody serves half a task.
+
+    f of parts whose sum is at most 1 has a sum of at most 1: with k, floor((k + 1) u) / k, and u itself where (k + 1) u
+    is whole (dual feasible functions: Fekete & Schepers, New classes of fast lower bounds for bin packing problems,
+    2001). A clip may change its point from frame to frame, so all of its options count as the least of them.
+    """
+    part = seconds / np.maximum(capacity[row], SOME_WORK)
+    owner = task[option]
+    part = np.where(is_clip[owner], _least_of_task(row, owner, part, option, task), part)
+    asked = _greatest_sums(row, owner, part, capacity.size)
+    asked[:n_kept] = np.inf  # reads come to these
+    some = asked[row] > LEAST_ASKED
+    rows, options, counts, limits = [row[some]], [option[some]], [seconds[some]], [capacity]
+    for k in WHOLE:
+        scaled = (k + 1) * part
+        f = np.where(
+            np.abs(scaled - np.rint(scaled)) < ROUGHLY, np.minimum(part, np.floor(scaled) / k), np.floor(scaled) / k
+        )
+        f = np.minimum(f, 1.0 + (scaled > k + 1 + ROUGHLY))
+        some = f > 0
+        total = _greatest_sums(row[some], owner[some], f[some], capacity.size)
+        full = np.flatnonzero(total > 1.0)
+        place = np.full(capacity.size, -1)
+        place[full] = sum(map(len, limits)) + np.arange(full.size)
+        kept = some & (place[row] >= 0)
+        rows.append(place[row[kept]])
+        options.append(option[kept])
+        counts.append(f[kept])
+        limits.append(np.ones(full.size))
+    return np.concatenate(rows), np.concatenate(options), np.concatenate(counts), np.concatenate(limits)
+
+
+def _least_of_task(row: Ints, owner: Ints, part: Floats, option: Ints, task: Ints) -> Floats:
+    """(E,) the least part of the row that an option of the same task takes, 0 where one takes nothing of it."""
+    order = np.lexsort((owner, row))
+    new = np.flatnonzero((np.diff(row[order], prepend=-1) != 0) | (np.diff(owner[order], prepend=-1) != 0))
+    least = np.minimum.reduceat(part[order], new) if new.size else np.zeros(0)
+    count = np.diff(np.append(new, len(order)))
+    all_of = np.bincount(task, minlength=int(task.max(initial=0)) + 1)[owner[order][new]]
+    out = np.empty_like(part)
+    out[order] = np.repeat(np.where(count == all_of, least, 0.0), count)
+    return out
+
+
+def _greatest_sums(row: Ints, owner: Ints, part: Floats, n_rows: int) -> Floats:
+    """(rows,) sum over tasks of the greatest part that an option takes."""
+    order = np.lexsort((owner, row))
+    new = np.flatnonzero((np.diff(row[order], prepend=-1) != 0) | (np.diff(owner[order], prepend=-1) != 0))
+    most = np.maximum.reduceat(part[order], new) if new.size else np.zeros(0)
+    return np.bincount(row[order][new], weights=most, minlength=n_rows)
 
 
 def _triplets(look: _Look, needs: list[Need], first: Ints, n_resources: int) -> tuple[Ints, Ints, Floats]:
@@ -262,14 +336,13 @@ def _triplets(look: _Look, needs: list[Need], first: Ints, n_resources: int) -> 
         cell = look.cells.between(offer.ue, at_s, need.end_s)[0]
         for column, resource in ((need.air_s, np.full(len(need.node), cell)), (need.node_s, n_cells + need.node)):
             option, window = np.nonzero(column > SOME_WORK)
-            parts.append((window * n_resources + resource[option], first[i] + option, column[option, window]))
+            row = need.window[window] * n_resources + resource[option]
+            parts.append((row, first[i] + option, column[option, window]))
     rows, options, seconds = (np.concatenate(part) for part in zip(*parts, strict=True))
     return rows, options, seconds
 
 
-def _reads(
-    look: _Look, needs: list[Need], first: Ints, n_windows: int, n_cells: int, n_resources: int
-) -> SharedDemand:
+def _reads(look: _Look, needs: list[Need], first: Ints, n_windows: int, n_cells: int, n_resources: int) -> SharedDemand:
     """What sessions have nodes read. A cell is a stretch of time of one node and model: CELL_S from the first window on.
 
     Cells that a session's decoding touches hold all its reads; a window has all cells that lie in it.
