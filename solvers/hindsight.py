@@ -12,8 +12,8 @@ and a window offers rate_r (b - a). With prices lambda >= 0 per window and resou
 (weak duality). The linear relaxation's prices make the right side least. They come from an LP solver, but the bound is
 computed from the formula, so it is proven whatever the solver's tolerance.
 
-Whoever knows more of how tasks work says what they cannot avoid himself (`Demand`), and what several may share: an
-amount rho_s >= 0 of each of a few cells takes room in the rows that hold the cell, and an option j of demand k needs
+Who knows more of how tasks work says himself what they cannot avoid (`HindsightDemand`), and what several may share:
+an amount rho_s >= 0 of each of a few cells takes room in the rows that hold the cell, and an option j of demand k needs
 c_jk of the cells of k together, be they filled by whomever. With prices mu_k >= 0 for the demands, in every cell no
 more than the lambda of its rows in sum, the best option of a task pays sum_k mu_k c_jk besides.
 """
@@ -65,7 +65,7 @@ class SharedDemand:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class HindsightDemand:
     """What options cannot avoid, as triplets (row, option, seconds); of row = window x R + resource, if by windows."""
 
     value: Floats  # (J,) options that remain
@@ -183,7 +183,7 @@ def _check(
 
 def _demand(
     value: Floats, task: Ints, work: Floats, start_s: Floats, end_s: Floats, windows: Floats, rate: Floats
-) -> Demand:
+) -> HindsightDemand:
     """Constraint matrix of the options that can be worth serving."""
     possible = (work <= ((end_s - start_s)[task])[:, None] * rate * (1 + 1e-9) + SOME_WORK).all(axis=1)
     keep = np.flatnonzero(possible & (value > 0))
@@ -201,7 +201,9 @@ def _demand(
         options.append(some[option])
         seconds.append(unavoidable[option, resource])
     capacity = ((windows[:, 1] - windows[:, 0])[:, None] * rate).ravel()
-    return Demand(value, task, np.concatenate(rows), np.concatenate(options), np.concatenate(seconds), capacity)
+    return HindsightDemand(
+        value, task, np.concatenate(rows), np.concatenate(options), np.concatenate(seconds), capacity
+    )
 
 
 def _undominated(value: Floats, task: Ints, work: Floats) -> npt.NDArray[np.bool_]:
@@ -218,7 +220,7 @@ def _undominated(value: Floats, task: Ints, work: Floats) -> npt.NDArray[np.bool
     return ~beaten
 
 
-def _nets(demand: Demand, prices: Floats, shared: Floats) -> Floats:
+def _nets(demand: HindsightDemand, prices: Floats, shared: Floats) -> Floats:
     """Value less priced work of each option, (J,)."""
     cost = np.bincount(demand.option, weights=demand.seconds * prices[demand.row], minlength=demand.value.size)
     if demand.shared is not None:
@@ -227,7 +229,7 @@ def _nets(demand: Demand, prices: Floats, shared: Floats) -> Floats:
     return np.asarray(demand.value - cost)
 
 
-def _dual(demand: Demand, prices: Floats, shared: Floats = NOBODY) -> float:
+def _dual(demand: HindsightDemand, prices: Floats, shared: Floats = NOBODY) -> float:
     """Bound at prices (rows,) >= 0 and affordable ones of what is shared. fsum: the order of tasks does not matter."""
     nets = _nets(demand, prices, shared)
     start = np.flatnonzero(np.diff(demand.task, prepend=-1))
@@ -247,7 +249,7 @@ def _affordable(shared: SharedDemand | None, prices: Floats, wanted: Floats) -> 
     return np.asarray(wanted * least * (1 - EDGE))
 
 
-def least_dual(demand: Demand) -> LeastDual:
+def least_dual(demand: HindsightDemand) -> LeastDual:
     """Prices of the least bound found.
 
     Column generation: an LP over few options per task, then the bound at its prices over all options; options that
@@ -274,7 +276,7 @@ def least_dual(demand: Demand) -> LeastDual:
     return LeastDual(least, prices, shared, taken, value, solved)
 
 
-def _first_columns(demand: Demand) -> npt.NDArray[np.bool_]:
+def _first_columns(demand: HindsightDemand) -> npt.NDArray[np.bool_]:
     """Each task's best options when every window of every resource costs alike, at several levels of that price."""
     part = demand.seconds / np.maximum(demand.capacity[demand.row], SOME_WORK)
     burden = np.bincount(demand.option, weights=part, minlength=demand.value.size)
@@ -285,16 +287,16 @@ def _first_columns(demand: Demand) -> npt.NDArray[np.bool_]:
     return column
 
 
-def _best_options(demand: Demand, nets: Floats) -> Ints:
+def _best_options(demand: HindsightDemand, nets: Floats) -> Ints:
     """Index of each remaining task's option with the greatest net value."""
     ranked = np.lexsort((-nets, demand.task))
     return np.asarray(ranked[np.flatnonzero(np.diff(demand.task, prepend=-1))])
 
 
-def _solve_lp(demand: Demand, columns: Ints) -> tuple[Floats, Floats, Floats, Floats, float]:
-    """LP over the options `columns`: prices (rows,), of what is shared (K,), of tasks (N,), all >= 0; (J,) what is
-    served; its value.
+def _solve_lp(demand: HindsightDemand, columns: Ints) -> tuple[Floats, Floats, Floats, Floats, float]:
+    """LP over the options `columns`: its prices, all >= 0, whom it serves, and its value.
 
+    Prices are of rows (rows,), of what is shared (K,) and of tasks (N,); parts served (J,).
     Raises SolverError when the LP solver gives no answer.
     """
     from scipy.optimize import linprog  # 0.2 s: only where it is used

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -70,6 +70,8 @@ class LoopJob:
     policies: tuple[str, ...]
 
 
+Row = TypeVar("Row")
+
 _RECORDINGS: Recordings | None = None  # of a worker process, handed over once
 
 
@@ -94,9 +96,7 @@ def run_job(job: LoopJob) -> list[SweepRow]:
     """Replay one trace with each policy. Local-feasible tasks are not in `offered`."""
     from cosched.replay import hindsight as regret
 
-    if _RECORDINGS is None:
-        raise RuntimeError("run_job works in a process that _start has prepared")
-    book = book_of(_RECORDINGS, job.site, job.rate_per_s, job.duration_s, job.seed)
+    book = book_of(the_recordings(), job.site, job.rate_per_s, job.duration_s, job.seed)
     bound = regret.bound(book)
     rows = []
     for spec in job.policies:
@@ -112,6 +112,13 @@ def run_job(job: LoopJob) -> list[SweepRow]:
     return rows
 
 
+def the_recordings() -> Recordings:
+    """What a worker process was handed."""
+    if _RECORDINGS is None:
+        raise RuntimeError("jobs run in a process that _start has prepared")
+    return _RECORDINGS
+
+
 def _start(recordings: Recordings) -> None:
     global _RECORDINGS  # noqa: PLW0603 - the initialiser of a worker process has no other place to put it
     _RECORDINGS = recordings
@@ -121,11 +128,21 @@ def run_jobs(
     recordings: Recordings, jobs: Sequence[LoopJob], tell: Callable[[float], None] | None = None
 ) -> list[SweepRow]:
     """Run jobs over the machine's cores; rows come in the order of the jobs, whatever the number of cores."""
-    rows: list[SweepRow] = []
+    return [row for some in run_in_workers(run_job, recordings, jobs, tell) for row in some]
+
+
+def run_in_workers(
+    function: Callable[[LoopJob], Row],
+    recordings: Recordings,
+    jobs: Sequence[LoopJob],
+    tell: Callable[[float], None] | None = None,
+) -> list[Row]:
+    """Call a function that reads `the_recordings` for each job, as run_jobs does."""
+    rows: list[Row] = []
     workers = min(len(os.sched_getaffinity(0)), len(jobs)) or 1
     with ProcessPoolExecutor(workers, initializer=_start, initargs=(recordings,)) as pool:
-        for done, some in enumerate(pool.map(run_job, jobs), start=1):
-            rows += some
+        for done, row in enumerate(pool.map(function, jobs), start=1):
+            rows.append(row)
             if tell is not None:
                 tell(done / len(jobs))
     return rows

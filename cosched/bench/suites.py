@@ -13,6 +13,7 @@ SUITES: Final[dict[str, str]] = {
     "codesign-sensitivity": "cosched.bench.sensitivity:run",
     "mixed": "cosched.bench.mixed:run",
     "closed-loop": "cosched.bench.closed_loop:run",
+    "regret": "cosched.bench.regret:run",
     "bid-prices": "cosched.bench.bid_prices:run",
     "ingest": "cosched.bench.ingest:run",
     "attack": "cosched.bench.attack:run",

@@ -1,7 +1,7 @@
 """The hindsight bound of a trace: what any policy could have reached, arrivals and channel known.
 
-Counts only what no policy can avoid, and capacity without any safety margin (docs/model.md, section 7). `bound` looks at
-when a unit of work can be done at all (unavoidable.py); `loose_bound` only at the work of a task's whole life.
+Counts only what no policy can avoid, and capacity without any safety margin (docs/model.md, section 7). `bound` looks
+at when a unit of work can be done at all (unavoidable.py); `loose_bound` only at the work of a task's whole life.
 """
 
 from __future__ import annotations

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cosched.fluid.world import ChannelTruth
-from cosched.replay.replayer import Workbook
 from cosched.workloads.base import Floats
 from telemetry.messages import UeReport
+
+if TYPE_CHECKING:
+    from cosched.replay.replayer import Workbook  # it looks back, too, where it is to foresee
 
 
 class Cells:

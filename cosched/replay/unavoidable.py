@@ -1,4 +1,4 @@
-"""What tasks cannot avoid, unit by unit: the terms of the hindsight bound, proven one by one (docs/model.md, section 7).
+"""What tasks cannot avoid, unit by unit: the terms of the hindsight bound, proven one by one (docs/model.md).
 
 A task that is met does its units one after the other, and each takes some least time, whatever it is given. So
 
@@ -25,7 +25,7 @@ import numpy as np
 from cosched.replay.past import BestChannel, Carried, Cells
 from cosched.replay.replayer import Workbook
 from cosched.workloads.base import Bools, Floats, Ints, PointTable
-from solvers.hindsight import SOME_WORK, Demand, SharedDemand, default_windows
+from solvers.hindsight import SOME_WORK, HindsightDemand, SharedDemand, default_windows
 from telemetry.messages import LlmSession, TaskOffer, VideoClip
 
 LENGTHS_S: Final = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, np.inf)
@@ -61,7 +61,7 @@ class _Look:
     windows: Floats  # (W, 2)
 
 
-def demand_of(book: Workbook, background: Floats, capacity: float = 1.0) -> Demand:
+def demand_of(book: Workbook, background: Floats, capacity: float = 1.0) -> HindsightDemand:
     """All that the bound counts; tasks in the order of book.offers. background (R,): least taken of each resource.
 
     capacity: part of what there is that is counted; a bound only at 1.
@@ -222,12 +222,12 @@ def _clip(look: _Look, at_s: float, offer: TaskOffer, work: VideoClip, table: Po
     sent_from = release[:, None] + table.device_s[:, 0]  # (F, J)
     sent = look.carried[row].sent_s(sent_from, np.broadcast_to(table.ul_bits[:, 0] / hz, sent_from.shape))
     after_s = table.fixed_s[:, 0] - table.device_s[:, 0] + table.node_s[:, 0]
-    in_time: Bools = (sent + after_s <= release[:, None] + work.deadline_s + IN_TIME) & (table.node >= 0)
+    in_time: Bools = np.asarray(sent + after_s <= release[:, None] + work.deadline_s + IN_TIME) & (table.node >= 0)
     least = int(np.ceil(work.target_ratio * work.frames - IN_TIME))
     count = np.zeros((table.n_points, len(look.windows)))
     for node in np.unique(table.node[table.node >= 0]).tolist():
         here = table.node == node
-        count[here] = _frames_in(look.windows, release, work.deadline_s, in_time[:, here].any(axis=1), least)
+        count[here] = _frames_in(look.windows, release, work.deadline_s, np.any(in_time[:, here], axis=1), least)
     some = np.flatnonzero(in_time.any(axis=0) & (count.max(axis=1) >= least))
     frames = count[some]
     best = _best_bps(look, row, at_s, end_s, hz, frames.max(axis=0, initial=0.0) > 0)
@@ -249,12 +249,12 @@ def _frames_in(windows: Floats, release: Floats, deadline_s: float, possible: Bo
         return np.zeros(len(windows))
     a, b = windows[:, 0][:, None], windows[:, 1][:, None]
     within = ((start >= a) & (start + deadline_s <= b + IN_TIME)).sum(axis=1)
-    return np.maximum(least - (len(start) - within), 0).astype(np.float64)
+    return np.asarray(np.maximum(least - (len(start) - within), 0), dtype=np.float64)
 
 
-def _assembled(look: _Look, needs: list[Need], rate: Floats) -> Demand:
+def _assembled(look: _Look, needs: list[Need], rate: Floats) -> HindsightDemand:
     """Rows by window and resource, then what the windows' reads are counted in, then rows in whole tasks."""
-    book, n_windows, n_cells = look.book, len(look.windows), len(look.book.site.cells)
+    book, n_cells = look.book, len(look.book.site.cells)
     first = np.concatenate([[0], np.cumsum([len(need.node) for need in needs])]).astype(np.int64)
     length = look.windows[:, 1] - look.windows[:, 0]
     capacity = (length[:, None] * rate).ravel()
@@ -263,14 +263,14 @@ def _assembled(look: _Look, needs: list[Need], rate: Floats) -> Demand:
     task = np.repeat(np.arange(len(needs)), np.diff(first))
     is_clip = np.array([isinstance(o.work, VideoClip) for _, o in book.offers], dtype=np.bool_)
     rows, options, seconds, capacity = _with_whole_tasks(*plain, task, is_clip, capacity, n_grid * len(rate))
-    return Demand(
+    return HindsightDemand(
         value=np.repeat([o.weight for _, o in book.offers], np.diff(first)).astype(np.float64),
         task=task,
         row=rows,
         option=options,
         seconds=seconds,
         capacity=capacity,
-        shared=_reads(look, needs, first, n_windows, n_cells, len(rate)),
+        shared=_reads(look, needs, first, n_cells, len(rate)),
     )
 
 
@@ -285,7 +285,7 @@ def _with_whole_tasks(
     """
     part = seconds / np.maximum(capacity[row], SOME_WORK)
     owner = task[option]
-    part = np.where(is_clip[owner], _least_of_task(row, owner, part, option, task), part)
+    part = np.where(is_clip[owner], _least_of_task(row, owner, part, task), part)
     asked = _greatest_sums(row, owner, part, capacity.size)
     asked[:n_kept] = np.inf  # reads come to these
     some = asked[row] > LEAST_ASKED
@@ -309,7 +309,7 @@ def _with_whole_tasks(
     return np.concatenate(rows), np.concatenate(options), np.concatenate(counts), np.concatenate(limits)
 
 
-def _least_of_task(row: Ints, owner: Ints, part: Floats, option: Ints, task: Ints) -> Floats:
+def _least_of_task(row: Ints, owner: Ints, part: Floats, task: Ints) -> Floats:
     """(E,) the least part of the row that an option of the same task takes, 0 where one takes nothing of it."""
     order = np.lexsort((owner, row))
     new = np.flatnonzero((np.diff(row[order], prepend=-1) != 0) | (np.diff(owner[order], prepend=-1) != 0))
@@ -326,7 +326,7 @@ def _greatest_sums(row: Ints, owner: Ints, part: Floats, n_rows: int) -> Floats:
     order = np.lexsort((owner, row))
     new = np.flatnonzero((np.diff(row[order], prepend=-1) != 0) | (np.diff(owner[order], prepend=-1) != 0))
     most = np.maximum.reduceat(part[order], new) if new.size else np.zeros(0)
-    return np.bincount(row[order][new], weights=most, minlength=n_rows)
+    return np.asarray(np.bincount(row[order][new], weights=most, minlength=n_rows), dtype=np.float64)
 
 
 def _triplets(look: _Look, needs: list[Need], first: Ints, n_resources: int) -> tuple[Ints, Ints, Floats]:
@@ -342,8 +342,8 @@ def _triplets(look: _Look, needs: list[Need], first: Ints, n_resources: int) -> 
     return rows, options, seconds
 
 
-def _reads(look: _Look, needs: list[Need], first: Ints, n_windows: int, n_cells: int, n_resources: int) -> SharedDemand:
-    """What sessions have nodes read. A cell is a stretch of time of one node and model: CELL_S from the first window on.
+def _reads(look: _Look, needs: list[Need], first: Ints, n_cells: int, n_resources: int) -> SharedDemand:
+    """What sessions have nodes read. A cell is a stretch of time of one node and model: CELL_S each from the start on.
 
     Cells that a session's decoding touches hold all its reads; a window has all cells that lie in it.
     """
@@ -368,7 +368,7 @@ def _reads(look: _Look, needs: list[Need], first: Ints, n_windows: int, n_cells:
         demand=np.concatenate([none, *demand]),
         option=np.concatenate([none, *option]),
         seconds=np.concatenate([np.zeros(0), *seconds]),
-        cover=tuple(np.concatenate([np.zeros((2, 0), np.int64), *cover], axis=1)),  # type: ignore[arg-type]
+        cover=tuple(np.concatenate([np.zeros((2, 0), np.int64), *cover], axis=1)),
         load=_loads(look.windows - begin, n_times, n_nodes, len(models), n_cells, n_resources),
         n_demands=n_demands,
         n_cells=n_nodes * len(models) * n_times,
