@@ -20,6 +20,8 @@ from cosched.bench.model import BenchRow, ModelClaim, Result, spread
 from cosched.core.policy import policy as parse_policy
 from cosched.core.settings import Settings
 from cosched.errors import BadInput
+from cosched.replay.clairvoyant import Attempt, best_plan
+from cosched.replay.foresight import NOTHING
 from cosched.replay.load import SAMPLE_TASKS, capacity_per_s
 from cosched.replay.outcome import policy_result
 from cosched.replay.replayer import Replayer, Workbook
@@ -48,6 +50,7 @@ TUNING: Final[dict[str, tuple[str, ...]]] = {
     "compute-only": tuple(f"compute-only:overbook={o}" for o in (1, 2)),
 }
 PLAIN: Final = ("joint", "greedy", "greedy-residual")
+CLAIRVOYANT: Final = "clairvoyant"  # no policy: the best plan that a search finds, all known; when asked for
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,14 @@ def run_job(job: LoopJob) -> list[SweepRow]:
 
     book = book_of(the_recordings(), job.site, job.rate_per_s, job.duration_s, job.seed)
     bound = regret.bound(book)
-    rows = []
+    rows, plans = [], list[Attempt]()
     for spec in job.policies:
-        run = Replayer(book, parse_policy(spec), Settings(), verify=True).run()
-        s = policy_result(book, run, bound).summary
+        if spec == CLAIRVOYANT:
+            plans.append(best_plan(book, Settings(), known=plans, seed=job.seed))
+        else:
+            run = Replayer(book, parse_policy(spec), Settings(), verify=True).run()
+            plans.append(Attempt(run.policy, Settings(), NOTHING, policy_result(book, run, bound)))
+        s = plans[-1].result.summary
         rows.append(
             SweepRow(
                 site=job.site.name, load=job.load, seed=job.seed, policy=spec, offered=s.offered,
@@ -167,8 +174,13 @@ def sweep(
     tuning_seeds: Sequence[int] = (0,),
     duration_s: float = DURATION_S,
     tell: Callable[[float], None] | None = None,
+    clairvoyant: bool = False,
 ) -> list[SweepRow]:
-    """Tune the decoupled policies at every load, then run all. A row's policy keeps the spec that tuning chose."""
+    """Tune the decoupled policies at every load, then run all. A row's policy keeps the spec that tuning chose.
+
+    clairvoyant: beside them the best plan found, which takes some 20 replays a trace.
+    """
+    last = (CLAIRVOYANT,) if clairvoyant else ()
     rate = rate_at_load_1(recordings, site)
     variants = tuple(spec for specs in TUNING.values() for spec in specs)
     tuning = [
@@ -179,7 +191,7 @@ def sweep(
     half = tell or (lambda _part: None)
     chosen = tuned(run_jobs(recordings, tuning, lambda part: half(part / 2)))
     jobs = [
-        LoopJob(site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in TUNING)))
+        LoopJob(site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in TUNING), *last))
         for load in loads
         for seed in seeds
     ]
@@ -217,17 +229,17 @@ def recordings_folder() -> Path:
     return Path(os.environ.get("COSCHED_RECORDINGS", "../shared/data"))
 
 
-def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
+def run(*, seeds: int, progress: Callable[[float], None], clairvoyant: bool = False) -> Result:
     """All sites and loads, two sets of so many seeds. Claims: no loss to anybody, few broken promises."""
     recordings = read_recordings(recordings_folder())
     rows: list[SweepRow] = []
     for i, name in enumerate(SITES):
         site = load_site(config_file("sites", f"{name}.toml"))
         rows += sweep(
-            recordings, site, seeds=both_sets(seeds),
+            recordings, site, seeds=both_sets(seeds), clairvoyant=clairvoyant,
             tell=lambda fraction, i=i: progress((i + fraction) / len(SITES)),  # type: ignore[misc]  # default argument
         )  # fmt: skip
-    command = f"cosched bench {SUITE} --seeds {seeds}"
+    command = f"cosched bench {SUITE} --seeds {seeds}" + " --clairvoyant" * clairvoyant
     return Result(
         rows=[row for name in SITES for row in _bench_rows(name, rows)],
         claims=[claim for name in SITES for claim in claims(name, [r for r in by_name(rows) if r.site == name])],
@@ -242,7 +254,7 @@ def both_sets(seeds: int) -> tuple[int, ...]:
 
 def claims(site: str, rows: Sequence[SweepRow]) -> list[ModelClaim]:
     """What the README states of one site's rows (plain policy names)."""
-    rivals = [p for p in dict.fromkeys(r.policy for r in rows) if p != "joint"]
+    rivals = [p for p in dict.fromkeys(r.policy for r in rows) if p not in ("joint", CLAIRVOYANT)]
     loads = sorted({r.load for r in rows})
     over = [met(rows, load, "joint") / max(met(rows, load, p) for p in rivals) for load in loads]
     behind = [

@@ -52,8 +52,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 class Suite(Protocol):
     """Runs a benchmark. Deterministic but for times."""
 
-    def __call__(self, *, seeds: int, progress: Callable[[float], None]) -> Result:
-        """Run with that many seeds; progress(fraction) is called now and then."""
+    def __call__(self, *, seeds: int, progress: Callable[[float], None], **options: object) -> Result:
+        """Run with that many seeds; progress(fraction) is called now and then. options: some suites have their own."""
         ...
 
 

@@ -80,9 +80,15 @@ def regret_of(job: LoopJob) -> RegretRow:
     return RegretRow(job.site.name, job.load, job.seed, {name: value / offered for name, value in values.items()})
 
 
-def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
-    """All sites and loads, two sets of so many seeds. Claim: what bounds are for."""
-    rows = measured(SITES, LOADS, both_sets(seeds), progress)
+def run(
+    *,
+    seeds: int,
+    progress: Callable[[float], None],
+    sites: Sequence[str] = SITES,
+    loads: Sequence[float] = LOADS,
+) -> Result:
+    """These sites and loads, two sets of so many seeds. Claims: what bounds are for."""
+    rows = measured(sites, loads, both_sets(seeds), progress)
     return Result(rows=bench_rows(rows), claims=claims(rows), sweeps=[])
 
 

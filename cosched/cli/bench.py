@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import typer
 from cosched.cli.common import EXIT_FAILED, own_stdout
 
 if TYPE_CHECKING:
-    from cosched.bench.model import Result
+    from cosched.bench.model import Result, Suite
 
 DEFAULT_SEEDS: Final = 10  # what the README's figures were made with
 STDOUT: Final = Path("-")
@@ -27,6 +28,13 @@ def bench(
     sweep_file: Annotated[
         Path | None, typer.Option("--sweep", help="Write curves for 'replay --sweep'; of several, one file each.")
     ] = None,
+    sites: Annotated[
+        list[str] | None, typer.Option("--site", help="Of 'regret': sites, more than one if given so.")
+    ] = None,
+    loads: Annotated[list[float] | None, typer.Option("--load", help="Of 'regret': offered loads.")] = None,
+    clairvoyant: Annotated[
+        bool, typer.Option("--clairvoyant", help="Of 'closed-loop': the best plan found with all known, too; slow.")
+    ] = False,
 ) -> None:
     """Measure what the README states, as a table and as JSON.
 
@@ -38,16 +46,28 @@ def bench(
 
     names = list(suites.SUITES) if suite is None else [suite]
     runs = [(name, suites.get(name)) for name in names]
+    given: dict[str, object] = {"sites": sites, "loads": loads, "clairvoyant": clairvoyant}
+    options = {key: value for key, value in given.items() if value}
+    _refuse_unknown(runs, options)
     _refuse_lost_work(json_file, sweep_file)
     results: list[Result] = []
     for name, run in runs:
         with _bar(name) as progress, own_stdout():
-            results.append(run(seeds=seeds, progress=progress))
+            results.append(run(seeds=seeds, progress=progress, **options))
         if json_file != STDOUT:
             _show(name, results[-1])
     _write(results, json_file, sweep_file)
     if not all(claim.holds for result in results for claim in result.claims):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _refuse_unknown(runs: list[tuple[str, Suite]], options: dict[str, object]) -> None:
+    """Raise BadInput for an option that a suite does not have."""
+    from cosched.errors import BadInput
+
+    for name, run in runs:
+        for key in sorted(options.keys() - inspect.signature(run).parameters.keys()):
+            raise BadInput(f"suite '{name}' has no --{key.removesuffix('s')}")
 
 
 def _refuse_lost_work(*files: Path | None) -> None:

@@ -71,7 +71,7 @@ def test_frames_that_a_window_must_hold(seed: int, frames: int) -> None:
     possible, least = rng.random(frames) < 0.8, int(rng.integers(1, frames + 1))
     a, b = np.sort(rng.uniform(-1.0, frames + 2.0, 2))
     inside = (release >= a) & (release + deadline <= b)
-    choices = [c for c in itertools.combinations(np.flatnonzero(possible), least)]
+    choices = list(itertools.combinations(np.flatnonzero(possible), least))
     fewest = min((sum(inside[k] for k in c) for c in choices), default=0)
     found = unavoidable._frames_in(np.array([[a, b]]), release, deadline, possible, least)
     assert found[0] == fewest
@@ -124,30 +124,29 @@ def test_bits_carried_against_small_steps(seed: int) -> None:
 
 def few_tasks(n: int, skip: int) -> Workbook:
     """So many sessions and clips of the sample, all at once: they are in each other's way."""
-    book = sample_book(6.0)
+    book = sample_book(4.0)
     some = book.offers[skip : skip + n]
     return replace(book, offers=tuple((some[0][0], offer) for _, offer in some))
 
 
-@pytest.mark.parametrize("skip", [0, 7, 14])
+@pytest.mark.parametrize("skip", [0, 14])
 def test_no_set_of_tasks_is_worth_more_than_the_bound(skip: int) -> None:
-    """Every set of four is let in by force, and by joint, with all known: what is met is at most the bound."""
-    book = few_tasks(4, skip)
+    """Every set of three is let in by force, with all known: what is met is at most the bound."""
+    book = few_tasks(3, skip)
     bound = hindsight.bound(book)
     names = [offer.task for _, offer in book.offers]
     best = 0.0
     for chosen in itertools.product((False, True), repeat=len(names)):
         only = frozenset(name for name, one in zip(names, chosen, strict=True) if one)
-        for by in ("engine", "joint"):
-            tried = attempt(book, POLICIES[by], Settings(), Foresight(channel=True, lengths=True, only=only))
-            assert tried.ended("met") <= only
-            best = max(best, tried.value)
+        tried = attempt(book, POLICIES["engine"], Settings(), Foresight(channel=True, lengths=True, only=only))
+        assert tried.ended("met") <= only
+        best = max(best, tried.value)
     assert 0 < best <= bound + 1e-6
 
 
 def test_options_that_serve_are_counted_as_possible() -> None:
     """Whoever was met, at the point that he had, is among the options: what is called impossible is."""
-    book = sample_book(8.0)
+    book = sample_book(5.0)
     served = hindsight.look_back(book, capacity=1.0).served
     demand = unavoidable.demand_of(book, hindsight._least_background(book))
     possible = {book.offers[i][1].task for i in np.unique(demand.task).tolist()}
