@@ -23,6 +23,7 @@ from telemetry.messages import LlmSession, TaskOffer, UeReportBatch, VideoClip
 
 NEXT_S: Final = 1.0  # of the channel, for who decodes: what comes later he will be told later
 LEAST_BPS_HZ: Final = 1e-3
+WHOLE_FRAMES: Final = 1e-9  # rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class ComingChannel:
             left = released[released > at_s - work.deadline_s]
             start = left if len(left) else np.array([at_s])
             means = np.sort(carried.bits(start + work.deadline_s) - carried.bits(start)) / work.deadline_s
-            value = float(means[int((1.0 - work.target_ratio) * len(means))])
+            value = float(means[int((1.0 - work.target_ratio) * len(means) + WHOLE_FRAMES)])
         else:
             length_s = NEXT_S if decodes else work.ttft_s
             start = np.array([at_s, at_s + length_s])
