@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,8 @@ from cosched.replay.clairvoyant import attempt
 from cosched.replay.foresight import NOTHING, Foresight
 from cosched.replay.past import Carried
 from cosched.replay.replayer import Workbook
-from cosched.workloads.base import Floats
+from cosched.workloads.base import Floats, PointTable
+from telemetry.messages import LlmSession
 
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -155,3 +157,45 @@ def test_options_that_serve_are_counted_as_possible() -> None:
         assert met
         assert met <= possible
     assert set(served) == {o.task for _, o in book.offers}
+
+
+def alone(book: Workbook, row: int, ttft_s: float) -> Workbook:
+    """One session of the book, which has so long for its first token."""
+    at_s, offer = book.offers[row]
+    offer = msgspec.structs.replace(offer, work=msgspec.structs.replace(offer.work, ttft_s=ttft_s))
+    table = book.tables[offer.task]
+    table = replace(table, deadline_s=np.array([ttft_s, table.deadline_s[1]]))
+    return replace(book, offers=((at_s, offer),), tables={offer.task: table})
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_the_soonest_first_token_is_possible_and_a_sooner_one_is_not(private: bool) -> None:
+    """A session alone, at every point that it has: the world's first token against what is called possible."""
+    book = sample_book(3.0)
+    row = next(
+        i
+        for i, (_, o) in enumerate(book.offers)
+        if isinstance(o.work, LlmSession)
+        and o.work.private == private
+        and attempt(alone(book, i, 9.0), POLICIES["engine"], Settings(), NOTHING).ended("met")
+    )
+    task = book.offers[row][1].task
+    soonest = np.inf
+    for point in range(book.tables[task].n_points):
+        one = alone(book, row, 9.0)
+        one = replace(one, tables={task: point_alone(one.tables[task], point)})
+        if not (one.tables[task].node >= 0).all():
+            continue
+        (fate,) = attempt(one, POLICIES["engine"], Settings(), NOTHING).result.fates
+        soonest = min(soonest, fate.latency_s[0]) if fate.latency_s else soonest
+    assert hindsight.bound(alone(book, row, soonest + 1e-6)) == pytest.approx(book.offers[row][1].weight)
+    assert hindsight.bound(alone(book, row, soonest * 0.99)) == 0.0
+
+
+def point_alone(table: PointTable, point: int) -> PointTable:
+    """The table with this point only."""
+    columns = ("split", "precision_bits", "node", "quality", "fixed_s", "device_s", "ul_bits", "node_s", "node_bytes")
+    optional = ("step_s", "device_bytes", "alone_s")
+    kept = {name: getattr(table, name)[[point]] for name in (*columns, "device_energy_j")}
+    kept |= {name: getattr(table, name)[[point]] for name in optional if getattr(table, name) is not None}
+    return replace(table, point_ids=(table.point_ids[point],), **kept)
