@@ -11,6 +11,11 @@ and a window offers rate_r (b - a). With prices lambda >= 0 per window and resou
 
 (weak duality). The linear relaxation's prices make the right side least. They come from an LP solver, but the bound is
 computed from the formula, so it is proven whatever the solver's tolerance.
+
+Who knows more of how tasks work says himself what they cannot avoid (`HindsightDemand`), and what several may share:
+an amount rho_s >= 0 of each of a few cells takes room in the rows that hold the cell, and an option j of demand k needs
+c_jk of the cells of k together, be they filled by whomever. With prices mu_k >= 0 for the demands, in every cell no
+more than the lambda of its rows in sum, the best option of a task pays sum_k mu_k c_jk besides.
 """
 
 from __future__ import annotations
@@ -25,11 +30,13 @@ import numpy.typing as npt
 
 from solvers.errors import BadProblem, SolverError
 from solvers.problem import Floats, Ints
+from solvers.tolerances import EDGE
 
 LENGTHS_S: Final = (5.0, 20.0, 60.0, math.inf)
 SOME_WORK: Final = 1e-12  # seconds; less is rounding
 ROUNDS: Final = 30  # of column generation; 1 to 3 are used
 ENOUGH: Final = 1e-6  # relative gap between LP and bound at which more columns do not help
+NOBODY: Final = np.zeros(0)  # prices of what is shared, where nothing is
 SCALES: Final = tuple(2.0**k for k in range(-6, 3))  # of a flat price, to find each task's first columns
 
 
@@ -45,15 +52,41 @@ class HindsightBound:
 
 
 @dataclass(frozen=True, slots=True)
-class _Demand:
-    """What options cannot avoid, as triplets (row, option, seconds); row = window x R + resource."""
+class SharedDemand:
+    """What options need of cells that anybody may fill for all: K demands on C cells."""
+
+    demand: Ints  # (E,) option needs so many seconds of the demand's cells
+    option: Ints  # (E,)
+    seconds: Floats  # (E,)
+    cover: tuple[Ints, Ints]  # pairs (demand, cell)
+    load: tuple[Ints, Ints]  # pairs (row, cell): what fills the cell takes room of the row
+    n_demands: int
+    n_cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class HindsightDemand:
+    """What options cannot avoid, as triplets (row, option, seconds); of row = window x R + resource, if by windows."""
 
     value: Floats  # (J,) options that remain
-    task: Ints  # (J,)
+    task: Ints  # (J,) in order
     row: Ints  # (E,)
     option: Ints  # (E,)
     seconds: Floats  # (E,) unavoidable work
-    capacity: Floats  # (W * R,)
+    capacity: Floats  # (rows,)
+    shared: SharedDemand | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeastDual:
+    """`bound`: proven for any policy. `prices` (rows,) and `shared` (K,), value per second; `taken` (J,) by the LP."""
+
+    bound: float
+    prices: Floats
+    shared: Floats
+    taken: Floats  # part of each option that the relaxation serves
+    relaxation: float
+    iterations: int
 
 
 def default_windows(
@@ -96,13 +129,13 @@ def hindsight_bound(
     _check(value, first, work, start_s, end_s, windows, background)
     task = np.repeat(np.arange(first.size - 1), np.diff(first))
     demand = _demand(value, task, work, start_s, end_s, np.array(windows).reshape(-1, 2), 1 - background)
-    prices, relaxation, iterations = _least_prices(demand)
+    found = least_dual(demand)
     return HindsightBound(
-        bound=_dual(demand, prices),
-        prices=prices.reshape(len(windows), background.size),
+        bound=found.bound,
+        prices=found.prices.reshape(len(windows), background.size),
         windows=tuple((float(a), float(b)) for a, b in windows),
-        relaxation=relaxation,
-        iterations=iterations,
+        relaxation=found.relaxation,
+        iterations=found.iterations,
     )
 
 
@@ -150,7 +183,7 @@ def _check(
 
 def _demand(
     value: Floats, task: Ints, work: Floats, start_s: Floats, end_s: Floats, windows: Floats, rate: Floats
-) -> _Demand:
+) -> HindsightDemand:
     """Constraint matrix of the options that can be worth serving."""
     possible = (work <= ((end_s - start_s)[task])[:, None] * rate * (1 + 1e-9) + SOME_WORK).all(axis=1)
     keep = np.flatnonzero(possible & (value > 0))
@@ -168,7 +201,9 @@ def _demand(
         options.append(some[option])
         seconds.append(unavoidable[option, resource])
     capacity = ((windows[:, 1] - windows[:, 0])[:, None] * rate).ravel()
-    return _Demand(value, task, np.concatenate(rows), np.concatenate(options), np.concatenate(seconds), capacity)
+    return HindsightDemand(
+        value, task, np.concatenate(rows), np.concatenate(options), np.concatenate(seconds), capacity
+    )
 
 
 def _undominated(value: Floats, task: Ints, work: Floats) -> npt.NDArray[np.bool_]:
@@ -185,46 +220,63 @@ def _undominated(value: Floats, task: Ints, work: Floats) -> npt.NDArray[np.bool
     return ~beaten
 
 
-def _nets(demand: _Demand, prices: Floats) -> Floats:
+def _nets(demand: HindsightDemand, prices: Floats, shared: Floats) -> Floats:
     """Value less priced work of each option, (J,)."""
     cost = np.bincount(demand.option, weights=demand.seconds * prices[demand.row], minlength=demand.value.size)
+    if demand.shared is not None:
+        more = demand.shared.seconds * shared[demand.shared.demand]
+        cost = cost + np.bincount(demand.shared.option, weights=more, minlength=demand.value.size)
     return np.asarray(demand.value - cost)
 
 
-def _dual(demand: _Demand, prices: Floats) -> float:
-    """Bound at prices (W * R,) >= 0. fsum: the order of tasks does not matter."""
-    nets = _nets(demand, prices)
+def _dual(demand: HindsightDemand, prices: Floats, shared: Floats = NOBODY) -> float:
+    """Bound at prices (rows,) >= 0 and affordable ones of what is shared. fsum: the order of tasks does not matter."""
+    nets = _nets(demand, prices, shared)
     start = np.flatnonzero(np.diff(demand.task, prepend=-1))
     best = np.maximum.reduceat(nets, start) if start.size else np.zeros(0)
     return math.fsum(np.maximum(best, 0.0)) + math.fsum(prices * demand.capacity)
 
 
-def _least_prices(demand: _Demand) -> tuple[Floats, float, int]:
-    """Prices (W * R,) of the least bound found, value of the last LP, and LPs solved.
+def _affordable(shared: SharedDemand | None, prices: Floats, wanted: Floats) -> Floats:
+    """(K,) as much of the wanted prices as proves something: no cell's may add up to more than its rows cost."""
+    if shared is None:
+        return NOBODY
+    cost = np.bincount(shared.load[1], weights=prices[shared.load[0]], minlength=shared.n_cells)
+    asked = np.bincount(shared.cover[1], weights=wanted[shared.cover[0]], minlength=shared.n_cells)
+    part = np.divide(cost, asked, out=np.ones_like(cost), where=asked > cost)
+    least = np.ones(shared.n_demands)
+    np.minimum.at(least, shared.cover[0], part[shared.cover[1]])
+    return np.asarray(wanted * least * (1 - EDGE))
+
+
+def least_dual(demand: HindsightDemand) -> LeastDual:
+    """Prices of the least bound found.
 
     Column generation: an LP over few options per task, then the bound at its prices over all options; options that
     are better there than their task's own price join the LP. Deterministic: one thread, no warm starts.
     """
-    prices = np.zeros(demand.capacity.size)
+    prices, n_shared = np.zeros(demand.capacity.size), 0 if demand.shared is None else demand.shared.n_demands
+    shared, taken = np.zeros(n_shared), np.zeros(demand.value.size)
     if demand.value.size == 0:
-        return prices, 0.0, 0
-    least, column, value, solved = _dual(demand, prices), _first_columns(demand), 0.0, 0
+        return LeastDual(0.0, prices, shared, taken, 0.0, 0)
+    least, column, value, solved = _dual(demand, prices, shared), _first_columns(demand), 0.0, 0
     while solved < ROUNDS:
         solved += 1
-        trial, task_price, value = _solve_lp(demand, np.flatnonzero(column))
-        bound = _dual(demand, trial)
+        trial, wanted, task_price, taken, value = _solve_lp(demand, np.flatnonzero(column))
+        trial_shared = _affordable(demand.shared, trial, wanted)
+        bound = _dual(demand, trial, trial_shared)
         if bound < least:
-            prices, least = trial, bound
-        nets = _nets(demand, trial)
+            prices, shared, least = trial, trial_shared, bound
+        nets = _nets(demand, trial, trial_shared)
         best = _best_options(demand, nets)
         better = best[(nets[best] > task_price[demand.task[best]]) & ~column[best]]
         if least - value <= ENOUGH * least or better.size == 0:
             break
         column[better] = True
-    return prices, value, solved
+    return LeastDual(least, prices, shared, taken, value, solved)
 
 
-def _first_columns(demand: _Demand) -> npt.NDArray[np.bool_]:
+def _first_columns(demand: HindsightDemand) -> npt.NDArray[np.bool_]:
     """Each task's best options when every window of every resource costs alike, at several levels of that price."""
     part = demand.seconds / np.maximum(demand.capacity[demand.row], SOME_WORK)
     burden = np.bincount(demand.option, weights=part, minlength=demand.value.size)
@@ -235,32 +287,47 @@ def _first_columns(demand: _Demand) -> npt.NDArray[np.bool_]:
     return column
 
 
-def _best_options(demand: _Demand, nets: Floats) -> Ints:
+def _best_options(demand: HindsightDemand, nets: Floats) -> Ints:
     """Index of each remaining task's option with the greatest net value."""
     ranked = np.lexsort((-nets, demand.task))
     return np.asarray(ranked[np.flatnonzero(np.diff(demand.task, prepend=-1))])
 
 
-def _solve_lp(demand: _Demand, columns: Ints) -> tuple[Floats, Floats, float]:
-    """LP over the options `columns`: prices (W * R,) and task prices (N,), both >= 0, and its value.
+def _solve_lp(demand: HindsightDemand, columns: Ints) -> tuple[Floats, Floats, Floats, Floats, float]:
+    """LP over the options `columns`: its prices, all >= 0, whom it serves, and its value.
 
+    Prices are of rows (rows,), of what is shared (K,) and of tasks (N,); parts served (J,).
     Raises SolverError when the LP solver gives no answer.
     """
     from scipy.optimize import linprog  # 0.2 s: only where it is used
-    from scipy.sparse import csr_matrix, vstack
+    from scipy.sparse import coo_matrix
 
     n_tasks, n_rows = int(demand.task[-1]) + 1, demand.capacity.size
     place = np.full(demand.value.size, -1)
     place[columns] = np.arange(columns.size)
     used = place[demand.option] >= 0
-    entries = (demand.seconds[used], (demand.row[used], place[demand.option[used]]))
-    once = (np.ones(columns.size), (demand.task[columns], np.arange(columns.size)))
-    matrix = vstack(
-        [csr_matrix(entries, shape=(n_rows, columns.size)), csr_matrix(once, shape=(n_tasks, columns.size))]
-    )
-    limits = np.concatenate((demand.capacity, np.ones(n_tasks)))
-    result = linprog(-demand.value[columns], A_ub=matrix, b_ub=limits, bounds=(0, None), method="highs-ipm")
+    entries = [
+        (demand.seconds[used], demand.row[used], place[demand.option[used]]),
+        (np.ones(columns.size), n_rows + demand.task[columns], np.arange(columns.size)),
+    ]
+    shared, first = demand.shared, n_rows + n_tasks
+    n_shared, n_cells = (0, 0) if shared is None else (shared.n_demands, shared.n_cells)
+    if shared is not None:
+        used = place[shared.option] >= 0
+        load, cover = shared.load, shared.cover
+        entries += [
+            (shared.seconds[used], first + shared.demand[used], place[shared.option[used]]),
+            (np.full(cover[0].size, -1.0), first + cover[0], columns.size + cover[1]),
+            (np.ones(load[0].size), load[0], columns.size + load[1]),
+        ]
+    data, row, column = (np.concatenate(part) for part in zip(*entries, strict=True))
+    matrix = coo_matrix((data, (row, column)), shape=(first + n_shared, columns.size + n_cells)).tocsr()
+    limits = np.concatenate((demand.capacity, np.ones(n_tasks), np.zeros(n_shared)))
+    cost = np.concatenate((-demand.value[columns], np.zeros(n_cells)))
+    result = linprog(cost, A_ub=matrix, b_ub=limits, bounds=(0, None), method="highs-ipm")
     if result.ineqlin is None or result.ineqlin.marginals is None or result.x is None:
         raise SolverError(f"hindsight bound: the LP solver stopped: {result.message}")
     duals = np.maximum(-np.asarray(result.ineqlin.marginals), 0.0)
-    return duals[:n_rows], duals[n_rows:], -float(result.fun)
+    taken = np.zeros(demand.value.size)
+    taken[columns] = result.x[: columns.size]
+    return duals[:n_rows], duals[first:], duals[n_rows:first], taken, -float(result.fun)

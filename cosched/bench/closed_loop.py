@@ -12,17 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
 
 from cosched.bench.capacity import capacities
-from cosched.bench.loop_figures import SECOND_SET, bench_rows, claims
+from cosched.bench.loop_figures import CLAIRVOYANT, SECOND_SET, bench_rows, claims
 from cosched.bench.model import Result, Scope
 from cosched.core.policy import policy as parse_policy
 from cosched.core.settings import Settings
 from cosched.errors import BadInput
+from cosched.replay.clairvoyant import Attempt, best_plan
+from cosched.replay.foresight import NOTHING
 from cosched.replay.load import SAMPLE_TASKS, capacity_per_s
 from cosched.replay.outcome import policy_result
 from cosched.replay.replayer import Replayer, Workbook
@@ -44,7 +46,9 @@ SCALE_RATE_PER_S: Final = 10.0  # of the sample that load 1 is computed from
 # What a policy's numbers may be; the best for each load is taken.
 TUNING: Final[dict[str, tuple[str, ...]]] = {
     "engine": ("engine:step_s=0.05,sequences=12", "engine:step_s=0.1"),
-    "predicted": tuple(f"predicted:step_s={t},margin={m}" for t in (0.05, 0.1) for m in (0.85, 1)),
+    "predicted": tuple(
+        f"predicted:step_s={t},margin={m},queue={q}" for t, m in ((0.05, 1), (0.1, 0.85), (0.1, 1)) for q in (0, 1)
+    ),
     "deadline-split": tuple(f"deadline-split:radio={r}" for r in (0.3, 0.6)),
     "pf-admit": tuple(f"pf-admit:overbook={o}" for o in (1.5, 3)),
     "compute-only": tuple(f"compute-only:overbook={o}" for o in (1, 2)),
@@ -52,7 +56,7 @@ TUNING: Final[dict[str, tuple[str, ...]]] = {
 # ... where there are several nodes: some of them for tight deadlines per token
 POOLS: Final[dict[str, tuple[str, ...]]] = {
     "predicted-pools": tuple(
-        f"predicted:step_s=0.05,margin=1,pools={n},pool_s={s}" for n in (1, 2) for s in (0.06, 0.11)
+        f"predicted:step_s=0.05,margin=1,queue=1,pools={n},pool_s={s}" for n in (1, 2) for s in (0.06, 0.11)
     )
 }
 # ... where weights differ: from which use on light tasks are refused
@@ -85,6 +89,8 @@ class LoopJob:
     policies: tuple[str, ...]
 
 
+Row = TypeVar("Row")
+
 _RECORDINGS: Recordings | None = None  # of a worker process, handed over once
 
 
@@ -109,16 +115,18 @@ def run_job(job: LoopJob) -> list[SweepRow]:
     """Replay one trace with each policy. Local-feasible tasks are not in `offered`."""
     from cosched.replay import hindsight as regret
 
-    if _RECORDINGS is None:
-        raise RuntimeError("run_job works in a process that _start has prepared")
-    book = book_of(_RECORDINGS, job.site, job.rate_per_s, job.duration_s, job.seed)
+    book = book_of(the_recordings(), job.site, job.rate_per_s, job.duration_s, job.seed)
     bound = regret.bound(book)
     alone = int((regret.unavoidable(book)[2] > 0).sum()) if book.offers else 0
     weight = sum(offer.weight for _, offer in book.offers)
-    rows = []
+    rows, plans = [], list[Attempt]()
     for spec in job.policies:
-        run = Replayer(book, parse_policy(spec), Settings(), verify=True).run()
-        s = policy_result(book, run, bound).summary
+        if spec == CLAIRVOYANT:
+            plans.append(best_plan(book, Settings(), known=plans, seed=job.seed))
+        else:
+            run = Replayer(book, parse_policy(spec), Settings(), verify=True).run()
+            plans.append(Attempt(run.policy, Settings(), NOTHING, policy_result(book, run, bound)))
+        s = plans[-1].result.summary
         rows.append(
             SweepRow(
                 site=job.site.name, load=job.load, seed=job.seed, policy=spec, offered=s.offered,
@@ -130,6 +138,13 @@ def run_job(job: LoopJob) -> list[SweepRow]:
     return rows
 
 
+def the_recordings() -> Recordings:
+    """What a worker process was handed."""
+    if _RECORDINGS is None:
+        raise RuntimeError("jobs run in a process that _start has prepared")
+    return _RECORDINGS
+
+
 def _start(recordings: Recordings) -> None:
     global _RECORDINGS  # noqa: PLW0603 - the initialiser of a worker process has no other place to put it
     _RECORDINGS = recordings
@@ -139,11 +154,21 @@ def run_jobs(
     recordings: Recordings, jobs: Sequence[LoopJob], tell: Callable[[float], None] | None = None
 ) -> list[SweepRow]:
     """Run jobs over the machine's cores; rows come in the order of the jobs, whatever the number of cores."""
-    rows: list[SweepRow] = []
+    return [row for some in run_in_workers(run_job, recordings, jobs, tell) for row in some]
+
+
+def run_in_workers(
+    function: Callable[[LoopJob], Row],
+    recordings: Recordings,
+    jobs: Sequence[LoopJob],
+    tell: Callable[[float], None] | None = None,
+) -> list[Row]:
+    """Call a function that reads `the_recordings` for each job, as run_jobs does."""
+    rows: list[Row] = []
     workers = min(len(os.sched_getaffinity(0)), len(jobs)) or 1
     with ProcessPoolExecutor(workers, initializer=_start, initargs=(recordings,)) as pool:
-        for done, some in enumerate(pool.map(run_job, jobs), start=1):
-            rows += some
+        for done, row in enumerate(pool.map(function, jobs), start=1):
+            rows.append(row)
             if tell is not None:
                 tell(done / len(jobs))
     return rows
@@ -174,8 +199,13 @@ def sweep(
     tuning_seeds: Sequence[int] = (0,),
     duration_s: float = DURATION_S,
     tell: Callable[[float], None] | None = None,
+    clairvoyant: bool = False,
 ) -> list[SweepRow]:
-    """Tune the decoupled policies at every load, then run all. A row's policy keeps the spec that tuning chose."""
+    """Tune the decoupled policies at every load, then run all. A row's policy keeps the spec that tuning chose.
+
+    clairvoyant: beside them the best plan found, which takes some 20 replays a trace.
+    """
+    last = (CLAIRVOYANT,) if clairvoyant else ()
     rate, tuning_specs = rate_at_load_1(recordings, site), tuning_for(site)
     variants = tuple(spec for specs in tuning_specs.values() for spec in specs)
     tuning = [
@@ -186,7 +216,9 @@ def sweep(
     half = tell or (lambda _part: None)
     chosen = tuned(run_jobs(recordings, tuning, lambda part: half(part / 2)), tuning_specs)
     jobs = [
-        LoopJob(site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in tuning_specs)))
+        LoopJob(
+            site, load, load * rate, seed, duration_s, (*PLAIN, *(chosen[load, name] for name in tuning_specs), *last)
+        )
         for load in loads
         for seed in seeds
     ]
@@ -243,7 +275,7 @@ def run(*, seeds: int, progress: Callable[[float], None], scope: Scope = WHOLE) 
     rows: list[SweepRow] = []
     for i, site in enumerate(sites):
         rows += sweep(
-            recordings, site, loads=loads, seeds=both_sets(seeds),
+            recordings, site, loads=loads, seeds=both_sets(seeds), clairvoyant=scope.clairvoyant,
             tell=lambda fraction, i=i: progress((i + fraction) / len(sites)),  # type: ignore[misc]  # default argument
         )  # fmt: skip
     plain, names = by_name(rows), [site.name for site in sites]
@@ -269,6 +301,7 @@ def command(suite: str, seeds: int, scope: Scope) -> str:
     sites = [f"--site {name}" for name in scope.sites]
     loads = [f"--load {load:g}" for load in scope.loads]
     rest = [f"--mix {scope.mix}"] * bool(scope.mix) + [f"--batch {scope.batch:g}"] * bool(scope.batch)
+    rest += ["--clairvoyant"] * scope.clairvoyant
     return " ".join(["cosched bench", suite, f"--seeds {seeds}", *sites, *loads, *rest])
 
 

@@ -14,6 +14,7 @@ from cosched.bench.model import BenchRow, ModelClaim, spread
 from cosched.report import stats
 from cosched.report.model import SweepRow
 
+CLAIRVOYANT: Final = "clairvoyant"  # no policy: the best plan that a search finds, all known; when asked for
 SECOND_SET: Final = 500  # seeds from here on are a second set, to see what the first is worth
 
 
@@ -40,7 +41,7 @@ MANY_SEEDS: Final = "met_ratio"  # is shown for each set of seeds, too
 
 def claims(site: str, rows: Sequence[SweepRow]) -> list[ModelClaim]:
     """What the README states of one site's rows (plain policy names)."""
-    rivals = [p for p in dict.fromkeys(r.policy for r in rows) if p != "joint"]
+    rivals = [p for p in dict.fromkeys(r.policy for r in rows) if p not in ("joint", CLAIRVOYANT)]
     loads = sorted({r.load for r in rows})
     mine = {load: reached(rows, load, "joint") for load in loads}
     best = {load: max(reached(rows, load, p) for p in rivals) for load in loads}

@@ -60,6 +60,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[float, ...] = ()
     mix: str = ""
     batch: float = 0.0
+    clairvoyant: bool = False
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

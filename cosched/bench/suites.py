@@ -15,6 +15,7 @@ SUITES: Final[dict[str, str]] = {
     "mixed": "cosched.bench.mixed:run",
     "closed-loop": "cosched.bench.closed_loop:run",
     "constant-batch": "cosched.bench.constant_batch:run",
+    "regret": "cosched.bench.regret:run",
     "bid-prices": "cosched.bench.bid_prices:run",
     "ingest": "cosched.bench.ingest:run",
     "attack": "cosched.bench.attack:run",
@@ -29,7 +30,11 @@ SUITES: Final[dict[str, str]] = {
     "node": "cosched.bench.node:run",
 }
 
-SCOPED: Final = ("closed-loop", "constant-batch")  # of which sites, loads and mix can be chosen; they take long
+SCOPED: Final = (
+    "closed-loop",
+    "constant-batch",
+    "regret",
+)  # of which sites, loads and mix can be chosen; they take long
 
 
 def get_scoped(name: str, scope: Scope) -> Suite:

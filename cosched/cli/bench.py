@@ -31,6 +31,9 @@ def bench(
     load: Annotated[list[float] | None, typer.Option(help="Offered load to run, again for more.")] = None,
     mix: Annotated[str, typer.Option(help="Of closed-loop: drawn (as the site says) or private.")] = "",
     batch: Annotated[float, typer.Option(min=0, help="Of constant-batch: sequences that a step is said to have.")] = 0,
+    clairvoyant: Annotated[
+        bool, typer.Option("--clairvoyant", help="Of closed-loop: the best plan found with all known, too; slow.")
+    ] = False,
 ) -> None:
     """Measure what the README states, as a table and as JSON.
 
@@ -42,7 +45,7 @@ def bench(
     from cosched.bench.model import Scope
 
     names = list(suites.SUITES) if suite is None else [suite]
-    scope = Scope(sites=tuple(site or ()), loads=tuple(load or ()), mix=mix, batch=batch)
+    scope = Scope(sites=tuple(site or ()), loads=tuple(load or ()), mix=mix, batch=batch, clairvoyant=clairvoyant)
     runs = [(name, suites.get_scoped(name, scope)) for name in names]
     _refuse_lost_work(json_file, sweep_file)
     results: list[Result] = []

@@ -1,24 +1,50 @@
 """The hindsight bound of a trace: what any policy could have reached, arrivals and channel known.
 
-Counts only what no policy can avoid: a task's work at the best channel of its life, for the tokens that it really had,
-each deadline at full shares, and capacity without any safety margin (docs/model.md, section 7).
+Counts only what no policy can avoid, and capacity without any safety margin (docs/model.md, section 7). `bound` looks
+at when a unit of work can be done at all (unavoidable.py); `loose_bound` only at the work of a task's whole life.
 """
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from cosched.fluid.world import ChannelTruth
+from cosched.replay.past import BestChannel, Cells
 from cosched.replay.replayer import Workbook
+from cosched.replay.unavoidable import demand_of
 from cosched.workloads.base import Floats, Ints, PointTable
-from telemetry.messages import CellReport, LlmSession, NodeReport, TaskOffer, UeReport
+from telemetry.messages import CellReport, LlmSession, NodeReport, TaskOffer
 
 
 def bound(book: Workbook) -> float:
     """Greatest total weight of tasks met that any policy can reach on this trace (an upper bound)."""
+    return look_back(book).bound
+
+
+@dataclass(frozen=True, slots=True)
+class LookBack:
+    """`bound`, and what its relaxation would serve: part of each task, in fractions."""
+
+    bound: float
+    served: Mapping[str, float]
+
+
+def look_back(book: Workbook, *, capacity: float = 1.0) -> LookBack:
+    """The bound and whom it serves. capacity: part of each uplink and node that there is; a bound at 1 only."""
+    from solvers.hindsight import least_dual
+
+    if not book.offers:
+        return LookBack(0.0, {})
+    demand = demand_of(book, _least_background(book), capacity)
+    found = least_dual(demand)
+    served = np.bincount(demand.task, weights=found.taken, minlength=len(book.offers))
+    return LookBack(found.bound, {o.task: float(part) for (_, o), part in zip(book.offers, served, strict=True)})
+
+
+def loose_bound(book: Workbook) -> float:
+    """The bound as it was before `bound`: work anywhere in a task's life, at full speed, at its best channel."""
     from solvers.hindsight import default_windows, hindsight_bound
 
     if not book.offers:
@@ -108,45 +134,3 @@ def options(table: PointTable, offer: TaskOffer, units: int, best_rate_bps: floa
         times = np.array([np.ceil(offer.work.target_ratio * offer.work.frames - 1e-9), 0.0])
     seconds = np.stack([(air * times).sum(axis=1), (node_s * times).sum(axis=1)], axis=1)
     return seconds[good], table.node[good]
-
-
-class Cells:
-    """Serving cells of each UE over time, from the trace's reports."""
-
-    def __init__(self, book: Workbook) -> None:
-        index = {c.id: i for i, c in enumerate(book.site.cells)}
-        self._steps: dict[str, list[tuple[float, int]]] = {
-            ue: [(-np.inf, index[cell])] for ue, cell in book.cell_of_ue.items()
-        }
-        for at_s, report in book.reports:
-            if isinstance(report, UeReport) and report.cell in index:
-                steps = self._steps[report.ue]
-                if steps[-1][1] != index[report.cell]:
-                    steps.append((at_s, index[report.cell]))
-
-    def between(self, ue: str, start_s: float, end_s: float) -> tuple[int, ...]:
-        """Return the cells in force at any instant of [start_s, end_s]."""
-        steps = self._steps[ue]
-        first = bisect.bisect_right(steps, start_s, key=lambda step: step[0]) - 1
-        last = bisect.bisect_right(steps, end_s, key=lambda step: step[0])
-        return tuple(sorted({cell for _, cell in steps[first:last]}))
-
-
-class BestChannel:
-    """Greatest efficiency of a UE in an interval, from the truth."""
-
-    def __init__(self, truth: ChannelTruth) -> None:
-        self._steps: Mapping[int, tuple[Floats, Floats]] = {
-            u: (
-                np.concatenate([[-np.inf], truth.at_s[truth.ue == u]]),
-                np.concatenate([truth.initial_bps_hz[u : u + 1], truth.efficiency_bps_hz[truth.ue == u]]),
-            )
-            for u in range(len(truth.initial_bps_hz))
-        }
-
-    def between(self, ue: int, start_s: float, end_s: float) -> float:
-        """bit/s/Hz, the greatest in force at any instant of [start_s, end_s]."""
-        at_s, value = self._steps[ue]
-        first = int(np.searchsorted(at_s, start_s, side="right")) - 1
-        last = int(np.searchsorted(at_s, end_s, side="right"))
-        return float(value[first:last].max())

@@ -18,6 +18,7 @@ from cosched.core.settings import Settings
 from cosched.errors import CoschedError
 from cosched.fluid.nodes import N_FIGURE
 from cosched.fluid.world import ChannelTruth, Served, World, units_of
+from cosched.replay.foresight import NOTHING, ComingChannel, Foresight, channel_report, price_arrivals
 from cosched.site import Site
 from cosched.workloads.base import Floats, PointTable
 from solvers import check, registry
@@ -91,7 +92,7 @@ class Replayer:
     """One policy on one trace.
 
     verify: have every decision checked by independent code (a defect raises); watch: is
-    handed every plan.
+    handed every plan; foresight: what of the future the policy is told, nothing unless asked for.
     """
 
     def __init__(
@@ -102,16 +103,24 @@ class Replayer:
         *,
         verify: bool = True,
         watch: Callable[[Plan], None] | None = None,
+        foresight: Foresight = NOTHING,
     ) -> None:
         self._book = book
         self._policy = policy
-        self._settings = settings
+        self._settings = settings = foresight.settings(settings)
+        self._foresight = foresight
+        self._coming = ComingChannel(book.truth, book.duration_s + GRACE_S)
+        self._prices_due_s = 0.0
         self._verify = verify
         self._watch = watch
         planned = {**book.tables, **book.planned}
         self._core = Core(book.site, policy, settings, lambda offer, *_: planned[offer.task], book.node_bytes)
         self._world = World(book.site, book.truth, book.unplanned_step_s)
-        self._offers = {o.task: o for _, o in book.offers}
+        only = foresight.only
+        self._asked = tuple(
+            (at_s, foresight.offer(o, book.units[o.task])) for at_s, o in book.offers if only is None or o.task in only
+        )
+        self._offers = {o.task: o for _, o in self._asked}
         self._run = Run(policy)
         self._digest = hashlib.sha256()
         self._plan: Plan | None = None
@@ -120,7 +129,7 @@ class Replayer:
     def run(self, progress: Callable[[float], None] | None = None) -> Run:
         """Replay the whole trace. progress(fraction) is called now and then. Raises BrokenPlan."""
         report_at = offer_at = tick = 0
-        reports, offers = self._book.reports, self._book.offers
+        reports, offers = self._book.reports, self._asked
         period = self._settings.period_s
         end_s = self._book.duration_s + GRACE_S
         while True:
@@ -136,14 +145,26 @@ class Replayer:
                 last = offer_at
                 while last < len(offers) and offers[last][0] <= now:
                     last += 1
-                self._decide(Offered(tuple(o for _, o in offers[offer_at:last])), now)
+                some = tuple(o for _, o in offers[offer_at:last])
                 offer_at = last
+                self._foretell(some, offer_at, now)
+                self._decide(Offered(some), now)
             if next_tick <= now:
+                self._foretell((), offer_at, now)
                 self._tick(now)
                 tick += 1
                 if progress is not None and tick % 50 == 0:
                     progress(min(1.0, now / max(self._book.duration_s, period)))
         return self._finish()
+
+    def _foretell(self, offers: Sequence[TaskOffer], offer_at: int, now_s: float) -> None:
+        """Tell the policy what it may foresee, before it decides on `offers`; offer_at: who asks next."""
+        core, known = self._core, self._foresight
+        if known.channel and (told := channel_report(core, self._coming, self._book.ue_rows, offers, now_s)):
+            core.handle(told, now_s)
+        if known.arrivals and self._policy.bids and now_s >= self._prices_due_s:
+            self._prices_due_s = now_s + self._settings.bid_period_s
+            price_arrivals(core, self._asked[offer_at:], self._book.tables, now_s)
 
     def _report(self, at: int) -> int:
         """Hand one report to the core; a handover and other people's load hold for the world from its instant on."""

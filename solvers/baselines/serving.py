@@ -45,11 +45,12 @@ def predicted(problem: Problem, *, warm: Floats | None = None, options: Mapping[
     What inference gateways do. Options: step_s (0.1) longest step; margin (1) of a deadline that a prediction may take;
     place (0): 1 is the first node where it holds; pools (0): so many nodes, the first, are for deadlines per token of
     at most pool_s (0.06), the others take the rest, who come to the first as well where those have no room (PolyServe,
-    arXiv 2507.17769).
+    arXiv 2507.17769); queue (0): 1 predicts a first token by the prefills that are due before, one after the other,
+    instead of by how busy the node is on average.
     """
     del warm
-    read = read_options(options, step_s=0.1, margin=1.0, place=0.0, pools=0.0, pool_s=0.06)
-    view = _Nodes(problem, read["step_s"])
+    read = read_options(options, step_s=0.1, margin=1.0, place=0.0, pools=0.0, pool_s=0.06, queue=0.0)
+    view = _Nodes(problem, read["step_s"], in_turn=bool(read["queue"]))
     chosen = view.running.copy()
     for i in newcomers(problem).tolist():
         late = view.late(chosen, i)
@@ -74,9 +75,10 @@ class _Loads:
 class _Nodes:
     """Nodes whose steps are as long as those in them make them, and cells shared by processor sharing."""
 
-    def __init__(self, problem: Problem, step_s: float) -> None:
-        self.problem, self._step_s = problem, step_s
+    def __init__(self, problem: Problem, step_s: float, *, in_turn: bool = False) -> None:
+        self.problem, self._step_s, self._in_turn = problem, step_s, in_turn
         n, steps = problem.n_points, problem.steps
+        self._queued = np.zeros(n, dtype=np.bool_) if steps is None else steps.queued
         self.running: Ints = problem.held.copy()
         self._comm = np.append(resources_of_kind(problem, "comm"), False)
         self._memory = np.append(resources_of_kind(problem, "memory"), False)
@@ -142,10 +144,38 @@ class _Nodes:
         with np.errstate(divide="ignore", invalid="ignore"):
             takes = np.where(work > 0, work / rate[:, None, :], 0.0).sum(axis=2) + self._wait[rows] * step[:, None]
             ratio = np.where(np.isinf(p.slack[rows]), 0.0, takes / p.slack[rows])
+        if self._in_turn:
+            self._by_turn(chosen, i, ratio, step)
         ratio[p.slack[rows] <= 0] = np.inf
         worst = ratio.max(axis=1)
         worst[~self._fits(chosen, i)] = np.inf
         return np.asarray(np.where(p.value[rows] > 0, worst, np.inf))
+
+    def _by_turn(self, chosen: Ints, i: int, ratio: Floats, step_s: Floats) -> None:
+        """Set in ratio (J_i, 2) when points that wait in a queue are predicted to have their first token, over due.
+
+        First what is due before, then their own, at what decoding and all that has a share leave of the node. Whom that
+        makes late counts as well. step_s (J_i,): a step's length.
+        """
+        p, first = self.problem, self.points(i).start
+        others = np.delete(chosen, i)
+        waiting = others[others >= 0]
+        waiting = waiting[self._queued[waiting]]
+        load = self._loads(chosen, i)
+        for k in np.flatnonzero(self._queued[self.points(i)]).tolist():
+            j, node = first + k, self.resource[first + k]
+            here = waiting[self.resource[waiting] == node]
+            shared = min(max(load.mean[node] - float(p.floor[here, 1].sum()), 0.0), BUSIEST)
+            decoding = max(load.shared_s[node], self._shared_s[j]) + load.own_s[node] + self._own_s[j]
+            rate = max(1.0 - decoding / self._step_s, 1.0 - BUSIEST) * (1.0 - shared)
+            points = np.append(here, j)
+            due, work = p.slack[points, 0], p.work[points, 0, 1]
+            order = np.argsort(due, kind="stable")
+            ends = np.cumsum(work[order]) / rate
+            own = int(np.flatnonzero(points[order] == j)[0])
+            ends[own] += p.work[j, 0, 0] + self._wait[j, 0] * step_s[k]
+            late = np.divide(ends, due[order], out=np.zeros_like(ends), where=due[order] > 0)
+            ratio[k, 0] = late[own:].max() if (late[own:] > 1).any() else late[own]
 
     def _fits(self, chosen: Ints, i: int) -> Bools:
         """(J_i,) whether the memory that a point of task i takes is free."""

@@ -26,7 +26,7 @@ def cosched(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("codesign", "--site", "metro"), "closed-loop, constant-batch"),
+        (("codesign", "--site", "metro"), "closed-loop, constant-batch, regret"),
         (("closed-loop", "--mix", "all"), "drawn, private"),
         (("closed-loop", "--load", "0"), "positive numbers"),
         (("closed-loop", "--site", "nowhere"), "nowhere"),

@@ -16,6 +16,7 @@ from cosched.core.settings import Settings
 from cosched.fluid.world import ChannelTruth, World
 from cosched.replay import hindsight as regret
 from cosched.replay.outcome import policy_result
+from cosched.replay.past import BestChannel, Cells
 from cosched.replay.replayer import Replayer, Workbook
 from cosched.replay.workbook import make_book
 from cosched.resources import config_file
@@ -71,6 +72,34 @@ def with_cells(book: Workbook, **changes: object) -> Workbook:
     return replace(book, site=msgspec.structs.replace(book.site, cells=cells))
 
 
+@pytest.mark.parametrize("seed", [1, 4])
+def test_no_policy_beats_the_bound_of_weights(seed: int) -> None:
+    """In an overload, where the bound is below all that was asked for."""
+    book = make_book(drawn(seed, 40.0), "weights")
+    heavy = tuple(
+        (at_s, msgspec.structs.replace(offer, weight=(1.0, 5.0)[i % 2])) for i, (at_s, offer) in enumerate(book.offers)
+    )
+    book = replace(book, offers=heavy)
+    assert regret.bound(book) < 0.95 * sum(o.weight for _, o in book.offers)
+    assert_nobody_beats_the_bound(book, ("joint", "greedy", "predicted", "engine", "weight-floor"))
+
+
+def test_the_bound_is_below_the_one_of_before() -> None:
+    for seed in (1, 2, 3):
+        book = make_book(drawn(seed, 30.0), "drawn")
+        assert regret.bound(book) <= regret.loose_bound(book) + 1e-6
+    assert regret.bound(book) < 0.97 * regret.loose_bound(book)
+
+
+def test_whom_the_relaxation_serves_is_worth_the_bound() -> None:
+    book = make_book(drawn(1, 60.0), "overload")
+    look = regret.look_back(book)
+    worth = sum(o.weight * look.served[o.task] for _, o in book.offers)
+    assert worth == pytest.approx(look.bound, rel=1e-3)
+    assert max(look.served.values()) <= 1 + 1e-6
+    assert regret.look_back(book, capacity=0.5).bound < look.bound
+
+
 def test_who_leaves_its_first_cell_is_not_charged_to_it() -> None:
     """All UEs are first reported in one narrow cell, and from the next report on are spread over all."""
     messages = drawn(1, 30.0)
@@ -91,7 +120,7 @@ def test_who_leaves_its_first_cell_is_not_charged_to_it() -> None:
 
 
 def test_a_task_that_changes_cells_is_charged_to_neither() -> None:
-    cells = regret.Cells(make_book(drawn(3, driving=True), "driving"))
+    cells = Cells(make_book(drawn(3, driving=True), "driving"))
     ue, (at_s, _) = next((u, steps[1]) for u, steps in cells._steps.items() if len(steps) == 2)
     assert len(cells.between(ue, at_s - 1.0, at_s + 1.0)) == 2
     assert cells.between(ue, at_s - 0.05, at_s - 0.01) == (cells._steps[ue][0][1],)
@@ -145,7 +174,7 @@ def test_best_channel_against_a_loop(at: list[float], seed: int, start: int, len
     ue = rng.integers(0, 2, len(times))
     value = rng.uniform(0.1, 6.0, len(times))
     initial = rng.uniform(0.1, 6.0, 2)
-    best = regret.BestChannel(ChannelTruth(times, ue, value, initial))
+    best = BestChannel(ChannelTruth(times, ue, value, initial))
     start_s, end_s = start / 4, (start + length) / 4
     for u in range(2):
         now, most = float(initial[u]), 0.0
