@@ -51,7 +51,9 @@ def at_steps(p: Problem, s: Solution, *, offered: bool = False) -> Problem:
         background[r] += reads
         waits = [j for j in served if place[j] == r and steps.queued[j]]
         if waits:
-            line = _Line(p, r, float(s.step_s[r]), reads, [j for j in here if p.held[owner[j]] == j], rides, period)
+            line = _QueueCheck(
+                p, r, float(s.step_s[r]), reads, [j for j in here if p.held[owner[j]] == j], rides, period
+            )
             background[r] += line.counted(waits, owner) - reads
             for j, added in line.added(waits, owner).items():
                 slot = int(steps.slot[j])
@@ -70,7 +72,7 @@ def _take_waits(p: Problem, s: Solution, place: dict[int, int], slack: Floats) -
             slack[j] = [a - w * length for a, w in zip(p.slack[j], steps.wait[j], strict=True)]
 
 
-class _Line:
+class _QueueCheck:
     """What waits in order on resource r, second by second: at each due date all that is due by then must fit."""
 
     def __init__(

@@ -15,6 +15,7 @@ there is room for, all that runs has its room, the queue the rest, and a newcome
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
@@ -114,3 +115,15 @@ def _density(work: Floats, has_s: Floats, reads: Reads) -> float:
     until = np.maximum(has_s[order], SOONEST_S)
     due = np.cumsum(np.minimum(work[order], until))  # who is late counts with all of the time that he has
     return float(((due + reads.until(until)) / until).max())
+
+
+def unqueued(problem: Problem, steps: Steps) -> Problem:
+    """Return the problem in which what waits takes nothing of its resource: for plans that overbook on purpose."""
+    points = np.flatnonzero(steps.queued)
+    work, floor = problem.work.copy(), problem.floor.copy()
+    work[points, 0, steps.slot[points]], floor[points, steps.slot[points]] = 0.0, 0.0
+    slack, wait = problem.slack.copy(), steps.wait.copy()
+    slack[points[work[points, 0].sum(axis=1) <= 0], 0] = np.inf
+    wait[points, 0] = 0.0
+    steps = dataclasses.replace(steps, queued=np.zeros_like(steps.queued), wait=wait)
+    return dataclasses.replace(problem, work=work, floor=floor, slack=slack, steps=steps)

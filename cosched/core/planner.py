@@ -159,12 +159,8 @@ def plan_problem(
     busy (nodes,): planned use of each node, None: all of it.
     """
     planned = state.channel.planned
-    channel = col.Channel(
-        session=planned(now_s, settings.session_risk_sd),
-        frame=planned(now_s, settings.frame_risk_sd),
-        mean=planned(now_s, 0.0),
-        hz=np.array([c.ul_bandwidth_hz for c in state.site.cells]),
-    )
+    careful = planned(now_s, settings.session_risk_sd), planned(now_s, settings.frame_risk_sd)
+    channel = col.Channel(*careful, planned(now_s, 0.0), np.array([c.ul_bandwidth_hz for c in state.site.cells]))
     rule = col.PaceRule(settings.deadline_margin, float(settings.pace_horizon), settings.pace_least, settings.pace_most)
     now = col.new_tick(len(layout.points), len(layout.tasks))
     rows = (layout.first, layout.points, layout.task, layout.progress_row)

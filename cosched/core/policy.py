@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from cosched.errors import BadInput
 from solvers.problem import Problem
+from solvers.queues import unqueued
 from solvers.registry import FLOATING
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ def as_promised(problem: Problem, by: Policy) -> Problem:
     """Return the problem that a plan of this policy is held against.
 
     Where it overbooks on purpose its shares are weights, which add up to `overbook` at most, and its promises hold at
-    them as they are. Where it plans no steps they are as long as it comes, and it promises nothing.
+    them as they are; what waits in a queue is not held against what they leave. Where it plans no steps they are as
+    long as it comes, and it promises nothing.
     """
     if (overbook := by.options.get("overbook", 1.0)) > 1:
         problem = replace(problem, activity=problem.activity / overbook, background=problem.background / overbook)
+        problem = problem if problem.steps is None else unqueued(problem, problem.steps)
     return replace(problem, steps=None) if by.solver in FLOATING else problem
 
 

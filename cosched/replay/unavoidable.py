@@ -30,6 +30,9 @@ from telemetry.messages import LlmSession, TaskOffer, VideoClip
 
 LENGTHS_S: Final = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, np.inf)
 NEAR_S: Final = 2.0  # of windows that begin with one prefill and end with another
+MOST_PER_S: Final = (
+    12.0  # of these instants: of more only every second, third ... is taken, or the work grows with squares
+)
 CELL_S: Final = LENGTHS_S[0] / 2  # reads are counted in pieces of time of this length
 IN_TIME: Final = 1e-9  # seconds: rounding
 WHOLE: Final = (1, 2)  # tasks of which a window is told that it holds no more
@@ -103,6 +106,9 @@ def _around_prefills(book: Workbook) -> Floats:
     """(W, 2) windows from where one prefill may begin to where another is due: there they are in each other's way."""
     some = [(at_s, at_s + o.work.ttft_s) for at_s, o in book.offers if isinstance(o.work, LlmSession)]
     start, end = (np.array(column) for column in zip(*some, strict=True)) if some else (np.zeros(0), np.zeros(0))
+    if len(start):
+        every = int(np.ceil(len(start) / max(np.ptp(start), NEAR_S) / MOST_PER_S))
+        start, end = np.sort(start)[::every], np.sort(end)[::every]
     i, k = np.nonzero((end > start[:, None]) & (end <= start[:, None] + NEAR_S))
     return np.stack([start[i], end[k]], axis=1)
 

@@ -26,7 +26,7 @@ TTFT: Final = "x-slo-ttft-ms"  # as the gateway API's inference extension and ll
 TPOT: Final = "x-slo-tpot-ms"
 
 
-class Promise(msgspec.Struct, frozen=True, kw_only=True):
+class AskedPromise(msgspec.Struct, frozen=True, kw_only=True):
     """What a request is planned with: its key's terms, as its headers change them."""
 
     client: str
@@ -97,7 +97,7 @@ class ApiClients:
             raise ServeFault(401, "invalid_api_key", text)
         return found
 
-    def promise(self, client: ApiClient, headers: Mapping[str, str]) -> Promise:
+    def promise(self, client: ApiClient, headers: Mapping[str, str]) -> AskedPromise:
         """Return what a request is planned with. Raises ServeFault 400 and 403."""
         terms = client.terms
         ue = headers.get(UE, terms.ue)
@@ -105,7 +105,7 @@ class ApiClients:
             raise bad(f"no UE: say in the header {UE} whose channel to plan with, or give the key a `ue`", UE)
         if ue != terms.ue and not any(fnmatch.fnmatchcase(ue, pattern) for pattern in terms.ues):
             raise ServeFault(403, "ue_not_allowed", f"this key may not ask for UE '{ue[:64]}'", param=UE)
-        return Promise(
+        return AskedPromise(
             client=client.name,
             ue=ue,
             ttft_s=1e-3 * _milliseconds(headers, TTFT, terms.ttft_ms),

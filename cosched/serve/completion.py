@@ -13,13 +13,13 @@ from starlette.types import Receive, Scope, Send
 
 from cosched.serve.answers import AnswerForm, fault_event
 from cosched.serve.bodies import MOST_SEED, ChatBody, TextBody, Wanted, decoded, wanted
-from cosched.serve.clients import ApiClient, ApiClients, Promise, may_use
+from cosched.serve.clients import ApiClient, ApiClients, AskedPromise, may_use
 from cosched.serve.desk import Admitted, Desk
 from cosched.serve.exchange import SSE, ClientGone, Exchange
 from cosched.serve.faults import ServeFault, bad
 from cosched.serve.metrics import ServeMetrics
 from cosched.serve.models import ServedModels, ServedText
-from cosched.serve.running import Begun, Over, Piece, Runners, RunningJob
+from cosched.serve.running import Begun, Over, Runners, RunningJob, TextPiece
 from cosched.serve.settings import ServeLimits
 from telemetry.messages import LlmSession
 
@@ -92,7 +92,7 @@ class Completions:
         return self._models.the(asked.model)
 
     async def _complete(
-        self, exchange: Exchange, asked: Wanted, model: ServedText, promise: Promise, arrived_s: float
+        self, exchange: Exchange, asked: Wanted, model: ServedText, promise: AskedPromise, arrived_s: float
     ) -> str:
         prompt = await asyncio.to_thread(model.encoded, asked, self._limits)
         if promise.private and not model.ref.layers:
@@ -144,7 +144,7 @@ class Telling:
                     await self._exchange.begin(200, SSE, self._headers(begun))
                 case Begun() as begun:
                     self._begun = begun
-                case Piece() as piece:
+                case TextPiece() as piece:
                     await self._piece(piece)
                 case Over() as over:
                     return await self._end(over)
@@ -156,7 +156,7 @@ class Telling:
             "x-cosched-split": str(begun.split), "x-accel-buffering": "no",
         }  # fmt: skip
 
-    async def _piece(self, piece: Piece) -> None:
+    async def _piece(self, piece: TextPiece) -> None:
         if not self._first_s:
             self._first_s = time.monotonic()
             self._metrics.ttft.labels(self._model).observe(self._first_s - self._arrived_s)

@@ -23,7 +23,7 @@ import msgspec
 
 from cosched.api.messages import Lease, SubmitArgs
 from cosched.core.reasons import Reason
-from cosched.serve.clients import Promise
+from cosched.serve.clients import AskedPromise
 from cosched.serve.daemon import DaemonLink
 from cosched.serve.faults import WAITABLE, ServeFault, limited, refused
 from cosched.serve.feed import LeaseFeed
@@ -53,7 +53,7 @@ class Queued:
     due_s: float
     number: int
     work: LlmSession = field(compare=False)
-    promise: Promise = field(compare=False)
+    promise: AskedPromise = field(compare=False)
     found: asyncio.Future[Admitted] = field(compare=False)
     refusal: Lease | None = field(compare=False, default=None)  # the latest
 
@@ -85,7 +85,7 @@ class Desk:
         return len(self._queue)
 
     @asynccontextmanager
-    async def admitted(self, work: LlmSession, promise: Promise, arrived_s: float) -> AsyncIterator[Admitted]:
+    async def admitted(self, work: LlmSession, promise: AskedPromise, arrived_s: float) -> AsyncIterator[Admitted]:
         """Hold a lease while a request is served. Raises ServeFault.
 
         arrived_s: on the clock, when the request came; its TTFT counts from there.
@@ -98,7 +98,7 @@ class Desk:
         finally:
             self._let_go(admitted)
 
-    async def _enter(self, work: LlmSession, promise: Promise, due_s: float) -> Admitted:
+    async def _enter(self, work: LlmSession, promise: AskedPromise, due_s: float) -> Admitted:
         refusal: Lease | None = None
         if self.running < self._limits.running and not (self._queue and self._queue[0].due_s <= due_s):
             found = await self._offer(work, promise, due_s)
@@ -121,7 +121,7 @@ class Desk:
         finally:
             self._forget(queued)
 
-    async def _offer(self, work: LlmSession, promise: Promise, due_s: float) -> Admitted | Lease:
+    async def _offer(self, work: LlmSession, promise: AskedPromise, due_s: float) -> Admitted | Lease:
         """Submit with the TTFT that is left; return the refusal where there is no room. Raises ServeFault."""
         left_s = max(LEAST_TTFT_S, due_s - self._clock())
         task = (

@@ -38,7 +38,7 @@ STOP: Final = "stop"
 LENGTH: Final = "length"
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """What one token brought: text that can be told, and how many tokens there are by now."""
 
     text: str
@@ -60,7 +60,7 @@ class Begun(NamedTuple):
     split: int
 
 
-News = Begun | Piece | Over
+News = Begun | TextPiece | Over
 
 
 @dataclass(slots=True)
@@ -215,7 +215,7 @@ class Generating:
                     break
                 is_end = token in job.ends
                 text = "" if is_end else self._scan.push(self._text.push(token))
-                job.tell(Piece(text, len(run.output)))
+                job.tell(TextPiece(text, len(run.output)))
                 if is_end or self._scan.stopped:
                     return self._over(run, STOP)
         except Interrupted:
@@ -230,7 +230,7 @@ class Generating:
         """Tell what was held back, and why it ends."""
         rest = self._scan.push(self._text.end()) + self._scan.end()
         if rest:
-            self._job.tell(Piece(rest, len(run.output)))
+            self._job.tell(TextPiece(rest, len(run.output)))
         return Over(STOP if self._scan.stopped else reason, len(run.output))
 
 

@@ -52,12 +52,15 @@ def test_value_counts_all_seeds() -> None:
 
 @pytest.mark.slow
 def test_bid_prices_serve_the_more_valuable_when_there_is_too_much(shared_data: Path) -> None:
-    """Four minutes of the bench's hour, at the highest load. Deterministic, so that it cannot flicker."""
+    """A part of the bench's hour, at the highest load. Deterministic, so that it cannot flicker.
+
+    Since nodes serve in steps and prefills wait in a queue all that plan with them meet more, and the gain is smaller.
+    """
     recordings = closed_loop.read_recordings(shared_data)
     site = load_site(config_file("sites", f"{SITE}.toml"))
     site = msgspec.structs.replace(site, mix=msgspec.structs.replace(site.mix, weights=WEIGHTS))
     rate = closed_loop.rate_at_load_1(recordings, site)
     jobs = [LoopJob(site, 2.0, 2.0 * rate, seed, 60.0, ("joint", *GREEDY)) for seed in (100, 101)]
     rows = closed_loop.run_jobs(recordings, jobs)
-    assert value(rows, 2.0, "joint") >= 1.1 * max(value(rows, 2.0, p) for p in GREEDY)
+    assert value(rows, 2.0, "joint") >= 1.02 * max(value(rows, 2.0, p) for p in GREEDY)
     assert all(r.value <= r.hindsight_bound + 1e-6 for r in rows)

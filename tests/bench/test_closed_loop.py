@@ -16,6 +16,7 @@ from cosched.bench.closed_loop import (
     LoopJob,
     Recordings,
     both_sets,
+    by_name,
     run_job,
     run_jobs,
     tuned,
@@ -314,3 +315,13 @@ def test_nobody_beats_the_bound_on_recorded_channels(small: list[SweepRow]) -> N
     for r in small:
         assert r.value <= r.hindsight_bound + 1e-6
         assert r.met <= r.admitted <= r.offered
+
+
+def test_the_best_plan_found_stands_beside_the_policies(site: Site, recordings: Recordings) -> None:
+    """It is between them and the bound, and no rival: claims leave it out."""
+    job = LoopJob(site, 2.0, 6.0, 100, 6.0, ("joint", "predicted:step_s=0.05", closed_loop.CLAIRVOYANT))
+    rows = run_jobs(recordings, [job])
+    *others, best = rows
+    assert best.policy == closed_loop.CLAIRVOYANT
+    assert max(r.value for r in others) <= best.value <= best.hindsight_bound + 1e-6
+    assert claims(site.name, by_name(rows)) == claims(site.name, by_name(others))

@@ -13,7 +13,7 @@ import pytest
 from cosched.api.messages import Lease, SubmitArgs
 from cosched.core.reasons import Reason
 from cosched.resources import config_dir
-from cosched.serve.clients import Promise
+from cosched.serve.clients import AskedPromise
 from cosched.serve.desk import Desk
 from cosched.serve.faults import ServeFault
 from cosched.serve.feed import LeaseFeeds
@@ -66,8 +66,8 @@ def limits(**other: float) -> ServeLimits:
     return msgspec.convert({**told, "retry_s": 0.01, **other}, ServeLimits)
 
 
-def promise(ttft_s: float) -> Promise:
-    return Promise(client="", ue="u", ttft_s=ttft_s, tpot_s=1.0, private=False, weight=1.0, fallback="keep")
+def promise(ttft_s: float) -> AskedPromise:
+    return AskedPromise(client="", ue="u", ttft_s=ttft_s, tpot_s=1.0, private=False, weight=1.0, fallback="keep")
 
 
 class Queue:
