@@ -11,6 +11,7 @@ from step_cases import NODE, Point, problem_of, random_tasks
 
 from solvers import check, registry, steps
 from solvers.problem import Floats, Problem
+from solvers.queues import unqueued
 from solvers.solution import Solution
 
 WAITS = Point(queued=True, held=True, slack_s=(1.0, 0.1), air_s=(0.0, 0.0), node_s=0.2, wait=(0.0, 1.0))
@@ -180,3 +181,30 @@ def test_a_queue_that_is_over_full_keeps_newcomers_away_and_nobody_who_runs() ->
         found = solved(problem, name)
         assert found.promised.tolist() == [True, True, True, True, False, False]
         assert check.verify(problem, found, dual=True) == []
+
+
+@pytest.mark.parametrize(("queue", "comes"), [(0.0, False), (1.0, True)])
+def test_predicted_may_predict_with_the_queue(queue: float, comes: bool) -> None:
+    """0.1 s of work due in 0.12 s make a node busy for 0.83 on average; behind them 0.3 s are done well before 1 s."""
+    runs = dataclasses.replace(WAITS, node_s=0.1, slack_s=(0.12, 0.1), floor=0.83, own_s=1e-4, shared_s=1e-3)
+    new = dataclasses.replace(WAITS, node_s=0.3, slack_s=(1.0, 0.1), held=False, own_s=1e-4, shared_s=1e-3)
+    found = registry.solve("predicted", problem_of([[runs], [new]]), options={"queue": queue})
+    assert found.chosen.tolist() == [0, 1 if comes else -1]
+
+
+def test_predicted_lets_nobody_in_who_makes_others_late() -> None:
+    """0.5 s that are due in 0.52 s, and somebody with 0.2 s who is due before."""
+    runs = dataclasses.replace(WAITS, node_s=0.5, slack_s=(0.52, 0.1), own_s=1e-4, shared_s=1e-3)
+    new = dataclasses.replace(WAITS, node_s=0.2, slack_s=(0.4, 0.1), held=False, own_s=1e-4, shared_s=1e-3)
+    found = registry.solve("predicted", problem_of([[runs], [new]]), options={"queue": 1.0})
+    assert found.chosen.tolist() == [0, -1]
+
+
+def test_a_plan_that_overbooks_has_no_queue_that_it_is_held_against() -> None:
+    late = problem_of([[dataclasses.replace(WAITS, node_s=0.9)], [dataclasses.replace(WAITS, node_s=0.9)]])
+    assert late.steps is not None
+    free = unqueued(late, late.steps)
+    found = solved(free)
+    assert found.promised.all()
+    assert check.verify(free, found, dual=False) == []
+    assert late.work[:, 0, 1].tolist() == [0.9, 0.9]
