@@ -303,6 +303,8 @@ class ControlSocket(Bus):
 
     def answer(self, route: tuple[bytes, ...], payload: bytes) -> None:
         """Send an answer; a client that has gone gets none, nor does one that leaves too many unread (`unread`)."""
+        if self.socket.closed:  # work that was under way ends after a stop
+            return
         try:
             self.socket.send_multipart([*route, payload], zmq.NOBLOCK)
         except zmq.Again:

@@ -191,7 +191,10 @@ def _points(scene: Scene, offer: TaskOffer, problem: Problem, core: Core) -> tup
     if offer.task not in problem.task_ids:
         return ()
     i = problem.task_ids.index(offer.task)
-    bare, problem = problem, steps.at(problem, *steps.lengths(problem))
+    bare, change = problem, None
+    if problem.steps is not None:
+        change = steps.change(problem, problem.steps, *steps.lengths(problem))
+        problem = change.of(problem)
     cost, share = point_costs(problem, np.maximum(core.state.prices, LEAST_PRICE))
     table = scene.plant.points(offer, core.state.cell_of_ue[offer.ue], core.state.calibration.factors)
     views = []
@@ -199,16 +202,15 @@ def _points(scene: Scene, offer: TaskOffer, problem: Problem, core: Core) -> tup
         feasible = bool(np.isfinite(cost[j]))
         slots = [(s, int(r)) for s, r in enumerate(problem.slot[j]) if r < problem.n_resources]
         phases = np.isfinite(table.deadline_s)
-        least = table.fixed_s[row] + problem.work[j].sum(axis=1)
-        waits = phases & np.isfinite(problem.slack[j])
-        least[waits] += bare.slack[j][waits] - problem.slack[j][waits]
+        least = table.fixed_s[row] + bare.work[j].sum(axis=1) + (change.wait_s[j] if change is not None else 0.0)
+        takes = share[j] + problem.rigid[j]
         views.append(
             api.PointView(
                 point=problem.point_ids[j],
                 value=float(offer.weight * table.quality[row]),
                 cost=float(cost[j]) if feasible else None,
                 least_latency_s=tuple(least[phases].tolist()),
-                needs={problem.resource_ids[r]: float(share[j, s]) for s, r in slots} if feasible else {},
+                needs={problem.resource_ids[r]: float(takes[s]) for s, r in slots} if feasible else {},
             )
         )
     return tuple(sorted(views, key=_rank)[:SHOWN])

@@ -94,7 +94,7 @@ def test_an_answer_that_nobody_awaits_is_counted_and_ends_nothing(tmp_path: Path
 
 
 def overfull(solution: Solution) -> Solution:
-    return replace(solution, share=solution.share * 1e3)
+    return replace(solution, share=solution.share * 1e6)
 
 
 def not_a_number(solution: Solution) -> Solution:
