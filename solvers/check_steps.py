@@ -54,8 +54,9 @@ def at_steps(p: Problem, s: Solution, *, offered: bool = False) -> Problem:
             line = _QueueCheck(
                 p, r, float(s.step_s[r]), reads, [j for j in here if p.held[owner[j]] == j], rides, period
             )
-            background[r] += line.counted(waits, owner) - reads
-            for j, added in line.added(waits, owner).items():
+            taken, adds = line.takes(waits)
+            background[r] += taken - reads
+            for j, added in adds.items():
                 slot = int(steps.slot[j])
                 work[j, 0, slot] = floor[j, slot] = 0.0
                 slack[j, 0] = line.elsewhere_s(j) if math.isfinite(added) else -np.inf
@@ -80,21 +81,27 @@ class _QueueCheck:
     ) -> None:
         self.p, self.r, self.step_s, self.reads = p, r, step_s if math.isfinite(step_s) else 0.0, reads
         self.steps = steps = cast("Steps", p.steps)
-        owner = np.repeat(np.arange(p.n_tasks), np.diff(p.first)).tolist()
-        going = [j for j in runs if math.isfinite(float(steps.lead_s[owner[j]]))]
-        self.ahead = [(float(steps.lead_s[owner[j]]), j) for j in going if steps.streams[j]]
+        self.owner = np.repeat(np.arange(p.n_tasks), np.diff(p.first)).tolist()
+        going = [j for j in runs if math.isfinite(float(steps.lead_s[self.owner[j]]))]
+        self.ahead = [(float(steps.lead_s[self.owner[j]]), j) for j in going if steps.streams[j]]
         asked = [j for j in going if not steps.streams[j] and rides[j]]
         self.steady = max(_greatest(steps, asked) / period, _alone(steps, runs, rides))
 
     def _parts(self, j: int) -> tuple[float, float, float]:
-        """Work there, seconds that it has for it, seconds for what it does elsewhere."""
+        """Work there, seconds until it is due, seconds for what it does elsewhere."""
         p, slot = self.p, int(self.steps.slot[j])
         roots = [math.sqrt(a) for a in p.work[j, 0]]
         others = sum(root for s, root in enumerate(roots) if s != slot)
-        part = others / sum(roots) if others > 0 else 0.0
-        slack = float(p.slack[j, 0])
-        length = _length(self.steps, j, self.step_s)
-        return float(p.work[j, 0, slot]), (1 - part) * slack - float(self.steps.wait[j, 0]) * length, part * slack
+        part, slack = others / sum(roots) if others > 0 else 0.0, float(p.slack[j, 0])
+        waits = float(self.steps.wait[j, 0]) * _length(self.steps, j, self.step_s)
+        return float(p.work[j, 0, slot]), (1 - part) * slack - waits, part * slack
+
+    def _is_possible(self, j: int) -> bool:
+        """Whether it would be in time alone; who runs has no step to wait for."""
+        work, due, _ = self._parts(j)
+        if self.p.held[self.owner[j]] == j:
+            due += float(self.steps.wait[j, 0]) * _length(self.steps, j, self.step_s)
+        return due >= work
 
     def elsewhere_s(self, j: int) -> float:
         """Slack that is left for the rest of the first phase."""
@@ -118,8 +125,8 @@ class _QueueCheck:
             worst = max(worst, (by_then + self._reads_until(t)) / t)
         return worst
 
-    def counted(self, waits: list[int], owner: list[int]) -> float:
-        """Of the resource for those who run: no more than all else that runs leaves."""
+    def _counted(self, run: list[int]) -> float:
+        """Of the resource for those of the queue who run: no more than all else that runs leaves."""
         p, steps = self.p, self.steps
         rest = float(p.background[self.r])
         for i in range(p.n_tasks):
@@ -130,7 +137,6 @@ class _QueueCheck:
             if not steps.queued[j]:
                 share = max(float(p.floor[j, slot]), self._share(j, slot))
             rest += float(p.rigid[j, slot] + p.activity[j, slot] * share + steps.demand[j])
-        run = [j for j in waits if p.held[owner[j]] == j]
         return min(max(self._most(run), self.reads), max(1.0 - rest, self.reads))
 
     def _share(self, j: int, slot: int) -> float:
@@ -141,24 +147,18 @@ class _QueueCheck:
             most = max(most, math.sqrt(work[slot]) * sum(math.sqrt(a) for a in work) / left)
         return min(most, 1.0)
 
-    def added(self, waits: list[int], owner: list[int]) -> dict[int, float]:
-        """What each point makes of it more; inf for who cannot be in time."""
-        p = self.p
-        run = [j for j in waits if p.held[owner[j]] == j]
-        out = dict.fromkeys(run, 0.0)
-        base = self.counted(waits, owner)
-        come = []
-        for j in waits:
-            work, has, _ = self._parts(j)
-            if j not in out:
-                out[j] = math.inf if has < work else 0.0
-                come += [j] if has >= work else []
-        several = len({owner[j] for j in come}) > 1
+    def takes(self, waits: list[int]) -> tuple[float, dict[int, float]]:
+        """(background with reads, what each of `waits` adds to it: inf for who cannot be in time)."""
+        possible = [j for j in waits if self._is_possible(j)]
+        run = [j for j in possible if self.p.held[self.owner[j]] == j]
+        come = [j for j in possible if j not in run]
+        base, wanted = self._counted(run), max(self._most(run), self.reads)
+        out = {j: 0.0 if j in run else math.inf for j in waits}
+        several = len({self.owner[j] for j in come}) > 1
         for j in come:
-            work, has, _ = self._parts(j)
-            alone = max(self._most(run), self.reads) + work / max(has, 1e-6)
-            out[j] = max(0.0, (alone if several else self._most([*run, j])) - base)
-        return out
+            work, due, _ = self._parts(j)
+            out[j] = max(0.0, (wanted + work / max(due, 1e-6) if several else self._most([*run, j])) - base)
+        return base, out
 
 
 def _is_like_held(p: Problem, j: int, held: int, here: list[int], rides: dict[int, bool]) -> bool:

@@ -9,8 +9,9 @@ fits into t (the demand bound of Baruah, Rosier & Howell, 1990):
 D is the work that is queued. R are reads of weights: who decodes and is ahead of his promise can wait with them. So the
 queue takes E = max over t of (D(t) + R(t)) / t, no less than reads take in the long run, and all of that is background.
 A newcomer pays, as a rigid demand, for what E grows by with him; where several may come, each for his own work over the
-time that he has, which together is never less. Nobody who runs is given up for the queue: where it wants more than
-there is room for, all that runs has its room, the queue the rest, and a newcomer pays for what is lacking as well.
+time that he has, which together is never less. Who runs and could not be in time even alone is no part of the queue and
+is promised nothing. Of the others nobody is given up: where they want more than there is room for, all else that runs
+has its room, the queue the rest, and a newcomer pays for what is lacking as well.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ SOONEST_S: Final = 1e-6  # what is due now or was due before counts as due then
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What waits in order (points (q,) with their work there and the time it has), and what that comes to."""
+    """What waits in order (points (q,), in a slot each), and what that comes to."""
 
     points: Ints  # (q,)
-    elsewhere_s: Floats  # (q,) of its slack that is left for the work on other resources, inf where there is none
+    slot: Ints  # (q,) of the resource on which they wait
+    elsewhere_s: Floats  # (q,) of their slack that is left for the work on other resources, inf where there is none
     rigid: Floats  # (q,) of the resource that a newcomer takes
-    lost: Bools  # (q,) cannot be in time
+    lost: Bools  # (q,) cannot be in time, even alone
     background: Floats  # (R,) of resources, over what reads take in the long run
 
 
@@ -61,50 +63,46 @@ class Reads:
         return np.asarray(np.maximum(total, least))
 
 
-def queued(problem: Problem, steps: Steps, length_s: Floats) -> tuple[Ints, Floats, Floats, Floats]:
-    """Points (q,) that wait in order: their work there, the time that they have for it, and for the rest.
-
-    length_s (J,): of a step that they wait for. The time is divided as it is cheapest where all resources cost alike.
-    """
-    points = np.flatnonzero(steps.queued)
-    slot = steps.slot[points]
-    work = problem.work[points, 0]  # (q, S)
-    here = np.take_along_axis(work, slot[:, None], axis=1)[:, 0]
-    root = np.sqrt(work).sum(axis=1)
-    part = np.where(root > 0, np.divide(root - np.sqrt(here), root, out=np.zeros_like(root), where=root > 0), 0.0)
-    part = np.where(work.sum(axis=1) > here, part, 0.0)  # rounding
-    slack = problem.slack[points, 0]
-    elsewhere = np.where(part > 0, part * slack, np.inf)
-    return points, here, (1.0 - part) * slack - steps.wait[points, 0] * length_s[points], elsewhere
-
-
 def queue(problem: Problem, steps: Steps, length_s: Floats, reads: dict[int, Reads], room: dict[int, float]) -> Queue:
     """Work out the queues of all resources.
 
     length_s (J,): of a step that a point waits for. reads: of each resource with queued points; room: what of it is
     left for reads and queue beside all else that runs.
     """
-    points, work, has_s, elsewhere = queued(problem, steps, length_s)
+    points = np.flatnonzero(steps.queued)
+    slot = steps.slot[points]
     owner = np.searchsorted(problem.first, points, side="right") - 1
-    resource = problem.slot[points, steps.slot[points]]
-    runs = problem.held[owner] == points
-    rigid, lost = np.zeros(points.size), (has_s < work) & ~runs
-    background = np.zeros(problem.n_resources)
+    resource, runs = problem.slot[points, slot], problem.held[owner] == points
+    work = problem.work[points, 0, slot]
+    part = _part_elsewhere(problem.work[points, 0], work)
+    slack = problem.slack[points, 0]
+    due_s = (1.0 - part) * slack - steps.wait[points, 0] * length_s[points]
+    # who runs may be in the next piece of a step, whatever its length
+    lost = np.where(runs, (1.0 - part) * slack, due_s) < work
+    rigid, background = np.zeros(points.size), np.zeros(problem.n_resources)
     for r in np.unique(resource).tolist():
-        at, read = resource == r, reads[r]
-        most = max(room[r], read.long_run)
-        mine = np.flatnonzero(at & runs)
-        wanted = max(_density(work[mine], has_s[mine], read), read.long_run)
-        counted = min(wanted, most)
+        at, read = (resource == r) & ~lost, reads[r]
+        mine, come = np.flatnonzero(at & runs), np.flatnonzero(at & ~runs)
+        wanted = max(_density(work[mine], due_s[mine], read), read.long_run)
+        counted = min(wanted, max(room[r], read.long_run))
         background[r] = counted - read.long_run
-        come = np.flatnonzero(at & ~runs & ~lost)
-        several = np.unique(owner[come]).size > 1
+        if np.unique(owner[come]).size > 1:
+            rigid[come] = wanted + work[come] / np.maximum(due_s[come], SOONEST_S) - counted
+            continue
         for k in come.tolist():
-            with_it = wanted + work[k] / max(has_s[k], SOONEST_S)
-            if not several:
-                with_it = _density(np.append(work[mine], work[k]), np.append(has_s[mine], has_s[k]), read)
+            with_it = _density(np.append(work[mine], work[k]), np.append(due_s[mine], due_s[k]), read)
             rigid[k] = max(0.0, with_it - counted)
-    return Queue(points, elsewhere, rigid, lost, background)
+    return Queue(points, slot, np.where(part > 0, part * slack, np.inf), rigid, lost, background)
+
+
+def _part_elsewhere(work: Floats, here: Floats) -> Floats:
+    """(q,) of the time of work (q, S) that is for other resources than the one with work `here` (q,).
+
+    The time is divided as it is cheapest where all resources cost alike.
+    """
+    root = np.sqrt(work).sum(axis=1)
+    part = np.divide(root - np.sqrt(here), root, out=np.zeros_like(root), where=root > 0)
+    return np.where(work.sum(axis=1) > here, part, 0.0)  # not what rounding leaves
 
 
 def _density(work: Floats, has_s: Floats, reads: Reads) -> float:
@@ -117,11 +115,17 @@ def _density(work: Floats, has_s: Floats, reads: Reads) -> float:
     return float(((due + reads.until(until)) / until).max())
 
 
+def without_work(problem: Problem, points: Ints, slot: Ints) -> tuple[Floats, Floats]:
+    """Return work (J, Q, S) and floors (J, S) in which points (q,) do nothing in a slot (q,) in their first phase."""
+    work, floor = problem.work.copy(), problem.floor.copy()
+    work[points, 0, slot], floor[points, slot] = 0.0, 0.0
+    return work, floor
+
+
 def unqueued(problem: Problem, steps: Steps) -> Problem:
     """Return the problem in which what waits takes nothing of its resource: for plans that overbook on purpose."""
     points = np.flatnonzero(steps.queued)
-    work, floor = problem.work.copy(), problem.floor.copy()
-    work[points, 0, steps.slot[points]], floor[points, steps.slot[points]] = 0.0, 0.0
+    work, floor = without_work(problem, points, steps.slot[points])
     slack, wait = problem.slack.copy(), steps.wait.copy()
     slack[points[work[points, 0].sum(axis=1) <= 0], 0] = np.inf
     wait[points, 0] = 0.0

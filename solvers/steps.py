@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from solvers.problem import NEVER, Bools, Floats, Ints, Problem, Steps
-from solvers.queues import Queue, Reads, queue
+from solvers.queues import Queue, Reads, queue, without_work
 from solvers.solution import Solution
 from solvers.solver import Solver
 
@@ -126,8 +126,7 @@ class StepChange(NamedTuple):
     slack: Floats  # (J, Q) that is taken from it, for waiting
     rigid: Floats  # (J, S) that is added
     background: Floats  # (R,) likewise
-    queue: Queue | None
-    served: Ints  # (J,) slot in which points are served in steps
+    queue: Queue | None  # None: nobody waits in one
 
     @property
     def wait_s(self) -> Floats:
@@ -138,10 +137,8 @@ class StepChange(NamedTuple):
         """Return the ordinary problem."""
         slack, work, floor = problem.slack - self.slack, problem.work, problem.floor
         if self.queue is not None:  # it has no share: it is background, or a rigid demand
-            q, slot = self.queue.points, self.served[self.queue.points]
-            work, floor = work.copy(), floor.copy()
-            work[q, 0, slot], floor[q, slot] = 0.0, 0.0
-            slack[q, 0] = np.where(self.queue.lost, -np.inf, self.queue.elsewhere_s)
+            work, floor = without_work(problem, self.queue.points, self.queue.slot)
+            slack[self.queue.points, 0] = np.where(self.queue.lost, -np.inf, self.queue.elsewhere_s)
         return dataclasses.replace(
             problem,
             slack=slack,
@@ -175,28 +172,28 @@ def change(problem: Problem, steps: Steps, step_s: Floats, period_s: Floats) -> 
     reads = _Reads.of(problem, steps, few, period_s)
     rigid[on, steps.slot[on]] = steps.demand[on] + np.where(few.comes, reads.of_newcomers(steps, few), 0.0)
     if not steps.queued.any():
-        return StepChange(slack, rigid, reads.base, None, steps.slot)
+        return StepChange(slack, rigid, reads.base, None)
     waits = np.zeros(problem.n_points)
     waits[served] = np.where(np.isinf(length), 0.0, longest)
     queues = _queues(problem, steps, few, reads, step_s, period_s, waits)
-    rigid[queues.points, steps.slot[queues.points]] += queues.rigid
-    return StepChange(slack, rigid, reads.base + queues.background, queues, steps.slot)
+    rigid[queues.points, queues.slot] += queues.rigid
+    return StepChange(slack, rigid, reads.base + queues.background, queues)
 
 
 def _queues(
     problem: Problem, steps: Steps, few: _Decoders, reads: _Reads, step_s: Floats, period_s: Floats, waits_s: Floats
 ) -> Queue:
     """What waits in order on each resource, with the reads that cannot wait. waits_s (J,): a step's length."""
-    points = np.flatnonzero(steps.queued)
+    decodes = (problem.held[few.owner] == few.points) & np.isfinite(steps.lead_s[few.owner])
+    streams = steps.streams[few.points]
     of, room = {}, {}
-    for r in np.unique(_resource(problem, steps, points)).tolist():
-        runs = (few.resource == r) & (problem.held[few.owner] == few.points) & np.isfinite(steps.lead_s[few.owner])
-        rides = few.points[runs & steps.streams[few.points]]
-        asked = few.points[runs & ~steps.streams[few.points] & few.rides]
-        steady = max(float(_greatest(steps, asked).sum()) / float(period_s[r]), float(reads.alone[r]))
+    for r in np.unique(_resource(problem, steps, np.flatnonzero(steps.queued))).tolist():
+        here = decodes & (few.resource == r)
+        ahead, asked = few.points[here & streams], few.points[here & ~streams & few.rides]
+        steady = max(_shared(steps, asked) / float(period_s[r]), float(reads.alone[r]))
         of[r] = Reads(
-            float(reads.base[r]), steps.lead_s[few.owner[runs & steps.streams[few.points]]], steps.pace_s[rides],
-            steps.shared_s[rides], steps.group[rides], steady if asked.size or reads.alone[r] else 0.0,
+            float(reads.base[r]), steps.lead_s[few.owner[here & streams]], steps.pace_s[ahead], steps.shared_s[ahead],
+            steps.group[ahead], steady,
         )  # fmt: skip
         room[r] = _room(problem, steps, r, float(step_s[r]) if np.isfinite(step_s[r]) else 0.0)
     return queue(problem, steps, waits_s, of, room)

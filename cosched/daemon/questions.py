@@ -195,7 +195,9 @@ def _points(scene: Scene, offer: TaskOffer, problem: Problem, core: Core) -> tup
     if problem.steps is not None:
         change = steps.change(problem, problem.steps, *steps.lengths(problem))
         problem = change.of(problem)
-    cost, share = point_costs(problem, np.maximum(core.state.prices, LEAST_PRICE))
+    # whether what others leave is enough is the plan's affair: here stands what a point needs
+    empty = replace(problem, background=np.zeros_like(problem.background))
+    cost, share = point_costs(empty, np.maximum(core.state.prices, LEAST_PRICE))
     table = scene.plant.points(offer, core.state.cell_of_ue[offer.ue], core.state.calibration.factors)
     views = []
     for row, j in enumerate(range(int(problem.first[i]), int(problem.first[i + 1]))):

@@ -116,6 +116,25 @@ def test_who_could_not_be_in_time_even_alone_does_not_come() -> None:
     assert made([[comes]], math.inf).slack[0, 0] == -math.inf
 
 
+@pytest.mark.parametrize("slack_s", [-5.0, 0.0, 0.29])
+def test_who_runs_and_could_not_be_in_time_even_alone_keeps_nobody_away(slack_s: float) -> None:
+    """A session of which nobody reports anything would else close its node to all others for all of its life."""
+    late = dataclasses.replace(WAITS, node_s=0.3, slack_s=(slack_s, 0.1), wait=(1.0, 1.0), value=2.0)
+    comes = dataclasses.replace(WAITS, node_s=0.3, slack_s=(0.6, 0.1), held=False)
+    problem = problem_of([[late], [comes]])
+    for name in ("joint", "greedy"):
+        found = solved(problem, name)
+        assert found.promised.tolist() == [False, True]
+        assert check.verify(problem, found, dual=True) == []
+
+
+def test_who_runs_has_no_step_to_wait_for() -> None:
+    """0.3 s of work in 0.301 s, and a step of 12 ms: he is in the next one, and is given what there is."""
+    runs = dataclasses.replace(WAITS, node_s=0.3, slack_s=(0.301, 0.1), wait=(1.0, 1.0), own_s=1e-6)
+    assert np.isinf(made([[runs]], math.inf).slack[0, 0])
+    assert made([[dataclasses.replace(runs, held=False)]], math.inf).slack[0, 0] == -math.inf
+
+
 def test_what_a_prompt_needs_on_its_way_is_taken_off_its_time() -> None:
     """10 ms of air and 40 ms of node: at equal prices a third of the time is for the air."""
     comes = dataclasses.replace(WAITS, air_s=(0.01, 0.0), node_s=0.04, slack_s=(0.3, 0.1), held=False)
