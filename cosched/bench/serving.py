@@ -10,17 +10,14 @@ decodes as many sequences as one batch, in this process and with one thread: all
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cosched.bench.model import RATIO, BenchRow, ModelClaim, Result, spread
-from cosched.bench.split import write_config
+from cosched.bench.split import host_process, write_config
 from cosched.errors import BadInput
 from cosched.runtime.extra import prepare
 
@@ -58,7 +55,7 @@ def run(*, seeds: int, progress: Callable[[float], None]) -> Result:
         progress(0.3)
         batched = BatchedSteps(source)
         found: dict[tuple[str, int, str], list[float]] = {}
-        with _host(config) as endpoint:
+        with host_process(config, SEED) as endpoint:
             work = [(case, n) for _ in range(seeds) for n in SIZES for case in SPLITS]
             for done, (case, n) in enumerate(work):
                 # what is compared is measured within seconds: other work on a machine comes and goes
@@ -95,21 +92,6 @@ def _result(found: dict[tuple[str, int, str], list[float]], agreed: dict[str, Ag
         rows.append(_row(case, f"{AT} sessions", "unlike_beyond_rounding", [float(same.beyond)]))
         claims.append(ModelClaim(text=f"{case}: tokens chosen as alone, of all", reached=same.share, asked=SAME))
     return Result(rows=rows, claims=claims, sweeps=[])
-
-
-@contextmanager
-def _host(config: Path) -> Iterator[str]:
-    """Run a host process with all layers and one thread; yield its endpoint."""
-    command = [sys.executable, "-m", "cosched.cli.main", "host", "--model", str(config), "--seed", str(SEED)]
-    process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True)  # noqa: S603
-    try:
-        endpoint = process.stdout.readline().strip() if process.stdout else ""
-        if not endpoint:
-            raise BadInput("the host process did not start; try 'cosched host' by hand")
-        yield endpoint
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 class DrivenSessions:

@@ -74,7 +74,8 @@ def _overhead(folder: Path, seeds: int) -> tuple[list[BenchRow], ModelClaim]:
     config = write_config(folder, "large", LARGE)
     source = open_model(config, seed=SEED)
     n_layers, half, links = source.n_layers, source.n_layers // 2, Links()
-    with _host(config, half) as endpoint:
+    layers = f"{config.stem}:{half}:{LARGE['num_hidden_layers']}"
+    with host_process(config, SEED, "--layers", layers) as endpoint:
         prompt = [i % source.sizes.vocab for i in range(1, PROMPT + 1)]
         part = Part(source)
         routes = {"unsplit": Route(n_layers), "split": Route(half, (Hop(endpoint, n_layers),), 32)}
@@ -93,11 +94,10 @@ def _overhead(folder: Path, seeds: int) -> tuple[list[BenchRow], ModelClaim]:
 
 
 @contextmanager
-def _host(config: Path, start: int) -> Iterator[str]:
-    """Run a host process with the layers from `start` on; yield its endpoint."""
-    layers = f"{config.stem}:{start}:{LARGE['num_hidden_layers']}"
-    command = [sys.executable, "-m", "cosched.cli.main", "host", "--model", str(config), "--layers", layers]
-    command += ["--seed", str(SEED), "--threads", "1"]
+def host_process(config: Path, seed: int, *options: str) -> Iterator[str]:
+    """Run a host of one thread with a seeded model, all its layers but for options; yield its endpoint."""
+    command = [sys.executable, "-m", "cosched.cli.main", "host", "--model", str(config), "--seed", str(seed)]
+    command += ["--threads", "1", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this program itself
     try:
         endpoint = process.stdout.readline().strip() if process.stdout else ""

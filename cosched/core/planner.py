@@ -189,19 +189,7 @@ def plan_problem(
         order=layout.order,
         channel=now.efficiency,
         devices=Devices(layout.task[:, col.UE].astype(np.int64), layout.points[:, col.DEVICE_USE].copy()),
-        steps=Steps(
-            slot=np.where(layout.points[:, col.NODE] >= 0, 1, -1),
-            shared_s=layout.points[:, col.SHARED_S].copy(),
-            own_s=layout.points[:, col.OWN_S].copy(),
-            pace_s=layout.task[layout.owner, col.DEADLINE_S + 1] * settings.deadline_margin,
-            streams=layout.points[:, col.BITS + 1] <= 0,
-            demand=now.demand,
-            wait=now.wait,
-            group=layout.task[layout.owner, col.MODEL].astype(np.int64),
-            weight=layout.task[:, col.WEIGHT].copy(),
-            queued=now.queued,
-            lead_s=now.lead_s,
-        ),
+        steps=_steps(layout, now, settings),
     )
     # a queue is no statistical use of the node
     mean_use, queue_use = now.mean_use.copy(), np.where(now.queued, now.mean_use[:, 1], 0.0)
@@ -212,6 +200,24 @@ def plan_problem(
         problem, mean_use, layout, now.efficiency, now.pace_s, alone_slack, now.device_load, np.zeros_like(now.slack),
         queue_use,
     )  # fmt: skip
+
+
+def _steps(layout: Layout, now: col.Instant, settings: Settings) -> Steps:
+    """What of each point depends on the steps of its node."""
+    points, task = layout.points, layout.task
+    return Steps(
+        slot=np.where(points[:, col.NODE] >= 0, 1, -1),
+        shared_s=points[:, col.SHARED_S].copy(),
+        own_s=points[:, col.OWN_S].copy(),
+        pace_s=task[layout.owner, col.DEADLINE_S + 1] * settings.deadline_margin,
+        streams=points[:, col.BITS + 1] <= 0,
+        demand=now.demand,
+        wait=now.wait,
+        group=task[layout.owner, col.MODEL].astype(np.int64),
+        weight=task[:, col.WEIGHT].copy(),
+        queued=now.queued,
+        lead_s=now.lead_s,
+    )
 
 
 def _values(layout: Layout, uplink_bps: Floats, settings: Settings) -> Floats:

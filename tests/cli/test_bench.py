@@ -8,19 +8,6 @@ import pytest
 
 from cosched.bench import suites
 from cosched.bench.model import Result, Scope
-from cosched.cli.main import main
-
-
-@pytest.fixture
-def cosched(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        code = stopped.value.code
-        return code if isinstance(code, int) else 0, out, err
-
-    return call
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 from mcap.opcode import Opcode
 from replay_cases import Message, sample
 
-from cosched.cli.main import main
 from cosched.resources import sample_trace
 from solvers import baselines as defective
 from solvers import registry
@@ -25,18 +24,6 @@ from telemetry.trace import read_trace, write_trace
 SECONDS = 1.5
 FAST = ("--policy", "local")
 Cosched = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cosched(capsys: pytest.CaptureFixture[str]) -> Cosched:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        code = stopped.value.code
-        return code if isinstance(code, int) else 0, out, err
-
-    return call
 
 
 @pytest.fixture
